@@ -1,0 +1,3 @@
+"""An S3-compatible, regional-first object store."""
+
+__version__ = "0.1.0"
