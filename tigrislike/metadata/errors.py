@@ -1,0 +1,297 @@
+"""The errors of the metadata layer, each with the S3 error code that it becomes.
+
+    MetadataError
+    ├── NoSuchBucket, BucketAlreadyExists, BucketAlreadyOwnedByYou, BucketNotEmpty, InvalidBucketName,
+    │   NoSuchConfiguration
+    ├── NoSuchKey, NoSuchVersion, MethodNotAllowed          (carry delete_marker and version_id)
+    ├── PreconditionFailed, NotModified
+    ├── NoSuchUpload, InvalidPart, InvalidPartOrder, EntityTooSmall, EntityTooLarge,
+    │   MalformedPartList, BadChecksum, InvalidRequest
+    ├── KeyTooLong, InvalidArgument
+    ├── NoSuchAccessKey
+    ├── BlobDead, ContentGone                               (the writer must start over)
+    └── FormatTooNew, WrongMasterKey, MasterKeyRotating     (the node cannot or must not go on)
+
+`code` is the S3 error code; `extra` holds further elements of the error document. Messages name the thing, the value
+and what to do; they never hold secrets.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MetadataError(Exception):
+    """Base of every error raised by the metadata layer itself (engine faults have their own tree)."""
+
+    code: ClassVar[str] = "InternalError"
+
+    def __init__(self, message: str, **extra: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.extra: dict[str, str] = extra
+
+
+# --- buckets
+
+
+class NoSuchBucket(MetadataError):
+    code = "NoSuchBucket"
+
+    def __init__(self, name: str) -> None:
+        super().__init__("The specified bucket does not exist", BucketName=name)
+
+
+class BucketAlreadyExists(MetadataError):
+    code = "BucketAlreadyExists"
+
+    def __init__(self, name: str) -> None:
+        super().__init__("The bucket name is taken by another owner; choose another", BucketName=name)
+
+
+class BucketAlreadyOwnedByYou(MetadataError):
+    code = "BucketAlreadyOwnedByYou"
+
+    def __init__(self, name: str) -> None:
+        super().__init__("You already own a bucket of this name", BucketName=name)
+
+
+class BucketNotEmpty(MetadataError):
+    code = "BucketNotEmpty"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            "The bucket holds objects, versions, delete markers or unfinished uploads; remove them first",
+            BucketName=name,
+        )
+
+
+class InvalidBucketName(MetadataError):
+    code = "InvalidBucketName"
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"The specified bucket is not valid: {why}", BucketName=name)
+
+
+class NoSuchConfiguration(MetadataError):
+    """The bucket has no document of the kind asked for; s3api maps `kind` to the code of its operation."""
+
+    code = "NoSuchConfiguration"
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(f"The bucket has no {kind} configuration", BucketName=name)
+        self.kind = kind
+
+
+# --- objects
+
+
+class VersionError(MetadataError):
+    """Base of the errors about a version; the two flags become x-amz-delete-marker and x-amz-version-id."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        delete_marker: bool = False,
+        version_id: str | None = None,
+        last_modified_ns: int = 0,
+        **extra: str,
+    ) -> None:
+        super().__init__(message, **extra)
+        self.delete_marker = delete_marker
+        self.version_id = version_id
+        self.last_modified_ns = last_modified_ns
+
+
+class NoSuchKey(VersionError):
+    code = "NoSuchKey"
+
+    def __init__(self, key: str, *, delete_marker: bool = False, version_id: str | None = None, stamp: int = 0) -> None:
+        super().__init__(
+            "The specified key does not exist.",
+            delete_marker=delete_marker,
+            version_id=version_id,
+            last_modified_ns=stamp,
+            Key=key,
+        )
+
+
+class NoSuchVersion(VersionError):
+    code = "NoSuchVersion"
+
+    def __init__(self, key: str, version_id: str) -> None:
+        super().__init__("The specified version does not exist.", Key=key, VersionId=version_id)
+
+
+class MethodNotAllowed(VersionError):
+    """A read of a delete marker by its version id."""
+
+    code = "MethodNotAllowed"
+
+    def __init__(self, version_id: str, stamp: int) -> None:
+        super().__init__(
+            "The specified version is a delete marker, which cannot be read",
+            delete_marker=True,
+            version_id=version_id,
+            last_modified_ns=stamp,
+            ResourceType="DeleteMarker",
+        )
+
+
+class PreconditionFailed(MetadataError):
+    code = "PreconditionFailed"
+
+    def __init__(self, condition: str) -> None:
+        super().__init__("At least one of the pre-conditions you specified did not hold", Condition=condition)
+
+
+class NotModified(MetadataError):
+    """A conditional read whose answer is 304; `etag` and `last_modified_ns` go into its headers."""
+
+    code = "NotModified"
+
+    def __init__(self, etag: str, last_modified_ns: int, version_id: str) -> None:
+        super().__init__("Not Modified")
+        self.etag = etag
+        self.last_modified_ns = last_modified_ns
+        self.version_id = version_id
+
+
+class KeyTooLong(MetadataError):
+    code = "KeyTooLongError"
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__("Your key is too long", Size=str(size), MaxSizeAllowed=str(limit))
+
+
+class InvalidArgument(MetadataError):
+    code = "InvalidArgument"
+
+    def __init__(self, name: str, value: str, why: str) -> None:
+        super().__init__(why, ArgumentName=name, ArgumentValue=value)
+
+
+class InvalidRequest(MetadataError):
+    code = "InvalidRequest"
+
+
+# --- multipart uploads
+
+
+class NoSuchUpload(MetadataError):
+    code = "NoSuchUpload"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(
+            "The specified multipart upload does not exist. The upload ID might be invalid, or the multipart upload "
+            "might have been aborted or completed.",
+            UploadId=upload_id,
+        )
+
+
+class InvalidPart(MetadataError):
+    code = "InvalidPart"
+
+    def __init__(self, upload_id: str, number: int, etag: str) -> None:
+        super().__init__(
+            "One or more of the specified parts could not be found. The part might not have been uploaded, or the "
+            "specified entity tag might not match the part's entity tag.",
+            UploadId=upload_id,
+            PartNumber=str(number),
+            ETag=etag,
+        )
+
+
+class InvalidPartOrder(MetadataError):
+    code = "InvalidPartOrder"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(
+            "The list of parts was not in ascending order. The parts list must be specified in order by part number.",
+            UploadId=upload_id,
+        )
+
+
+class EntityTooSmall(MetadataError):
+    code = "EntityTooSmall"
+
+    def __init__(self, number: int, etag: str, size: int, minimum: int) -> None:
+        super().__init__(
+            "Your proposed upload is smaller than the minimum allowed size",
+            PartNumber=str(number),
+            ETag=etag,
+            ProposedSize=str(size),
+            MinSizeAllowed=str(minimum),
+        )
+
+
+class EntityTooLarge(MetadataError):
+    code = "EntityTooLarge"
+
+    def __init__(self, size: int, maximum: int) -> None:
+        super().__init__(
+            "Your proposed upload exceeds the maximum allowed size",
+            ProposedSize=str(size),
+            MaxSizeAllowed=str(maximum),
+        )
+
+
+class MalformedPartList(MetadataError):
+    code = "MalformedXML"
+
+
+class BadChecksum(MetadataError):
+    code = "BadDigest"
+
+
+# --- access
+
+
+class NoSuchAccessKey(MetadataError):
+    code = "InvalidAccessKeyId"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__("The access key does not exist", AWSAccessKeyId=key_id)
+
+
+# --- bytes
+
+
+class BlobDead(MetadataError):
+    """The blob was given up (its writer was taken for dead) before this commit; upload it again."""
+
+    code = "RequestTimeout"
+
+    def __init__(self, blob_id: bytes) -> None:
+        super().__init__("The upload took too long and its bytes were given up; send it again")
+        self.blob_id = blob_id
+
+
+class ContentGone(MetadataError):
+    """The content to be shared was reclaimed between its lookup and this commit; look it up again."""
+
+    code = "SlowDown"
+
+    def __init__(self, content_id: bytes) -> None:
+        super().__init__("The source changed while it was being read; try again")
+        self.content_id = content_id
+
+
+# --- the database as a whole
+
+
+class FormatTooNew(MetadataError):
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(f"the database has keyspace format {found}, this program knows up to {known}; upgrade it")
+
+
+class WrongMasterKey(MetadataError):
+    pass
+
+
+class MasterKeyRotating(MetadataError):
+    code = "SlowDown"
+
+    def __init__(self) -> None:
+        super().__init__("The master key is being rotated; access keys cannot be made until that is done")

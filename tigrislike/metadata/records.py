@@ -1,0 +1,489 @@
+"""Records: what the metadata database stores, and what its operations take and return.
+
+Stored records are MessagePack arrays (msgspec ``array_like`` structs), frozen, and only ever extended at the
+end: an old process reads a newer record by ignoring the tail, a new one reads an older record by its defaults. A
+reader that needs only the leading fields decodes a shorter struct (`ObjectSummary` for LIST).
+
+Times are unix nanoseconds, ids are random bytes, ETags are lower-case hex without quotes. This module holds no
+logic beyond formatting: what the records mean together is in `objects`, `uploads` and `blobs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+R = TypeVar("R")
+
+OBJECT = 0
+DELETE_MARKER = 1
+WHITEOUT = 2
+"""Kinds of a version. A whiteout says "deleted here" in buckets that look through to another place."""
+
+NEVER = ""
+ENABLED = "Enabled"
+SUSPENDED = "Suspended"
+"""Versioning states of a bucket; the last two are S3's words."""
+
+LIVE = 1
+DEAD = 2
+"""States of a content or blob. A dead one never becomes live again."""
+
+DEFAULT_STORAGE_CLASS = "STANDARD"
+
+
+class Codec(Generic[R]):
+    """Encode and decode one record type; keeps the compiled msgspec coders."""
+
+    __slots__ = ("_encoder", "decode")
+
+    def __init__(self, type_: type[R]) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self.decode = msgspec.msgpack.Decoder(type_).decode
+
+    def encode(self, record: R) -> bytes:
+        return self._encoder.encode(record)
+
+
+# --- objects -------------------------------------------------------------------------------------------------------
+
+
+class ObjectVersion(Struct, frozen=True, array_like=True):
+    """One version of an object, or a delete marker. The value of ``current`` and ``version`` rows.
+
+    `stamp` is the version number in unix ns (low 8 bits: the cluster). `content` is the 16-byte id of the bytes, empty
+    for inline objects and markers. `parts` is 0 unless the object came from a multipart upload. `checksum` is base64,
+    with ``-N`` appended when composite. `headers` maps S3 member names (CacheControl, ContentDisposition,
+    ContentEncoding, ContentLanguage, Expires, WebsiteRedirectLocation) to their values.
+    """
+
+    stamp: int
+    size: int
+    etag: str
+    kind: int = OBJECT
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    null: bool = False
+    # Everything above is what LIST shows (see ObjectSummary); everything below is read by GET and HEAD only.
+    checksum: str = ""
+    content: bytes = b""
+    parts: int = 0
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    tags: dict[str, str] = {}
+
+    @property
+    def version_id(self) -> str:
+        """The S3 version id: ``null``, or the stamp in decimal."""
+        return "null" if self.null else str(self.stamp)
+
+    @property
+    def delete_marker(self) -> bool:
+        return self.kind == DELETE_MARKER
+
+
+class ObjectSummary(Struct, frozen=True, array_like=True):
+    """The leading fields of an `ObjectVersion`: all that a listing shows of it."""
+
+    stamp: int
+    size: int
+    etag: str
+    kind: int = OBJECT
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    null: bool = False
+
+    @property
+    def version_id(self) -> str:
+        return "null" if self.null else str(self.stamp)
+
+    @property
+    def delete_marker(self) -> bool:
+        return self.kind == DELETE_MARKER
+
+
+class Draft(Struct, frozen=True):
+    """What a writer wants to become a version.
+
+    Exactly one of `inline` (the bytes of a small object) and `blob` (the id of a finished blob of `size` bytes) says
+    where the bytes are; a copy sets neither, because it takes the bytes of its source.
+    """
+
+    size: int
+    etag: str
+    inline: bytes | None = None
+    blob: bytes | None = None
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    checksum: str = ""
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    tags: dict[str, str] = {}
+
+
+def copy_draft(source: ObjectVersion) -> Draft:
+    """A draft that repeats everything about `source`; callers replace what the request replaces."""
+    return Draft(
+        size=source.size,
+        etag=source.etag,
+        storage_class=source.storage_class,
+        checksum_algorithm=source.checksum_algorithm,
+        checksum_type=source.checksum_type,
+        checksum=source.checksum,
+        content_type=source.content_type,
+        headers=source.headers,
+        metadata=source.metadata,
+        tags=source.tags,
+    )
+
+
+class Extent(Struct, frozen=True, array_like=True):
+    """`size` bytes of a blob from `offset`."""
+
+    blob: bytes
+    offset: int
+    size: int
+
+
+class Part(Struct, frozen=True, array_like=True):
+    """A part of a content: one row of its manifest, ``part / content id, number``.
+
+    `extents` name the bytes in order. `node` is the 16-byte id of the node that holds them durably. `source` is the
+    content that the extents belong to when they are a slice of another content (then the part owns no blob).
+    """
+
+    number: int
+    size: int
+    etag: str
+    checksum: str
+    modified_ns: int
+    extents: tuple[Extent, ...]
+    node: bytes = b""
+    source: bytes = b""
+
+
+class Home(Struct, frozen=True, array_like=True):
+    """A node that durably holds a content."""
+
+    region: str
+    node: bytes
+
+
+class Completion(Struct, frozen=True, array_like=True):
+    """How a multipart upload became a version; lets a repeated CompleteMultipartUpload answer as the first did.
+
+    `place` is the hash of bucket and key, `request` the hash of the part list that was asked for.
+    """
+
+    place: bytes
+    request: bytes
+    version: ObjectVersion
+
+
+class Content(Struct, frozen=True, array_like=True):
+    """``content / content id``: immutable bytes that versions refer to.
+
+    A content with `parts` 0 is one blob whose id is the content's own; otherwise its manifest lies in ``part`` rows.
+    """
+
+    size: int
+    state: int
+    parts: int = 0
+    homes: tuple[Home, ...] = ()
+    bucket: bytes = b""
+    completion: Completion | None = None
+    dead_ns: int = 0
+
+
+class Blob(Struct, frozen=True, array_like=True):
+    """``blob / blob id``: the commit state of a blob. `number` is the part that it is the bytes of, 0 when it is the
+    whole content. `changed_ns` is when the row was written."""
+
+    state: int
+    content: bytes = b""
+    number: int = 0
+    size: int = 0
+    node: bytes = b""
+    changed_ns: int = 0
+
+
+class Found(Struct, frozen=True):
+    """A version and where its bytes are: `inline`, or the extents of `parts` in order (both empty for a size of 0)."""
+
+    version: ObjectVersion
+    inline: bytes | None
+    parts: tuple[Part, ...] = ()
+
+
+class Deletion(Struct, frozen=True):
+    """What a delete did: the version removed or the marker made (None where the bucket was never versioned)."""
+
+    version_id: str | None = None
+    delete_marker: bool = False
+
+
+class WriteCondition(Struct, frozen=True):
+    """Preconditions of a mutation. ETags as sent (quotes allowed), or ``*``. The last two are for deletes only."""
+
+    if_match: str | None = None
+    if_none_match: str | None = None
+    if_match_last_modified_s: int | None = None
+    if_match_size: int | None = None
+
+
+class ReadCondition(Struct, frozen=True):
+    """Preconditions of a read or of a copy's source. ETags as sent: quoted or not, one or a comma-separated list."""
+
+    if_match: str | None = None
+    if_none_match: str | None = None
+    if_modified_since_s: int | None = None
+    if_unmodified_since_s: int | None = None
+
+
+# --- multipart uploads ---------------------------------------------------------------------------------------------
+
+
+class UploadDraft(Struct, frozen=True):
+    """What CreateMultipartUpload fixes for the object to come."""
+
+    owner: str = ""
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    tags: dict[str, str] = {}
+
+
+class Upload(Struct, frozen=True, array_like=True):
+    """``upload / bucket id, key, upload id``: a multipart upload in progress. Its id becomes the content's id."""
+
+    content: bytes
+    initiated_ns: int
+    owner: str = ""
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    # Above: what ListMultipartUploads shows (UploadSummary).
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    tags: dict[str, str] = {}
+
+    @property
+    def upload_id(self) -> str:
+        return self.content.hex()
+
+
+class UploadSummary(Struct, frozen=True, array_like=True):
+    """The leading fields of an `Upload`."""
+
+    content: bytes
+    initiated_ns: int
+    owner: str = ""
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+
+    @property
+    def upload_id(self) -> str:
+        return self.content.hex()
+
+
+class CompletedPart(Struct, frozen=True):
+    """One entry of a CompleteMultipartUpload request. `checksum` is base64, None where the request names none."""
+
+    number: int
+    etag: str
+    checksum: str | None = None
+
+
+# --- listings ------------------------------------------------------------------------------------------------------
+
+
+class ObjectPage(Struct, frozen=True):
+    """A page of live objects. `last` is the greatest key or common prefix on the page: the next page's `after`."""
+
+    entries: list[tuple[str, ObjectSummary]]
+    prefixes: list[str]
+    truncated: bool
+    last: str
+
+
+class VersionEntry(Struct, frozen=True):
+    key: str
+    version: ObjectSummary
+    latest: bool
+
+
+class VersionPage(Struct, frozen=True):
+    """A page of versions, newest first within a key. The markers of the next page are empty unless truncated."""
+
+    entries: list[VersionEntry]
+    prefixes: list[str]
+    truncated: bool
+    next_key_marker: str
+    next_version_id_marker: str
+
+
+class UploadPage(Struct, frozen=True):
+    """A page of uploads, by key and then upload id. The markers of the next page are empty unless truncated."""
+
+    entries: list[tuple[str, UploadSummary]]
+    prefixes: list[str]
+    truncated: bool
+    next_key_marker: str
+    next_upload_id_marker: str
+
+
+class PartPage(Struct, frozen=True):
+    """A page of an upload's parts. `last` is the greatest part number on it (the next page's `after`)."""
+
+    upload: Upload
+    parts: list[Part]
+    truncated: bool
+    last: int
+
+
+# --- buckets and access --------------------------------------------------------------------------------------------
+
+
+class Bucket(Struct, frozen=True, array_like=True):
+    """``bucket / name``. `configs` names the kinds of configuration document that exist, so that looking for one that
+    does not costs nothing. `public` opens objects to anonymous reads, `public_list` listings too."""
+
+    id: bytes
+    name: str
+    owner: str
+    created_ns: int
+    versioning: str = NEVER
+    public: bool = False
+    public_list: bool = False
+    region_policy: str = ""
+    durability: str = "local"
+    read_mode: str = "strong"
+    storage_class: str = DEFAULT_STORAGE_CLASS
+    configs: tuple[str, ...] = ()
+
+
+class Usage(Struct, frozen=True):
+    """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
+
+    objects: int
+    noncurrent: int
+    bytes: int
+
+
+class AccessRecord(Struct, frozen=True, array_like=True):
+    """``access / key id`` as stored: the secret is encrypted with the master key whose id is `master`."""
+
+    key_id: str
+    owner: str
+    bucket: str
+    created_ns: int
+    master: bytes
+    sealed: bytes
+    root: bool = False
+
+
+class AccessKey(Struct, frozen=True):
+    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner."""
+
+    key_id: str
+    secret: str
+    owner: str
+    bucket: str
+    created_ns: int
+    root: bool = False
+
+    def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
+        return f"AccessKey(key_id={self.key_id!r}, owner={self.owner!r}, bucket={self.bucket!r}, root={self.root})"
+
+
+# --- work owed -----------------------------------------------------------------------------------------------------
+
+
+class Item(Struct, frozen=True, array_like=True):
+    """``queue / item, zone, id``: a piece of work owed.
+
+    `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again` says that the cause
+    recurred while the item was leased, at that vesting time. `attempts` counts failures since the last success.
+    """
+
+    task: str
+    subject: bytes
+    vesting_ns: int
+    enqueued_ns: int
+    priority: int = 0
+    lease: bytes = b""
+    again_ns: int = -1
+    attempts: int = 0
+    error: str = ""
+    bucket: bytes = b""
+
+
+class Claimed(Struct, frozen=True):
+    """An item under lease: `zone`, `id` and `lease` are what finishing it takes."""
+
+    zone: bytes
+    id: bytes
+    lease: bytes
+    item: Item
+
+
+class Cluster(Struct, frozen=True, array_like=True):
+    """``meta / cluster``: the keyspace's format version, and which cluster this is (`number` 0 to 255 goes into
+    stamps)."""
+
+    format: int
+    number: int
+    uuid: bytes
+
+
+class MasterState(Struct, frozen=True, array_like=True):
+    """``meta / master``: the id of the master key in force, that of its successor while a rotation runs, and the
+    check values (a known text sealed with each)."""
+
+    current: bytes
+    check: bytes
+    successor: bytes = b""
+    successor_check: bytes = b""
+
+
+def digest16(*fields: bytes) -> bytes:
+    """A 16-byte hash of `fields`, each length-prefixed so that different splits differ."""
+    state = hashlib.blake2b(digest_size=16)
+    for field in fields:
+        state.update(len(field).to_bytes(4, "big"))
+        state.update(field)
+    return state.digest()
+
+
+def part_list_digest(parts: Sequence[CompletedPart]) -> bytes:
+    """Identifies a CompleteMultipartUpload request: two that list the same parts are the same request."""
+    plain: list[Any] = [(part.number, part.etag.strip('"').lower(), part.checksum) for part in parts]
+    return digest16(msgspec.msgpack.encode(plain))
+
+
+object_version = Codec(ObjectVersion)
+object_summary = Codec(ObjectSummary)
+content = Codec(Content)
+part = Codec(Part)
+blob = Codec(Blob)
+upload = Codec(Upload)
+upload_summary = Codec(UploadSummary)
+bucket = Codec(Bucket)
+access = Codec(AccessRecord)
+item = Codec(Item)
+cluster = Codec(Cluster)
+master_state = Codec(MasterState)
