@@ -1,0 +1,1 @@
+"""Measurements: this store beside its peers, on one machine, with one client. See `bench/README.md`."""

@@ -1,0 +1,109 @@
+"""Processes of a store: start, CPU spent by the whole tree, stop by process id. Linux (`/proc`).
+
+CPU includes children that ended: the kernel adds their time to the parent that waits for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+STOP_S = 10.0
+
+
+class StoreFailed(RuntimeError):
+    """A store did not start, or ended while it was being measured."""
+
+
+def start(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path) -> subprocess.Popen[bytes]:
+    """Starts a server in a session of its own, output to `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
+
+
+def tree(root: int) -> dict[int, list[str]]:
+    """Process id -> fields of `/proc/<pid>/stat` after the name, for `root`, its descendants and its session."""
+    stats: dict[int, list[str]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                stats[int(name)] = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
+    found = {pid for pid, fields in stats.items() if pid == root or int(fields[3]) == root}
+    while True:
+        more = {pid for pid, fields in stats.items() if int(fields[1]) in found} - found
+        if not more:
+            return {pid: stats[pid] for pid in found}
+        found |= more
+
+
+def cpu_s(root: int) -> float:
+    """User and system CPU seconds of the tree so far, in steps of a clock tick (10 ms)."""
+    return sum(int(ticks) for fields in tree(root).values() for ticks in fields[11:15]) * TICK_S
+
+
+def settled_cpu_s(root: int, *, limit_s: float = 1.0) -> float:
+    """CPU of the tree once it has gone quiet, so that work done after the last answer is counted too."""
+    deadline = time.monotonic() + limit_s
+    spent = cpu_s(root)
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        before, spent = spent, cpu_s(root)
+        if spent - before <= TICK_S:
+            break
+    return spent
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the root, then SIGKILL to whatever of its tree is left. Never by name."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    left = tree(process.pid)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_ports(count: int, *, below: int = 32768) -> list[int]:
+    """Ports nobody listens on now, from under the range that the kernel hands to outgoing connections."""
+    ports: list[int] = []
+    for port in range(18000 + os.getpid() % 4000, below):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise StoreFailed("no free ports")
+
+
+def wait_for_ports(process: subprocess.Popen[bytes], ports: Iterable[int], log: Path, *, limit_s: float = 60) -> None:
+    """Returns when all ports accept connections. Raises StoreFailed with the log's end otherwise."""
+    deadline = time.monotonic() + limit_s
+    for port in ports:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            if process.poll() is not None or time.monotonic() > deadline:
+                tail = log.read_text(errors="replace")[-1500:]
+                raise StoreFailed(f"{process.args!r} does not listen on {port} (exit {process.poll()}):\n{tail}")
+            time.sleep(0.05)
