@@ -126,15 +126,17 @@ class Claim(msgspec.Struct, frozen=True):
             raise S3Error(
                 "RequestTimeTooSkewed",
                 "The difference between the request time and the current time is too large.",
-                RequestTime=self._timestamp,
-                ServerTime=_iso(now_s),
-                MaxAllowedSkewMilliseconds=str(MAX_SKEW_S * 1000),
+                extra={
+                    "RequestTime": self._timestamp,
+                    "ServerTime": _iso(now_s),
+                    "MaxAllowedSkewMilliseconds": str(MAX_SKEW_S * 1000),
+                },
             )
         if self._unsigned:
             raise S3Error(
                 "AccessDenied",
                 "There were headers present in the request which were not signed",
-                HeadersNotSigned=", ".join(name.decode("latin-1") for name in self._unsigned),
+                extra={"HeadersNotSigned": ", ".join(name.decode("latin-1") for name in self._unsigned)},
             )
         if self._content_sha256:
             content_sha256 = self._content_sha256
@@ -182,13 +184,13 @@ class Claim(msgspec.Struct, frozen=True):
             raise S3Error(
                 "AccessDenied",
                 "Request is not valid yet",
-                **{"X-Amz-Date": self._timestamp, "ServerTime": _iso(now_s)},
+                extra={"X-Amz-Date": self._timestamp, "ServerTime": _iso(now_s)},
             )
         if now_s > self._time_s + self._expires_s:
             raise S3Error(
                 "AccessDenied",
                 "Request has expired",
-                **{
+                extra={
                     "X-Amz-Expires": str(self._expires_s),
                     "Expires": _iso(self._time_s + self._expires_s),
                     "ServerTime": _iso(now_s),
@@ -264,8 +266,7 @@ def claim(
                 "InvalidArgument",
                 "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string "
                 "parameter or the Authorization header should be specified",
-                ArgumentName="Authorization",
-                ArgumentValue=authorization.decode("latin-1"),
+                extra={"ArgumentName": "Authorization", "ArgumentValue": authorization.decode("latin-1")},
             )
         return _claim_from_header(method, raw_path, raw_query, pairs, values, amz, authorization, service)
     if in_query:
@@ -313,7 +314,7 @@ def signature_mismatch(access_key_id: str, to_sign: bytes, provided: str, canoni
         "SignatureDoesNotMatch",
         "The request signature we calculated does not match the signature you provided. "
         "Check your key and signing method.",
-        **extra,
+        extra=extra,
     )
 
 
@@ -388,8 +389,7 @@ def _reordered(value: bytes) -> bytes:
         raise S3Error(
             "InvalidArgument",
             "Unsupported Authorization Type",
-            ArgumentName="Authorization",
-            ArgumentValue=value.decode("latin-1"),
+            extra={"ArgumentName": "Authorization", "ArgumentValue": value.decode("latin-1")},
         )
     parts: dict[bytes, bytes] = {}
     for component in rest.split(b","):
@@ -573,8 +573,7 @@ def _payload(content_sha256: bytes) -> Payload:
         "InvalidArgument",
         "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, "
         "STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
-        ArgumentName="x-amz-content-sha256",
-        ArgumentValue=content_sha256.decode("latin-1"),
+        extra={"ArgumentName": "x-amz-content-sha256", "ArgumentValue": content_sha256.decode("latin-1")},
     )
 
 
