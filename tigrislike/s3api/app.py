@@ -1,0 +1,241 @@
+"""The front door: an ASGI application that answers S3.
+
+A request travels one way: address (`request`), authenticate (`sigv4`), route and parse (`protocol`), authorise
+(`authorisation`), admit (`admission`), perform (`operations`), serialise and send. Whatever goes wrong on that way ends
+in `_refuse`, as an S3 error document.
+
+The service's own names (`/healthz`, `/readyz`, `/_tigrislike/...`) live on the service's own host only; under
+`bucket.domain` every path is a key.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from tigrislike.bytecache import BlockStore
+from tigrislike.config import Settings
+from tigrislike.metadata import Bucket, Metadata
+from tigrislike.s3api.admission import Admission
+from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
+from tigrislike.s3api.context import Context, Services
+from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.operations import load_operations
+from tigrislike.s3api.payload import Payload
+from tigrislike.s3api.post import post_object
+from tigrislike.s3api.protocol import Operation, load_protocol
+from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, new_request_id
+from tigrislike.s3api.service import ServiceEndpoints
+from tigrislike.s3api.sigv4 import Claim, Verified, claim
+
+log = logging.getLogger("tigrislike.s3api")
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+# Where no bucket may lie: the service's own paths.
+RESERVED = frozenset({"healthz", "readyz", "_tigrislike"})
+# A signer that leaves out x-amz-content-sha256 (plain SigV4, as curl does) has signed the digest of the whole body, so
+# the body has to be in memory before the signature can be checked.
+MAX_BUFFERED_BODY = 16 * 1024 * 1024
+RETRY_AFTER_S = "1"
+
+_XML = (b"content-type", b"application/xml")
+
+
+def create_app(*, metadata: Metadata, blocks: BlockStore, settings: Settings) -> Starlette:
+    """The application over an open node's parts; they stay the caller's to close."""
+    gateway = Gateway(Services(metadata, blocks, settings))
+    return Starlette(routes=[Mount("/", app=gateway)])
+
+
+class Gateway:
+    """The ASGI callable behind the mount: one request in, one S3 response out."""
+
+    def __init__(self, services: Services) -> None:
+        settings = services.settings
+        self._services = services
+        self._metadata = services.metadata
+        self._protocol = load_protocol()
+        self._handlers = load_operations()
+        self._domains = (settings.domain,) if settings.domain else ()
+        self._admission = Admission.from_settings(settings)
+        self._endpoints = ServiceEndpoints(services)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, new_request_id())
+        scope["request_id"] = request.request_id
+        try:
+            request.address(self._domains)
+            if request.bucket in RESERVED and not request.virtual_host:
+                status, headers, body = await self._serve_own(request)
+            else:
+                status, headers, body = await self._answer(request)
+        except Exception as exception:
+            await self._refuse(request, exception, send)
+            return
+        await self._send(request, status, headers, body, send)
+
+    # --- from a request to a response
+
+    async def _answer(self, request: Request) -> Response:
+        claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
+        if claimed is None and request.method == "POST" and request.bucket and not request.key:
+            content_type = request.headers.get("content-type", "")
+            if content_type.lower().startswith("multipart/form-data"):
+                return await post_object(self._services, request, self._admission)
+        await self._metadata.refresh()
+        verified = None if claimed is None else await self._authenticate(request, claimed)
+        operation = self._protocol.route(request.method, request.level, request.query, request.headers)
+        bucket = await self._authorise(request, operation)
+        if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
+            raise S3Error(
+                "KeyTooLongError",
+                extra={"Size": str(len(request.key.encode())), "MaxSizeAllowed": str(MAX_KEY_BYTES)},
+            )
+        handler = self._handlers.get(operation.name)
+        if handler is None:
+            raise S3Error("NotImplemented", extra={"Operation": operation.name})
+        payload = Payload(request, verified) if operation.has_body else None
+        size = payload.size if payload is not None else 0
+        with self._admission.admit(request.identity.key_id, size):
+            body = b""
+            if payload is not None and not operation.streams_body:
+                body = await payload.read(operation.max_body)
+                payload.finish()
+                if operation.checksum_required and not payload.promised:
+                    raise S3Error(
+                        "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
+                    )
+            inp = operation.parse(request.bucket, request.key, request.query, request.headers, body)
+            output = await handler(Context(self._services, request, bucket, payload), inp)
+            content = output.pop("Body", None)
+            status, headers, document = operation.serialise(output)
+        if content is not None:
+            if "ContentRange" in output:
+                status = 206
+            return status, headers, content
+        return status, headers, document
+
+    async def _authenticate(self, request: Request, claimed: Claim) -> Verified:
+        """Check the signature and put the caller's identity into the request.
+
+        Raises:
+            S3Error: InvalidAccessKeyId, SignatureDoesNotMatch and the other refusals of `sigv4`.
+        """
+        key = await self._metadata.access_key(claimed.access_key_id)
+        if key is None:
+            raise S3Error("InvalidAccessKeyId", extra={"AWSAccessKeyId": claimed.access_key_id})
+        body_sha256 = None
+        if claimed.body_sha256_missing:
+            body_sha256 = await request.buffer_body(MAX_BUFFERED_BODY)
+        verified = claimed.verify(key.secret, time.time(), body_sha256=body_sha256)
+        request.identity = Identity(key.key_id, key.owner, key.bucket)
+        return verified
+
+    async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
+        """The bucket that the request addresses, None where it addresses none (yet).
+
+        Raises:
+            S3Error: AccessDenied; NoSuchBucket to a caller who may know.
+        """
+        identity = request.identity
+        if not request.bucket:
+            authorise_service(identity, operation.name)
+            return None
+        authorise_name(identity, operation.name, request.bucket)
+        if operation.name == "CreateBucket":
+            return None
+        bucket = await self._metadata.bucket(request.bucket)
+        authorise_bucket(identity, operation.name, bucket)
+        expected = request.headers.get("x-amz-expected-bucket-owner")
+        if expected is not None and expected != self._services.owner(bucket.owner)["ID"]:
+            raise S3Error("AccessDenied")
+        return bucket
+
+    async def _serve_own(self, request: Request) -> Response:
+        """Answer one of the service's own paths; those under `/_tigrislike/` demand a root key's signature."""
+        if request.bucket == "_tigrislike":
+            claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
+            if claimed is None:
+                raise S3Error("AccessDenied")
+            await self._metadata.refresh()
+            verified = await self._authenticate(request, claimed)
+            if not request.identity.root:
+                raise S3Error("AccessDenied")
+            return await self._endpoints.manage(request, Payload(request, verified))
+        return await self._endpoints.probe(request)
+
+    # --- from a response to the wire
+
+    async def _send(self, request: Request, status: int, headers: Headers, body: Body, send: Send) -> None:
+        headers.append((b"x-amz-request-id", request.request_id.encode()))
+        if isinstance(body, bytes):
+            if not _has(headers, b"content-length") and status not in (204, 304):
+                headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        try:
+            # The first piece is fetched before the status goes out: what fails early still gets a proper error.
+            piece = await anext(body, b"")
+        except Exception as exception:
+            await self._refuse(request, exception, send)
+            return
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            while piece:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                piece = await anext(body, b"")
+            await send({"type": "http.response.body", "body": b""})
+        except OSError as error:
+            # The client is gone; nobody is left to tell.
+            log.debug("request %s: the client went away: %s", request.request_id, error)
+        except Exception:
+            log.exception("request %s failed after its response had begun; the connection is cut", request.request_id)
+            raise
+        finally:
+            await body.aclose()
+
+    async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
+        error = S3Error.of(exception)
+        if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
+            log.error("request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception)
+        headers: Headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
+        headers.extend(_version_headers(exception))
+        headers.append((b"x-amz-request-id", request.request_id.encode()))
+        if error.status == 503 and not _has(headers, b"retry-after"):
+            headers.append((b"retry-after", RETRY_AFTER_S.encode()))
+        body = b""
+        if request.method != "HEAD" and error.status != 304:
+            body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
+            headers.append(_XML)
+            headers.append((b"content-length", str(len(body)).encode()))
+        elif request.method == "HEAD":
+            headers.append(_XML)
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+Headers = list[tuple[bytes, bytes]]
+Body = bytes | AsyncIterator[bytes]
+Response = tuple[int, Headers, Any]
+
+
+def _has(headers: Headers, name: bytes) -> bool:
+    return any(present == name for present, _ in headers)
+
+
+def _version_headers(exception: Exception) -> Headers:
+    """What an error about a version says of it in headers: that it is a delete marker, and which."""
+    headers: Headers = []
+    if getattr(exception, "delete_marker", False):
+        headers.append((b"x-amz-delete-marker", b"true"))
+        version_id = getattr(exception, "version_id", None)
+        if version_id:
+            headers.append((b"x-amz-version-id", version_id.encode()))
+    return headers

@@ -1,0 +1,68 @@
+"""What an operation is given: the request, the bucket it addresses, and the store behind the front door."""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import quote
+
+from tigrislike.bytecache import BlockStore
+from tigrislike.config import Settings
+from tigrislike.metadata import Bucket, Metadata
+from tigrislike.s3api.payload import Payload
+from tigrislike.s3api.request import Request
+
+
+class Services:
+    """The parts of a node that operations work on; one per process."""
+
+    def __init__(self, metadata: Metadata, blocks: BlockStore, settings: Settings) -> None:
+        self.metadata = metadata
+        self.blocks = blocks
+        self.settings = settings
+        self.token_key = metadata.derive_key("listing tokens")
+        self._owners: dict[str, dict[str, str]] = {}
+
+    def owner(self, account: str) -> dict[str, str]:
+        """An account as S3 shows it: a canonical user id of 64 hexadecimal digits and a display name."""
+        shown = self._owners.get(account)
+        if shown is None:
+            shown = {"ID": hashlib.sha256(account.encode()).hexdigest(), "DisplayName": account}
+            self._owners[account] = shown
+        return shown
+
+
+class Context:
+    """One request on its way through an operation."""
+
+    __slots__ = ("_bucket", "_payload", "blocks", "metadata", "request", "services", "settings", "token_key")
+
+    def __init__(self, services: Services, request: Request, bucket: Bucket | None, payload: Payload | None) -> None:
+        self.services = services
+        self.metadata = services.metadata
+        self.blocks = services.blocks
+        self.settings = services.settings
+        self.token_key = services.token_key
+        self.request = request
+        self._bucket = bucket
+        self._payload = payload
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket that the request addresses, which exists and which the caller may use in this way."""
+        assert self._bucket is not None, "this operation addresses no existing bucket"
+        return self._bucket
+
+    @property
+    def payload(self) -> Payload:
+        """The body of an operation that streams it."""
+        assert self._payload is not None, "this operation streams no body"
+        return self._payload
+
+    def owner(self, account: str) -> dict[str, str]:
+        return self.services.owner(account)
+
+    def object_url(self, key: str) -> str:
+        """The address of an object of this bucket, as the client addressed it."""
+        request = self.request
+        path = quote(key) if request.virtual_host else f"{quote(self.bucket.name)}/{quote(key)}"
+        return f"{request.scheme}://{request.host}/{path}"

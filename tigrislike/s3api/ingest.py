@@ -1,0 +1,141 @@
+"""From a payload to stored bytes awaiting their commit.
+
+A small payload is kept in memory and becomes a row of the metadata; a larger one streams into a blob of the block
+store, hashed in the same worker thread that writes it. Either way nothing exists for anybody until `Received.commit`
+has run the metadata transaction; leaving the context without it removes every trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from tigrislike.bytecache import BlobWriter
+from tigrislike.metadata import Extent, Found, MetadataError
+from tigrislike.s3api import checksums
+from tigrislike.s3api.context import Context
+from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.payload import DEFAULT_ALGORITHM, Payload
+from tigrislike.s3api.reading import read_object
+
+T = TypeVar("T")
+
+
+class Received:
+    """Stored, verified bytes that no record names yet. `blob` is None where they are `inline`."""
+
+    def __init__(self, ctx: Context, writer: BlobWriter | None) -> None:
+        self._ctx = ctx
+        self._writer = writer
+        self._settled = False
+        self.size = 0
+        self.inline: bytes | None = None
+        self.etag = ""
+        self.checksum_algorithm = ""
+        self.checksum = ""
+        self.checksum_given = False
+
+    @property
+    def blob(self) -> bytes | None:
+        return None if self._writer is None else self._writer.blob_id
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """The one extent that the blob is, none for an empty payload."""
+        assert self._writer is not None
+        return (Extent(blob=self._writer.blob_id, offset=0, size=self.size),) if self.size else ()
+
+    async def commit(self, transaction: Awaitable[T]) -> T:
+        """Run the metadata transaction that gives the bytes a name, and move them to their home.
+
+        Raises:
+            MetadataError: the transaction's refusal; the bytes are gone when the context ends.
+            Exception: anything else leaves it open whether the transaction committed; the bytes are left to the
+                sweeper, which asks the database.
+        """
+        try:
+            result = await transaction
+        except MetadataError:
+            raise
+        except BaseException:
+            self._settled = True
+            if self._writer is not None:
+                self._writer.abandon()
+            raise
+        self._settled = True
+        if self._writer is not None:
+            await self._ctx.blocks.publish(self._writer)
+        return result
+
+    async def discard(self) -> None:
+        """Remove the bytes unless they were committed, or may have been."""
+        if not self._settled and self._writer is not None:
+            await self._writer.abort()
+
+    def _describe(self, digests: checksums.Digests, algorithm: str, given: bool) -> None:
+        self.etag = digests.hex("MD5")
+        self.checksum_algorithm = algorithm
+        self.checksum = digests.base64(algorithm) if algorithm else ""
+        self.checksum_given = given
+
+
+@asynccontextmanager
+async def ingest(
+    ctx: Context, payload: Payload, limit: int, *, always_blob: bool = False
+) -> AsyncIterator[Received]:
+    """Receive `payload` (at most `limit` bytes) and hold it ready to be committed.
+
+    Raises:
+        S3Error: EntityTooLarge, and whatever is wrong with the payload.
+        DiskFull: the disk has no room; nothing is left behind.
+    """
+    if payload.size > limit:
+        raise S3Error("EntityTooLarge", extra={"ProposedSize": str(payload.size), "MaxSizeAllowed": str(limit)})
+    algorithm = payload.algorithm or DEFAULT_ALGORITHM
+    digests = payload.start_digests({"MD5", algorithm})
+    if payload.size <= ctx.settings.inline_bytes and not always_blob:
+        received = Received(ctx, None)
+        received.inline = await payload.read(limit)
+        received.size = len(received.inline)
+        payload.finish()
+        received._describe(digests, algorithm, payload.given)
+        yield received
+        return
+    writer = ctx.blocks.create_blob(digests.update)
+    received = Received(ctx, writer)
+    try:
+        async for piece in payload.pieces():
+            await writer.write(piece)
+        await writer.finish()
+        received.size = writer.size
+        payload.finish()
+        received._describe(digests, algorithm, payload.given)
+        yield received
+    finally:
+        await received.discard()
+
+
+@asynccontextmanager
+async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterator[Received]:
+    """Hold `data` as a blob ready to be committed, hashed with MD5 and, unless it is "", `algorithm`."""
+    digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
+    writer = ctx.blocks.create_blob(digests.update)
+    received = Received(ctx, writer)
+    try:
+        if data:
+            await writer.write(data)
+        await writer.finish()
+        received.size = writer.size
+        received._describe(digests, algorithm, bool(algorithm))
+        yield received
+    finally:
+        await received.discard()
+
+
+async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:
+    """MD5 and, unless it is "", `algorithm` over stored bytes `[start, stop)`, hashed off the event loop."""
+    digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
+    async for chunk in read_object(ctx.blocks, found, start, stop):
+        await ctx.blocks.run(digests.update, chunk)
+    return digests

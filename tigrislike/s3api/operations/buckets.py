@@ -1,0 +1,98 @@
+"""Buckets: list, create, find, delete, place, and the state of versioning."""
+
+from __future__ import annotations
+
+from tigrislike.s3api.context import Context
+from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.listing_tokens import open_token, seal_token
+from tigrislike.s3api.operations import Input, Output, operation
+
+MAX_BUCKETS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListBuckets.html
+_BUCKET_ACLS = {"private": False, "public-read": True}
+_GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWrite", "GrantWriteACP")
+
+
+@operation("ListBuckets")
+async def list_buckets(ctx: Context, inp: Input) -> Output:
+    limit = inp.get("MaxBuckets", MAX_BUCKETS)
+    if not 1 <= limit <= MAX_BUCKETS:
+        raise S3Error(
+            "InvalidArgument",
+            f"Argument max-buckets must be an integer between 1 and {MAX_BUCKETS}",
+            extra={"ArgumentName": "max-buckets", "ArgumentValue": str(limit)},
+        )
+    identity = ctx.request.identity
+    prefix = inp.get("Prefix", "")
+    token = inp.get("ContinuationToken", "")
+    after = open_token(ctx.token_key, "buckets", token, "continuation-token") if token else ""
+    region = inp.get("BucketRegion", "")
+    if region and region != ctx.settings.region:
+        buckets, more = [], ""
+    else:
+        buckets, more = await ctx.metadata.list_buckets(
+            identity.owner, bucket_scope=identity.bucket, prefix=prefix, after=after, limit=limit
+        )
+    output: Output = {
+        "Owner": ctx.owner(identity.owner),
+        "Buckets": [
+            {"Name": bucket.name, "CreationDate": bucket.created_ns, "BucketRegion": ctx.settings.region}
+            for bucket in buckets
+        ],
+    }
+    if prefix:
+        output["Prefix"] = prefix
+    if more:
+        output["ContinuationToken"] = seal_token(ctx.token_key, "buckets", more)
+    return output
+
+
+@operation("CreateBucket")
+async def create_bucket(ctx: Context, inp: Input) -> Output:
+    acl = inp.get("ACL", "private")
+    if acl not in _BUCKET_ACLS:
+        raise S3Error("NotImplemented", f"The canned ACL {acl} is not implemented; private and public-read are.")
+    if any(inp.get(grant) for grant in _GRANTS):
+        raise S3Error("AccessControlListNotSupported")
+    if inp.get("ObjectLockEnabledForBucket"):
+        raise S3Error("NotImplemented", "Object Lock is not implemented.")
+    name = inp["Bucket"]
+    await ctx.metadata.create_bucket(name, ctx.request.identity.owner, public=_BUCKET_ACLS[acl])
+    return {"Location": f"/{name}"}
+
+
+@operation("HeadBucket")
+async def head_bucket(ctx: Context, inp: Input) -> Output:
+    return {"BucketRegion": ctx.settings.region, "AccessPointAlias": False}
+
+
+@operation("DeleteBucket")
+async def delete_bucket(ctx: Context, inp: Input) -> Output:
+    await ctx.metadata.delete_bucket(ctx.bucket.name)
+    return {}
+
+
+@operation("GetBucketLocation")
+async def get_bucket_location(ctx: Context, inp: Input) -> Output:
+    # S3 leaves the constraint of its first region empty, and clients map empty back to it.
+    region = ctx.settings.region
+    return {} if region == "us-east-1" else {"LocationConstraint": region}
+
+
+@operation("GetBucketVersioning")
+async def get_bucket_versioning(ctx: Context, inp: Input) -> Output:
+    return {"Status": ctx.bucket.versioning} if ctx.bucket.versioning else {}
+
+
+@operation("PutBucketVersioning")
+async def put_bucket_versioning(ctx: Context, inp: Input) -> Output:
+    configuration = inp["VersioningConfiguration"]
+    if inp.get("MFA") or configuration.get("MFADelete") == "Enabled":
+        raise S3Error("NotImplemented", "MFA delete is not implemented.")
+    status = configuration.get("Status")
+    if status is None:
+        raise S3Error(
+            "IllegalVersioningConfigurationException",
+            "The Versioning element must be specified",
+        )
+    await ctx.metadata.set_versioning(ctx.bucket.name, status)
+    return {}

@@ -1,0 +1,209 @@
+"""Listings: objects (both versions of the operation), object versions, and multipart uploads in progress.
+
+The walk itself (collapsing common prefixes, paging) is the metadata layer's; here markers, tokens and the `url`
+encoding become what S3 documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tigrislike.s3api.context import Context
+from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.listing_tokens import open_token, seal_token
+from tigrislike.s3api.operations import Input, Output, operation
+from tigrislike.s3api.serialising import url_encode_key
+
+PAGE = 1000  # the most entries S3 puts on one page, whatever is asked for
+
+
+def _page_size(inp: Input, member: str, argument: str) -> int:
+    asked: int = inp.get(member, PAGE)
+    if asked < 0:
+        raise S3Error(
+            "InvalidArgument",
+            f"Argument {argument} must be an integer between 0 and 2147483647",
+            extra={"ArgumentName": argument, "ArgumentValue": str(asked)},
+        )
+    return min(asked, PAGE)
+
+
+def _encoder(inp: Input) -> Callable[[str], str]:
+    return url_encode_key if inp.get("EncodingType") == "url" else str
+
+
+def _contents(ctx: Context, entries: list[tuple[str, Any]], encode: Callable[[str], str], owner: bool) -> list[Output]:
+    shown_owner = ctx.owner(ctx.bucket.owner) if owner else None
+    contents: list[Output] = []
+    for key, version in entries:
+        row: Output = {
+            "Key": encode(key),
+            "LastModified": version.stamp,
+            "ETag": f'"{version.etag}"',
+            "Size": version.size,
+            "StorageClass": version.storage_class,
+        }
+        if version.checksum_algorithm:
+            row["ChecksumAlgorithm"] = [version.checksum_algorithm]
+            row["ChecksumType"] = version.checksum_type
+        if shown_owner is not None:
+            row["Owner"] = shown_owner
+        contents.append(row)
+    return contents
+
+
+@operation("ListObjects")
+async def list_objects(ctx: Context, inp: Input) -> Output:
+    limit = _page_size(inp, "MaxKeys", "max-keys")
+    prefix, delimiter, marker = inp.get("Prefix", ""), inp.get("Delimiter", ""), inp.get("Marker", "")
+    encode = _encoder(inp)
+    page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, marker, limit)
+    output: Output = {
+        "Name": ctx.bucket.name,
+        "Prefix": encode(prefix),
+        "Marker": encode(marker),
+        "MaxKeys": limit,
+        "IsTruncated": page.truncated,
+        "Contents": _contents(ctx, page.entries, encode, owner=True),
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        output["Delimiter"] = encode(delimiter)
+        if page.truncated:
+            output["NextMarker"] = encode(page.last)
+    if "EncodingType" in inp:
+        output["EncodingType"] = inp["EncodingType"]
+    return output
+
+
+@operation("ListObjectsV2")
+async def list_objects_v2(ctx: Context, inp: Input) -> Output:
+    limit = _page_size(inp, "MaxKeys", "max-keys")
+    prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
+    start_after, token = inp.get("StartAfter", ""), inp.get("ContinuationToken")
+    encode = _encoder(inp)
+    listing = f"objects/{ctx.bucket.name}"
+    after = start_after if token is None else open_token(ctx.token_key, listing, token, "continuation-token")
+    page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, after, limit)
+    output: Output = {
+        "Name": ctx.bucket.name,
+        "Prefix": encode(prefix),
+        "MaxKeys": limit,
+        "KeyCount": len(page.entries) + len(page.prefixes),
+        "IsTruncated": page.truncated,
+        "Contents": _contents(ctx, page.entries, encode, owner=bool(inp.get("FetchOwner"))),
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        output["Delimiter"] = encode(delimiter)
+    if start_after:
+        output["StartAfter"] = encode(start_after)
+    if token is not None:
+        output["ContinuationToken"] = token
+    if page.truncated:
+        output["NextContinuationToken"] = seal_token(ctx.token_key, listing, page.last)
+    if "EncodingType" in inp:
+        output["EncodingType"] = inp["EncodingType"]
+    return output
+
+
+@operation("ListObjectVersions")
+async def list_object_versions(ctx: Context, inp: Input) -> Output:
+    limit = _page_size(inp, "MaxKeys", "max-keys")
+    prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
+    key_marker, version_marker = inp.get("KeyMarker", ""), inp.get("VersionIdMarker", "")
+    if version_marker and not key_marker:
+        raise S3Error(
+            "InvalidArgument",
+            "A version-id marker cannot be specified without a key marker.",
+            extra={"ArgumentName": "version-id-marker", "ArgumentValue": version_marker},
+        )
+    encode = _encoder(inp)
+    page = await ctx.metadata.list_versions(ctx.bucket, prefix, delimiter, key_marker, version_marker, limit)
+    owner = ctx.owner(ctx.bucket.owner)
+    versions: list[Output] = []
+    markers: list[Output] = []
+    for entry in page.entries:
+        version = entry.version
+        row: Output = {
+            "Key": encode(entry.key),
+            "VersionId": version.version_id,
+            "IsLatest": entry.latest,
+            "LastModified": version.stamp,
+            "Owner": owner,
+        }
+        if version.delete_marker:
+            markers.append(row)
+            continue
+        row["ETag"] = f'"{version.etag}"'
+        row["Size"] = version.size
+        row["StorageClass"] = version.storage_class
+        if version.checksum_algorithm:
+            row["ChecksumAlgorithm"] = [version.checksum_algorithm]
+            row["ChecksumType"] = version.checksum_type
+        versions.append(row)
+    output: Output = {
+        "Name": ctx.bucket.name,
+        "Prefix": encode(prefix),
+        "KeyMarker": encode(key_marker),
+        "VersionIdMarker": version_marker,
+        "MaxKeys": limit,
+        "IsTruncated": page.truncated,
+        "Versions": versions,
+        "DeleteMarkers": markers,
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        output["Delimiter"] = encode(delimiter)
+    if page.truncated:
+        output["NextKeyMarker"] = encode(page.next_key_marker)
+        if page.next_version_id_marker:
+            output["NextVersionIdMarker"] = page.next_version_id_marker
+    if "EncodingType" in inp:
+        output["EncodingType"] = inp["EncodingType"]
+    return output
+
+
+@operation("ListMultipartUploads")
+async def list_multipart_uploads(ctx: Context, inp: Input) -> Output:
+    limit = _page_size(inp, "MaxUploads", "max-uploads")
+    prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
+    # S3 ignores an upload-id marker that comes without a key marker.
+    key_marker = inp.get("KeyMarker", "")
+    upload_marker = inp.get("UploadIdMarker", "") if key_marker else ""
+    encode = _encoder(inp)
+    page = await ctx.metadata.list_uploads(ctx.bucket, prefix, delimiter, key_marker, upload_marker, limit)
+    owner = ctx.owner(ctx.bucket.owner)
+    uploads: list[Output] = []
+    for key, upload in page.entries:
+        row: Output = {
+            "Key": encode(key),
+            "UploadId": upload.upload_id,
+            "Initiated": upload.initiated_ns,
+            "StorageClass": upload.storage_class,
+            "Owner": owner,
+            "Initiator": owner,
+        }
+        if upload.checksum_algorithm:
+            row["ChecksumAlgorithm"] = upload.checksum_algorithm
+            row["ChecksumType"] = upload.checksum_type
+        uploads.append(row)
+    output: Output = {
+        "Bucket": ctx.bucket.name,
+        "KeyMarker": encode(key_marker),
+        "UploadIdMarker": upload_marker,
+        "Prefix": encode(prefix),
+        "MaxUploads": limit,
+        "IsTruncated": page.truncated,
+        "Uploads": uploads,
+        "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+    }
+    if delimiter:
+        output["Delimiter"] = encode(delimiter)
+    if page.truncated:
+        output["NextKeyMarker"] = encode(page.next_key_marker)
+        output["NextUploadIdMarker"] = page.next_upload_id_marker
+    if "EncodingType" in inp:
+        output["EncodingType"] = inp["EncodingType"]
+    return output

@@ -1,0 +1,280 @@
+"""Objects: put, get, head, delete one or a thousand, and the attributes of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tigrislike.metadata import Draft, MetadataError, ReadCondition, WriteCondition, check_read_condition
+from tigrislike.s3api.attributes import (
+    describe,
+    object_headers,
+    object_tags,
+    refuse_unsupported,
+    stored_checksum,
+    user_metadata,
+)
+from tigrislike.s3api.context import Context
+from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.ingest import ingest
+from tigrislike.s3api.operations import Input, Output, operation
+from tigrislike.s3api.ranges import content_range, parse_range
+from tigrislike.s3api.reading import read_object
+
+MAX_PUT_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MAX_DELETE_KEYS = 1000
+_OVERRIDES = (
+    ("ResponseCacheControl", "CacheControl"),
+    ("ResponseContentDisposition", "ContentDisposition"),
+    ("ResponseContentEncoding", "ContentEncoding"),
+    ("ResponseContentLanguage", "ContentLanguage"),
+    ("ResponseContentType", "ContentType"),
+    ("ResponseExpires", "Expires"),
+)
+
+
+def write_condition(inp: Input) -> WriteCondition | None:
+    """The condition of a write, None where there is none."""
+    if_match, if_none_match = inp.get("IfMatch"), inp.get("IfNoneMatch")
+    if if_match is None and if_none_match is None:
+        return None
+    if if_none_match is not None and if_none_match.strip('"') != "*":
+        raise S3Error(
+            "NotImplemented",
+            "A header you provided implies functionality that is not implemented",
+            extra={"Header": "If-None-Match", "additionalMessage": "We don't accept the provided value of If-None-Match"},
+        )
+    if if_match is not None and if_none_match is not None:
+        raise S3Error("InvalidRequest", "Only one of If-Match and If-None-Match may be given.")
+    return WriteCondition(if_match=if_match, if_none_match=if_none_match)
+
+
+@operation("PutObject")
+async def put_object(ctx: Context, inp: Input) -> Output:
+    refuse_unsupported(inp)
+    if "WriteOffsetBytes" in inp:
+        raise S3Error("NotImplemented", "Appending to an object is not implemented.")
+    condition = write_condition(inp)
+    headers, metadata, tags = object_headers(inp), user_metadata(inp), object_tags(inp)
+    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES) as received:
+        version = await received.commit(
+            ctx.metadata.put_object(
+                ctx.bucket,
+                inp["Key"],
+                Draft(
+                    size=received.size,
+                    etag=received.etag,
+                    storage_class=inp.get("StorageClass", "STANDARD"),
+                    checksum_algorithm=received.checksum_algorithm,
+                    checksum_type="FULL_OBJECT",
+                    checksum=received.checksum,
+                    content_type=inp.get("ContentType", ""),
+                    headers=headers,
+                    metadata=metadata,
+                    tags=tags,
+                    inline=received.inline,
+                    blob=received.blob,
+                ),
+                condition,
+            )
+        )
+    output: Output = {"ETag": f'"{version.etag}"', **stored_checksum(version)}
+    if ctx.bucket.versioning == "Enabled":
+        output["VersionId"] = version.version_id
+    return output
+
+
+def read_condition(inp: Input, prefix: str = "") -> ReadCondition | None:
+    """The condition of a read (or, with the prefix `CopySource`, of a copy's source), None where there is none."""
+    names = [f"{prefix}{name}" for name in ("IfMatch", "IfNoneMatch", "IfModifiedSince", "IfUnmodifiedSince")]
+    if not any(name in inp for name in names):
+        return None
+    since, until = inp.get(names[2]), inp.get(names[3])
+    return ReadCondition(
+        if_match=inp.get(names[0]),
+        if_none_match=inp.get(names[1]),
+        if_modified_since_s=None if since is None else int(since.timestamp()),
+        if_unmodified_since_s=None if until is None else int(until.timestamp()),
+    )
+
+
+@operation("GetObject")
+async def get_object(ctx: Context, inp: Input) -> Output:
+    return await _get(ctx, inp, body=True)
+
+
+@operation("HeadObject")
+async def head_object(ctx: Context, inp: Input) -> Output:
+    return await _get(ctx, inp, body=False)
+
+
+async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
+    versioned = bool(ctx.bucket.versioning)
+    part_number = inp.get("PartNumber")
+    range_header = inp.get("Range")
+    if part_number is not None and range_header is not None:
+        raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
+    found = None
+    if body or part_number is not None:
+        found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+        version = found.version
+    else:
+        version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+    output = describe(version, versioned=versioned, output={})
+    condition = read_condition(inp)
+    if condition is not None:
+        check_read_condition(condition, version)
+    for member, overridden in _OVERRIDES:
+        if member in inp:
+            if ctx.request.identity.anonymous:
+                raise S3Error("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+            output[overridden] = inp[member]
+
+    start, stop = 0, version.size
+    partial = False
+    if part_number is not None:
+        assert found is not None
+        start, stop = _part_range(found, part_number)
+        partial = version.size > 0
+        if version.parts:
+            output["PartsCount"] = version.parts
+    elif range_header is not None:
+        span = parse_range(range_header, version.size)
+        if span is not None:
+            start, stop = span
+            partial = True
+    if partial:
+        output["ContentRange"] = content_range(start, stop, version.size)
+    if inp.get("ChecksumMode") == "ENABLED" and (start, stop) == (0, version.size):
+        output.update(stored_checksum(version))
+    output["ContentLength"] = stop - start
+    if body:
+        assert found is not None
+        output["Body"] = found.inline[start:stop] if found.inline is not None else read_object(ctx.blocks, found, start, stop)
+    return output
+
+
+def _part_range(found: Any, number: int) -> tuple[int, int]:
+    """`(start, stop)` of a part of a multipart object; an object put whole has one part."""
+    if not found.version.parts:
+        if number != 1:
+            raise _no_such_part(number)
+        return 0, found.version.size
+    start = 0
+    for part in found.parts:
+        if part.number == number:
+            return start, start + part.size
+        start += part.size
+    raise _no_such_part(number)
+
+
+def _no_such_part(number: int) -> S3Error:
+    return S3Error("InvalidPartNumber", extra={"PartNumberRequested": str(number)})
+
+
+@operation("DeleteObject")
+async def delete_object(ctx: Context, inp: Input) -> Output:
+    deletion = await ctx.metadata.delete_object(ctx.bucket, inp["Key"], inp.get("VersionId"), _delete_condition(inp))
+    return _deletion(deletion)
+
+
+def _delete_condition(inp: Input) -> WriteCondition | None:
+    if_match = inp.get("IfMatch") or inp.get("ETag")
+    modified = inp.get("IfMatchLastModifiedTime") or inp.get("LastModifiedTime")
+    size = inp.get("IfMatchSize", inp.get("Size"))
+    if if_match is None and modified is None and size is None:
+        return None
+    return WriteCondition(
+        if_match=if_match,
+        if_match_last_modified_s=None if modified is None else int(modified.timestamp()),
+        if_match_size=size,
+    )
+
+
+def _deletion(deletion: Any) -> Output:
+    output: Output = {}
+    if deletion.version_id is not None:
+        output["VersionId"] = deletion.version_id
+    if deletion.delete_marker:
+        output["DeleteMarker"] = True
+    return output
+
+
+@operation("DeleteObjects")
+async def delete_objects(ctx: Context, inp: Input) -> Output:
+    delete = inp["Delete"]
+    objects = delete.get("Objects", ())
+    if not 1 <= len(objects) <= MAX_DELETE_KEYS:
+        raise S3Error("MalformedXML")
+    results = await ctx.metadata.delete_objects(
+        ctx.bucket, [(item["Key"], item.get("VersionId"), _delete_condition(item)) for item in objects]
+    )
+    deleted: list[Output] = []
+    errors: list[Output] = []
+    for item, result in zip(objects, results, strict=True):
+        named: Output = {"Key": item["Key"]}
+        if "VersionId" in item:
+            named["VersionId"] = item["VersionId"]
+        if isinstance(result, MetadataError):
+            error = S3Error.of(result)
+            errors.append({**named, "Code": error.code, "Message": error.message})
+            continue
+        if result.delete_marker:
+            named["DeleteMarker"] = True
+            named["DeleteMarkerVersionId"] = result.version_id
+        deleted.append(named)
+    output: Output = {"Errors": errors}
+    if not delete.get("Quiet"):
+        output["Deleted"] = deleted
+    return output
+
+
+_ATTRIBUTES = frozenset({"ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"})
+_PAGE_PARTS = 1000
+
+
+@operation("GetObjectAttributes")
+async def get_object_attributes(ctx: Context, inp: Input) -> Output:
+    wanted = {name.strip() for names in inp.get("ObjectAttributes", ()) for name in names.split(",")}
+    if not wanted or not wanted <= _ATTRIBUTES:
+        raise S3Error(
+            "InvalidArgument",
+            "Invalid attribute name specified.",
+            extra={"ArgumentName": "x-amz-object-attributes", "ArgumentValue": ",".join(sorted(wanted - _ATTRIBUTES))},
+        )
+    found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+    version = found.version
+    output: Output = {"LastModified": version.stamp}
+    if ctx.bucket.versioning:
+        output["VersionId"] = version.version_id
+    if "ETag" in wanted:
+        output["ETag"] = version.etag
+    if "StorageClass" in wanted:
+        output["StorageClass"] = version.storage_class
+    if "ObjectSize" in wanted:
+        output["ObjectSize"] = version.size
+    if "Checksum" in wanted and version.checksum_algorithm:
+        output["Checksum"] = stored_checksum(version)
+    if "ObjectParts" in wanted and version.parts:
+        output["ObjectParts"] = _object_parts(found, inp)
+    return output
+
+
+def _object_parts(found: Any, inp: Input) -> Output:
+    limit = min(inp.get("MaxParts", _PAGE_PARTS), _PAGE_PARTS)
+    marker = int(inp.get("PartNumberMarker", 0))
+    algorithm = found.version.checksum_algorithm
+    rest = [part for part in found.parts if part.number > marker]
+    page = rest[:limit]
+    parts: Output = {
+        "TotalPartsCount": found.version.parts,
+        "PartNumberMarker": str(marker),
+        "MaxParts": limit,
+        "IsTruncated": len(rest) > len(page),
+        "NextPartNumberMarker": str(page[-1].number if page else marker),
+    }
+    # S3 lists the parts themselves only where each has a checksum of its own.
+    if algorithm and all(part.checksum for part in page):
+        parts["Parts"] = [
+            {"PartNumber": part.number, "Size": part.size, f"Checksum{algorithm}": part.checksum} for part in page
+        ]
+    return parts

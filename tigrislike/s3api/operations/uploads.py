@@ -1,0 +1,214 @@
+"""Multipart uploads: create, parts (sent or copied), list parts, complete, abort."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tigrislike.metadata import CompletedPart, Part, UploadDraft
+from tigrislike.s3api import checksums
+from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, user_metadata
+from tigrislike.s3api.context import Context
+from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
+from tigrislike.s3api.operations import Input, Output, operation
+from tigrislike.s3api.operations.copies import find_source
+from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, write_condition
+from tigrislike.s3api.ranges import parse_copy_range
+from tigrislike.s3api.reading import extents_of
+
+MAX_PARTS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+MAX_OBJECT_BYTES = 5 * 1024**4
+_PAGE = 1000
+
+
+@operation("CreateMultipartUpload")
+async def create_multipart_upload(ctx: Context, inp: Input) -> Output:
+    refuse_unsupported(inp)
+    algorithm = inp.get("ChecksumAlgorithm", "")
+    checksum_type = checksums.multipart_type(algorithm, inp.get("ChecksumType"))
+    upload = await ctx.metadata.create_upload(
+        ctx.bucket,
+        inp["Key"],
+        UploadDraft(
+            storage_class=inp.get("StorageClass", "STANDARD"),
+            checksum_algorithm=algorithm,
+            checksum_type=checksum_type,
+            content_type=inp.get("ContentType", ""),
+            headers=object_headers(inp),
+            metadata=user_metadata(inp),
+            tags=object_tags(inp),
+        ),
+    )
+    output: Output = {"Bucket": ctx.bucket.name, "Key": inp["Key"], "UploadId": upload.upload_id}
+    if algorithm:
+        output["ChecksumAlgorithm"] = algorithm
+        output["ChecksumType"] = checksum_type
+    return output
+
+
+def _part_number(inp: Input) -> int:
+    number: int = inp["PartNumber"]
+    if not 1 <= number <= MAX_PARTS:
+        raise S3Error(
+            "InvalidArgument",
+            f"Part number must be an integer between 1 and {MAX_PARTS}, inclusive",
+            extra={"ArgumentName": "partNumber", "ArgumentValue": str(number)},
+        )
+    return number
+
+
+@operation("UploadPart")
+async def upload_part(ctx: Context, inp: Input) -> Output:
+    refuse_unsupported(inp)
+    number = _part_number(inp)
+    upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
+    if upload.checksum_algorithm:
+        ctx.payload.require_algorithm(upload.checksum_algorithm)
+    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, always_blob=True) as received:
+        part = Part(
+            number=number,
+            size=received.size,
+            etag=received.etag,
+            checksum=received.checksum if received.checksum_algorithm == upload.checksum_algorithm else "",
+            modified_ns=ctx.metadata.now_ns(),
+            extents=received.extents,
+        )
+        await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+    output: Output = {"ETag": f'"{received.etag}"'}
+    if received.checksum_given:
+        output[f"Checksum{received.checksum_algorithm}"] = received.checksum
+    return output
+
+
+@operation("UploadPartCopy")
+async def upload_part_copy(ctx: Context, inp: Input) -> Output:
+    number = _part_number(inp)
+    upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
+    source = await find_source(ctx, inp)
+    found = source.found
+    start, stop = 0, found.version.size
+    if "CopySourceRange" in inp:
+        start, stop = parse_copy_range(inp["CopySourceRange"], found.version.size)
+    if stop - start > MAX_PUT_BYTES:
+        raise S3Error(
+            "InvalidRequest",
+            f"The specified copy source is larger than the maximum allowable size for a copy source: {MAX_PUT_BYTES}",
+        )
+    algorithm = upload.checksum_algorithm
+    if found.inline is not None:
+        # The bytes lie in the source's metadata row, so the part gets a blob of its own.
+        async with ingest_bytes(ctx, found.inline[start:stop], algorithm) as received:
+            part = Part(
+                number=number,
+                size=received.size,
+                etag=received.etag,
+                checksum=received.checksum if algorithm else "",
+                modified_ns=ctx.metadata.now_ns(),
+                extents=received.extents,
+            )
+            await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+    else:
+        digests = await hash_object(ctx, found, start, stop, algorithm)
+        part = Part(
+            number=number,
+            size=stop - start,
+            etag=digests.hex("MD5"),
+            checksum=digests.base64(algorithm) if algorithm else "",
+            modified_ns=ctx.metadata.now_ns(),
+            extents=tuple(extents_of(found, start, stop)),
+        )
+        await ctx.metadata.put_part(
+            ctx.bucket, inp["Key"], inp["UploadId"], part, source_content=found.version.content
+        )
+    result: Output = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ns}
+    if algorithm:
+        result[f"Checksum{algorithm}"] = part.checksum
+    output: Output = {"CopyPartResult": result}
+    if source.bucket.versioning:
+        output["CopySourceVersionId"] = found.version.version_id
+    return output
+
+
+@operation("CompleteMultipartUpload")
+async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
+    parts = inp.get("MultipartUpload", {}).get("Parts") or ()
+    if not parts:
+        raise S3Error("MalformedXML")
+    upload_id = inp["UploadId"]
+    listed: list[CompletedPart] = []
+    for part in parts:
+        if "PartNumber" not in part or "ETag" not in part:
+            raise S3Error("MalformedXML")
+        given = {name: value for name, value in part.items() if name.startswith("Checksum")}
+        listed.append(CompletedPart(part["PartNumber"], part["ETag"], next(iter(given.values()), None)))
+    expected = {name.removeprefix("Checksum"): inp[name] for name in inp if name in checksums.MEMBERS}
+    version = await ctx.metadata.complete_upload(
+        ctx.bucket,
+        inp["Key"],
+        upload_id,
+        listed,
+        expected_checksum=next(iter(expected.items()), None),
+        expected_type=inp.get("ChecksumType"),
+        expected_size=inp.get("MpuObjectSize"),
+        combine=checksums.combine,
+        composite=checksums.composite,
+        condition=write_condition(inp),
+    )
+    output: Output = {
+        "Location": ctx.object_url(inp["Key"]),
+        "Bucket": ctx.bucket.name,
+        "Key": inp["Key"],
+        "ETag": f'"{version.etag}"',
+    }
+    if version.checksum_algorithm:
+        output[f"Checksum{version.checksum_algorithm}"] = version.checksum
+        output["ChecksumType"] = version.checksum_type
+    if ctx.bucket.versioning == "Enabled":
+        output["VersionId"] = version.version_id
+    return output
+
+
+@operation("AbortMultipartUpload")
+async def abort_multipart_upload(ctx: Context, inp: Input) -> Output:
+    await ctx.metadata.abort_upload(ctx.bucket, inp["Key"], inp["UploadId"])
+    return {}
+
+
+@operation("ListParts")
+async def list_parts(ctx: Context, inp: Input) -> Output:
+    limit = min(inp.get("MaxParts", _PAGE), _PAGE)
+    marker = int(inp.get("PartNumberMarker", 0))
+    if limit < 0 or marker < 0:
+        raise S3Error("InvalidArgument", "max-parts and part-number-marker must not be negative")
+    page = await ctx.metadata.list_parts(ctx.bucket, inp["Key"], inp["UploadId"], marker, limit)
+    upload = page.upload
+    owner = ctx.owner(ctx.bucket.owner)
+    output: Output = {
+        "Bucket": ctx.bucket.name,
+        "Key": inp["Key"],
+        "UploadId": inp["UploadId"],
+        "PartNumberMarker": str(marker),
+        "NextPartNumberMarker": str(page.last),
+        "MaxParts": limit,
+        "IsTruncated": page.truncated,
+        "Parts": [_listed_part(part, upload) for part in page.parts],
+        "Initiator": owner,
+        "Owner": owner,
+        "StorageClass": upload.storage_class,
+    }
+    if upload.checksum_algorithm:
+        output["ChecksumAlgorithm"] = upload.checksum_algorithm
+        output["ChecksumType"] = upload.checksum_type
+    return output
+
+
+def _listed_part(part: Part, upload: Any) -> Output:
+    row: Output = {
+        "PartNumber": part.number,
+        "LastModified": part.modified_ns,
+        "ETag": f'"{part.etag}"',
+        "Size": part.size,
+    }
+    if part.checksum:
+        row[f"Checksum{upload.checksum_algorithm}"] = part.checksum
+    return row

@@ -1,0 +1,81 @@
+"""Byte-range arithmetic for GET, HEAD and UploadPartCopy: pure functions over sizes.
+
+S3 honours one range per request; a header that it cannot parse, or that names several ranges, is ignored and the whole
+object served, as RFC 9110 section 14.2 allows. Offsets are half open.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tigrislike.s3api.errors import S3Error
+
+_RANGE = re.compile(r"bytes=\s*(\d*)\s*-\s*(\d*)\s*\Z", re.ASCII | re.IGNORECASE)
+_COPY_RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
+# Far beyond any object; longer digit strings would only cost time to convert.
+_MAX_DIGITS = 19
+
+
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """`(start, stop)` of a Range header over `size` bytes; None where the whole object is to be served.
+
+    Raises:
+        S3Error: InvalidRange where no byte of the object lies in the range.
+    """
+    match = _RANGE.match(header)
+    if match is None:
+        return None
+    first, last = match[1], match[2]
+    if (not first and not last) or len(first) > _MAX_DIGITS or len(last) > _MAX_DIGITS:
+        return None
+    if not first:
+        length = int(last)
+        if length == 0 or size == 0:
+            raise invalid_range(header, size)
+        return max(0, size - length), size
+    start = int(first)
+    if last and int(last) < start:
+        return None
+    if start >= size:
+        raise invalid_range(header, size)
+    return start, min(int(last) + 1, size) if last else size
+
+
+def parse_copy_range(header: str, size: int) -> tuple[int, int]:
+    """`(start, stop)` of an `x-amz-copy-source-range`: both ends given, both inside the source.
+
+    Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_UploadPartCopy.html
+
+    Raises:
+        S3Error: InvalidArgument where the form is wrong or the range goes beyond the source.
+    """
+    match = _COPY_RANGE.match(header)
+    if match is None or int(match[2]) < int(match[1]):
+        raise S3Error(
+            "InvalidArgument",
+            "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the "
+            "zero-based offsets of the first and last bytes to copy",
+            extra={"ArgumentName": "x-amz-copy-source-range", "ArgumentValue": header},
+        )
+    start, stop = int(match[1]), int(match[2]) + 1
+    if stop > size:
+        raise S3Error(
+            "InvalidArgument",
+            f"Range specified is not valid for source object of size: {size}",
+            extra={"ArgumentName": "x-amz-copy-source-range", "ArgumentValue": header},
+        )
+    return start, stop
+
+
+def content_range(start: int, stop: int, size: int) -> str:
+    """The Content-Range header of bytes `[start, stop)` of `size`."""
+    return f"bytes {start}-{stop - 1}/{size}"
+
+
+def invalid_range(header: str, size: int) -> S3Error:
+    """The 416 that names the range asked for and the size there is."""
+    return S3Error(
+        "InvalidRange",
+        extra={"RangeRequested": header, "ActualObjectSize": str(size)},
+        headers={"content-range": f"bytes */{size}"},
+    )

@@ -1,0 +1,189 @@
+"""One S3 request as it arrived: which bucket and key it addresses, its query, headers and caller.
+
+Addressing is exact: the path is percent-decoded once, never normalised, so `//`, `.`, `..`, `%2F` and `+` in a key
+mean themselves. Nothing here reads the body (`payload.py`) or decides who may do what (`authorisation.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from tigrislike.s3api.authorisation import ANONYMOUS, Identity
+from tigrislike.s3api.errors import S3Error
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+
+_process_part = os.urandom(4).hex().upper()
+_sequence = itertools.count(int.from_bytes(os.urandom(3), "big"))
+
+
+def new_request_id() -> str:
+    """16 upper-case hexadecimal digits: a random part per process, then a counter, so that ids never repeat in a log."""
+    return f"{_process_part}{next(_sequence) & 0xFFFFFFFF:08X}"
+
+
+class Request:
+    """A parsed request. `bucket` and `key` are "" where the request addresses none."""
+
+    __slots__ = (
+        "bucket",
+        "headers",
+        "host",
+        "identity",
+        "key",
+        "method",
+        "query",
+        "raw_headers",
+        "raw_path",
+        "raw_query",
+        "receive",
+        "request_id",
+        "scheme",
+        "virtual_host",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+        self.method: str = scope["method"]
+        self.raw_path: bytes = scope["raw_path"]
+        self.raw_query: bytes = scope["query_string"]
+        self.raw_headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.scheme: str = scope["scheme"]
+        self.headers = join_headers(self.raw_headers)
+        self.host = self.headers.get("host", "")
+        self.receive = receive
+        self.request_id = request_id
+        self.identity: Identity = ANONYMOUS
+        self.bucket = ""
+        self.key = ""
+        self.query: dict[str, str] = {}
+        self.virtual_host = False
+
+    def address(self, domains: tuple[str, ...]) -> None:
+        """Fill in `bucket`, `key` and `query`.
+
+        Raises:
+            S3Error: InvalidURI where the path or query is not percent-encoded UTF-8.
+        """
+        if self.raw_query:
+            self.query = parse_query(self.raw_query)
+        path = self.raw_path
+        if path[:1] != b"/":
+            # A client may speak to a proxy: `GET http://host/bucket/key`. Only the path part addresses.
+            scheme, _, rest = path.partition(b"://")
+            if scheme not in (b"http", b"https"):
+                raise S3Error("InvalidURI")
+            path = b"/" + rest.partition(b"/")[2]
+        tail = path[1:]
+        bucket = bucket_of_host(self.host, domains) if domains else ""
+        if bucket:
+            self.virtual_host = True
+            self.bucket = bucket
+            self.key = decode_path(tail)
+            return
+        name, slash, key = tail.partition(b"/")
+        self.bucket = decode_path(name)
+        if slash and key:
+            self.key = decode_path(key)
+
+    async def buffer_body(self, limit: int) -> str:
+        """Read the whole body into memory, to be received again from there, and return its SHA-256 in hex.
+
+        Raises:
+            S3Error: EntityTooLarge beyond `limit` bytes; IncompleteBody when the client stops early.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise S3Error("IncompleteBody")
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise S3Error(
+                    "EntityTooLarge",
+                    "A request signed without x-amz-content-sha256 may not be larger than MaxSizeAllowed",
+                    extra={"MaxSizeAllowed": str(limit)},
+                )
+            pieces.append(piece)
+            more = message.get("more_body", False)
+        body = b"".join(pieces)
+
+        async def replay() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        self.receive = replay
+        return hashlib.sha256(body).hexdigest()
+
+    @property
+    def resource(self) -> str:
+        """The resource as S3 names it in an error document: `/bucket/key`."""
+        try:
+            if self.virtual_host:
+                return f"/{self.bucket}{decode_path(self.raw_path)}"
+            return decode_path(self.raw_path)
+        except S3Error:
+            return self.raw_path.decode("latin-1")
+
+    @property
+    def level(self) -> str:
+        """What the request addresses: `service`, `bucket` or `object`."""
+        if self.key:
+            return "object"
+        return "bucket" if self.bucket else "service"
+
+
+def join_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Lower-case name to value, latin-1 decoded; a repeated header's values joined by commas, as HTTP allows."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name = raw_name.decode("latin-1")
+        value = raw_value.decode("latin-1")
+        if name in headers:
+            value = f"{headers[name]},{value}"
+        headers[name] = value
+    return headers
+
+
+def parse_query(raw: bytes) -> dict[str, str]:
+    """Query parameters by name; a bare flag (`?uploads`) and an empty one (`?uploads=`) both map to "". First wins."""
+    query: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict")
+    except (UnicodeDecodeError, ValueError):
+        raise S3Error("InvalidURI") from None
+    for name, value in pairs:
+        query.setdefault(name, value)
+    return query
+
+
+def decode_path(raw: bytes) -> str:
+    """One path, or part of one, percent-decoded once as UTF-8.
+
+    Raises:
+        S3Error: InvalidURI where the bytes are not UTF-8.
+    """
+    try:
+        return (unquote_to_bytes(raw) if b"%" in raw else raw).decode("utf-8")
+    except UnicodeDecodeError:
+        raise S3Error("InvalidURI") from None
+
+
+def bucket_of_host(host: str, domains: tuple[str, ...]) -> str:
+    """The bucket named by a virtual host `bucket.domain[:port]`, or "" where the host is the service's own."""
+    name = host.lower()
+    if name[:1] != "[":
+        name = name.partition(":")[0]
+    for domain in domains:
+        if name.endswith(domain) and name[: -len(domain)].endswith("."):
+            return name[: -len(domain) - 1]
+    return ""
