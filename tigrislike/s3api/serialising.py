@@ -1,0 +1,281 @@
+"""Responses out: from the model's output members to status, headers and XML body.
+
+The body of an operation is written by a Python function generated from its output shape the first time it is needed:
+straight-line code with every tag a literal, because a LIST writes a thousand rows. What the service model leaves out,
+the names of the document elements, is one rule and one table. Members that are absent or None are not written.
+
+Timestamps are int nanoseconds or datetimes; a str stands for itself. Streaming payloads are the caller's.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from tigrislike.s3api.text import encode_header, escape, http_date, iso8601, plain_header, url_encode_key
+from tigrislike.s3api.xml import S3_NAMESPACE
+
+__all__ = ["Header", "Output", "Writers", "url_encode_key"]
+
+Shapes = Mapping[str, Mapping[str, Any]]
+Header = tuple[bytes, bytes]
+
+_DECLARATION: Final = '<?xml version="1.0" encoding="UTF-8"?>\n'
+XML_TYPE: Final[Header] = (b"content-type", b"application/xml")
+JSON_TYPE: Final[Header] = (b"content-type", b"application/json")
+
+# The document element of each output whose members are the document; the model does not carry these names. Where the
+# payload is a structure, its document element is that member's name, and this table is not asked.
+_ROOTS: Final[dict[str, str]] = {
+    "CompleteMultipartUpload": "CompleteMultipartUploadResult",
+    "CreateMultipartUpload": "InitiateMultipartUploadResult",
+    "CreateSession": "CreateSessionResult",
+    "DeleteObjects": "DeleteResult",
+    "GetBucketAccelerateConfiguration": "AccelerateConfiguration",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetBucketCors": "CORSConfiguration",
+    "GetBucketLifecycle": "LifecycleConfiguration",
+    "GetBucketLifecycleConfiguration": "LifecycleConfiguration",
+    "GetBucketLocation": "LocationConstraint",
+    "GetBucketLogging": "BucketLoggingStatus",
+    "GetBucketNotification": "NotificationConfiguration",
+    "GetBucketNotificationConfiguration": "NotificationConfiguration",
+    "GetBucketRequestPayment": "RequestPaymentConfiguration",
+    "GetBucketTagging": "Tagging",
+    "GetBucketVersioning": "VersioningConfiguration",
+    "GetBucketWebsite": "WebsiteConfiguration",
+    "GetObjectAcl": "AccessControlPolicy",
+    "GetObjectAttributes": "GetObjectAttributesResponse",
+    "GetObjectTagging": "Tagging",
+    "ListBucketAnalyticsConfigurations": "ListBucketAnalyticsConfigurationResult",
+    "ListBucketIntelligentTieringConfigurations": "ListBucketIntelligentTieringConfigurationsOutput",
+    "ListBucketInventoryConfigurations": "ListInventoryConfigurationsResult",
+    "ListBucketMetricsConfigurations": "ListMetricsConfigurationsResult",
+    "ListBuckets": "ListAllMyBucketsResult",
+    "ListDirectoryBuckets": "ListAllMyDirectoryBucketsResult",
+    "ListMultipartUploads": "ListMultipartUploadsResult",
+    "ListObjectVersions": "ListVersionsResult",
+    "ListObjects": "ListBucketResult",
+    "ListObjectsV2": "ListBucketResult",
+    "ListParts": "ListPartsResult",
+}
+# The one document that is a single value: operation -> member.
+_BARE_ROOTS: Final = {"GetBucketLocation": "LocationConstraint"}
+
+_Encode = Callable[[Any], bytes]
+
+
+class Output:
+    """How one operation writes a response.
+
+    Attributes:
+        status: the HTTP status of success.
+    """
+
+    __slots__ = ("_body_type", "_headers", "_name", "_write", "status")
+
+    def __init__(self, name: str, model: Mapping[str, Any], shapes: Shapes, writers: Writers) -> None:
+        self._name = name
+        self.status: int = model["http"].get("responseCode", 200)
+        self._body_type: Header | None = None
+        self._write: Callable[[Mapping[str, Any]], str | None] | None = None
+        shape_name: str = model["output"]["shape"] if "output" in model else ""
+        shape: Mapping[str, Any] = shapes[shape_name] if shape_name else {"members": {}}
+        # None: a member of the body. "": the prefixed map of user metadata.
+        self._headers: dict[str, tuple[bytes, _Encode] | None] = {}
+        in_body = False
+        for member, use in shape["members"].items():
+            location = use.get("location")
+            if location == "header":
+                merged = {**shapes[use["shape"]], **use}
+                self._headers[member] = (use["locationName"].lower().encode("ascii"), _header_encode(merged))
+            elif location == "headers":
+                self._headers[member] = (use["locationName"].lower().encode("ascii"), encode_header)
+            else:
+                self._headers[member] = None
+                in_body = True
+        payload = shape.get("payload")
+        if payload is not None:
+            use = shape["members"][payload]
+            merged = {**shapes[use["shape"]], **use}
+            if merged["type"] == "structure" and not merged.get("eventstream"):
+                self._body_type = XML_TYPE
+                self._write = writers.document(use.get("locationName", payload), use["shape"], payload)
+            elif merged["type"] == "string":
+                self._body_type = JSON_TYPE
+                self._write = _text_payload(payload)
+        elif name in _BARE_ROOTS:
+            self._body_type = XML_TYPE
+            self._write = _bare_document(_ROOTS[name], _BARE_ROOTS[name])
+        elif in_body:
+            self._body_type = XML_TYPE
+            self._write = writers.document(_ROOTS.get(name, f"{name}Result"), shape_name, None)
+
+    def headers(self, output: Mapping[str, Any]) -> list[Header]:
+        """The header members of `output`, names in lower case.
+
+        Raises:
+            TypeError: `output` has a member that the model does not know; a mistake of the operation.
+        """
+        headers: list[Header] = []
+        known = self._headers
+        for member, value in output.items():
+            if value is None:
+                continue
+            try:
+                field = known[member]
+            except KeyError:
+                raise TypeError(f"the output of {self._name} has no member {member!r}") from None
+            if field is None:
+                continue
+            name, encode = field
+            if type(value) is dict:
+                headers += [(name + key.encode("latin-1", "replace"), encode(text)) for key, text in value.items()]
+            else:
+                headers.append((name, encode(value)))
+        return headers
+
+    def serialise(self, output: Mapping[str, Any], status: int | None = None) -> tuple[int, list[Header], bytes]:
+        """`(status, headers, body)`; see `Operation.serialise`."""
+        headers = self.headers(output)
+        body = b""
+        if self._write is not None:
+            written = self._write(output)
+            if written is not None:
+                assert self._body_type is not None
+                headers.append(self._body_type)
+                body = written.encode("utf-8", "xmlcharrefreplace")
+        return status or self.status, headers, body
+
+
+def _header_encode(shape: Mapping[str, Any]) -> _Encode:
+    kind = shape["type"]
+    if kind == "boolean":
+        return lambda value: b"true" if value else b"false"
+    if kind in ("integer", "long"):
+        return lambda value: str(value).encode("ascii")
+    if kind == "timestamp":
+        if shape.get("timestampFormat", "rfc822") == "iso8601":
+            return lambda value: plain_header(iso8601(value))
+        return lambda value: plain_header(http_date(value))
+    return plain_header
+
+
+def _text_payload(member: str) -> Callable[[Mapping[str, Any]], str | None]:
+    return lambda output: output.get(member)
+
+
+def _bare_document(root: str, member: str) -> Callable[[Mapping[str, Any]], str]:
+    def write(output: Mapping[str, Any]) -> str:
+        return f'{_DECLARATION}<{root} xmlns="{S3_NAMESPACE}">{escape(output.get(member) or "")}</{root}>'
+
+    return write
+
+
+# --- generated writers -----------------------------------------------------------------------------------------------
+
+
+class Writers:
+    """The generated functions, one per structure, shared by all operations of a model.
+
+    `write_X(o, a)` passes the inside of structure X, piece by piece, to `a`.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._names: set[str] = set()
+        self._namespace: dict[str, Any] = {
+            "escape": escape,
+            "http_date": http_date,
+            "iso8601": iso8601,
+            "b64encode": base64.b64encode,
+        }
+
+    def document(self, root: str, shape: str, payload: str | None) -> Callable[[Mapping[str, Any]], str | None]:
+        """A function from output members to a document.
+
+        Args:
+            root: the name of the document element.
+            shape: the structure that it holds.
+            payload: the member whose value that is, None where it is the output itself. Absent: no document.
+        """
+        self._structure(shape)
+        write = self._namespace[f"write_{shape}"]
+        attributes = self._attributes_of(self._shapes[shape])
+        assert not attributes, f"no document element of the model has attributes, {shape} does"
+        opening, closing = f'{_DECLARATION}<{root} xmlns="{S3_NAMESPACE}">', f"</{root}>"
+
+        def document(output: Mapping[str, Any]) -> str | None:
+            held = output if payload is None else output.get(payload)
+            if held is None:
+                return None
+            pieces = [opening]
+            write(held, pieces.append)
+            pieces.append(closing)
+            return "".join(pieces)
+
+        return document
+
+    def _structure(self, shape_name: str) -> None:
+        if shape_name in self._names:
+            return
+        self._names.add(shape_name)
+        lines = [f"def write_{shape_name}(o, a):", " get = o.get"]
+        for member, use in self._shapes[shape_name]["members"].items():
+            if "location" in use or use.get("xmlAttribute"):
+                continue
+            shape = {**self._shapes[use["shape"]], **use}
+            lines.append(f" v = get({member!r})")
+            if shape["type"] != "list":
+                lines.append(" if v is not None:")
+                lines += self._item(shape, shape.get("locationName", member), "v", "  ")
+                continue
+            item = {**self._shapes[shape["member"]["shape"]], **shape["member"]}
+            if shape.get("flattened"):
+                lines.append(" if v:")
+                # As botocore reads it: the item's own name, where it has one, before that of the list.
+                name = item.get("locationName", shape.get("locationName", member))
+                lines.append("  for e in v:")
+                lines += self._item(item, name, "e", "   ")
+            else:
+                name = shape.get("locationName", member)
+                lines += [" if v is not None:", f"  a({f'<{name}>'!r})", "  for e in v:"]
+                lines += self._item(item, item.get("locationName", "member"), "e", "   ")
+                lines.append(f"  a({f'</{name}>'!r})")
+        exec("\n".join(lines), self._namespace)  # noqa: S102 - built from the service model alone
+
+    def _item(self, shape: Mapping[str, Any], name: str, variable: str, indent: str) -> list[str]:
+        """Lines that write the value in `variable` as an element."""
+        kind = shape["type"]
+        if kind == "structure":
+            self._structure(shape["shape"])
+            attributes = self._attributes_of(shape)
+            if attributes:
+                namespace = shape["xmlNamespace"]
+                start = f'<{name} xmlns:{namespace["prefix"]}="{namespace["uri"]}"'
+                opening = [f"{indent}a({start!r})"]
+                for member, attribute in attributes:
+                    start = f' {attribute}="'
+                    value = f"{variable}.get({member!r})"
+                    opening.append(f"{indent}if {value} is not None: a({start!r} + escape({value}) + '\"')")
+                opening.append(f"{indent}a('>')")
+            else:
+                opening = [f"{indent}a({f'<{name}>'!r})"]
+            return [*opening, f"{indent}write_{shape['shape']}({variable}, a)", f"{indent}a({f'</{name}>'!r})"]
+        if kind == "string":
+            text = f"{variable} if {variable}.isalnum() else escape({variable})"
+        elif kind == "boolean":
+            text = f"'true' if {variable} else 'false'"
+        elif kind in ("integer", "long"):
+            text = variable
+        elif kind == "timestamp":
+            text = f"{'http_date' if shape.get('timestampFormat') == 'rfc822' else 'iso8601'}({variable})"
+        elif kind == "blob":
+            text = f"b64encode({variable}).decode()"
+        else:
+            raise TypeError(f"{name}: no way to write a {kind}")
+        return [f'{indent}a(f"<{name}>{{{text}}}</{name}>")']
+
+    def _attributes_of(self, shape: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return [(member, use["locationName"]) for member, use in shape["members"].items() if use.get("xmlAttribute")]
