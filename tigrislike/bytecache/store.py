@@ -1,0 +1,305 @@
+"""The durable block store of one node: blobs in, blobs out, on a local filesystem that several processes share.
+
+Guarantees. A blob whose writer's `finish()` returned survives a power cut. Until `publish` it lies in a directory of
+its own, locked by its live owner; a sweep by anybody settles the directories of dead owners, and of no others. A reader
+finds a committed blob before, during and after publication. Bytes are verified before their first serve.
+
+Deliberately absent: which blobs are committed (the caller knows, `sweep` asks), eviction, and a list of blobs held in
+memory: the directory is the truth.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from tigrislike.bytecache.errors import BlobBusy, BytesError, MissingBlob, from_os_error
+from tigrislike.bytecache.filesystem import FileSystem, sync_directory
+from tigrislike.bytecache.footer import ID_BYTES, block_count
+from tigrislike.bytecache.incoming import NEW, Incoming, remove_draft
+from tigrislike.bytecache.layout import Layout, open_layout, parse_blob_name, parse_block_name
+from tigrislike.bytecache.reader import BlobReader
+from tigrislike.bytecache.reading import Source
+from tigrislike.bytecache.sealing import BlockSealer, Digest, Disk
+from tigrislike.bytecache.statistics import Counters, Statistics
+from tigrislike.bytecache.truth import StoredBlob, scan_incoming, scan_shard, verify_block
+from tigrislike.bytecache.verified import Verified
+from tigrislike.bytecache.writer import BlobWriter
+
+DEFAULT_BLOCK_SIZE: Final = 8 * 1024 * 1024
+DEFAULT_RESERVE_BYTES: Final = 1024 * 1024 * 1024
+"""Left free on the filesystem (a tenth of it at most), for the metadata database that may share it and because a full
+filesystem fragments and stalls."""
+DEFAULT_THREADS: Final = 8
+"""Most of their time is spent waiting for the disk, so more than there are cores."""
+READ_THREADS: Final = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepStats:
+    """What one sweep did.
+
+    Attributes:
+        published: Blobs that were committed and whose move to `home/` was completed.
+        removed: Directories that were unlinked: never committed, or empty.
+        live: Directories whose owner holds the lock, left alone.
+        failures: (blob id, error) of directories that the disk would not move or remove; the next sweep tries again.
+    """
+
+    published: int
+    removed: int
+    live: int
+    failures: tuple[tuple[bytes, BytesError], ...]
+
+
+class BlockStore:
+    """Open with `BlockStore.open`, after any fork; use from one event loop; close with `close`.
+
+    Attributes:
+        node_id: 16 bytes made with the directory.
+        block_size: Bytes of data per block.
+    """
+
+    def __init__(self, fs: FileSystem, layout: Layout, reserve_bytes: int, threads: int) -> None:
+        counters = Counters()
+        self.node_id = layout.node_id
+        self.block_size = layout.block_size
+        self._fs = fs
+        self._layout = layout
+        self._disk = Disk(fs, layout, reserve_bytes, counters)
+        self._source = Source(fs, layout, counters, Verified())
+        # Apart, so that a read never queues behind hashing or an fdatasync.
+        self._writers = ThreadPoolExecutor(threads, "block-write")
+        self._readers = ThreadPoolExecutor(READ_THREADS, "block-read")
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        *,
+        block_size: int = DEFAULT_BLOCK_SIZE,
+        reserve_bytes: int = DEFAULT_RESERVE_BYTES,
+        threads: int = DEFAULT_THREADS,
+        fs: FileSystem | None = None,
+    ) -> "BlockStore":
+        """Open the store under `root`, making it if need be. Blocks for a few milliseconds.
+
+        Args:
+            root: Directory; several processes may open the same.
+            block_size: Fixed when the directory is made; a multiple of 4096 bytes up to 32 MiB (use multiples of 2 MiB,
+                so that blocks can be mapped with huge pages).
+            reserve_bytes: Free space that writes may not use; at most a tenth of the filesystem is kept.
+            threads: For writing and hashing.
+            fs: The system calls; for tests.
+
+        Raises:
+            FormatTooNew, NotABlockStore, BlockSizeMismatch, DiskFull, DiskFailed
+        """
+        system = fs or FileSystem()
+        return cls(system, open_layout(system, root, block_size), reserve_bytes, threads)
+
+    def close(self) -> None:
+        """Wait for jobs in progress, let go of all locks: what is neither published nor aborted is a sweeper's."""
+        self._writers.shutdown()
+        self._readers.shutdown()
+        for blob_id in list(self._disk.held):
+            self.release(blob_id)
+
+    def statistics(self) -> Statistics:
+        counters = self._source.counters
+        return Statistics(
+            bytes_written=counters.bytes_written,
+            bytes_read=counters.bytes_read,
+            verify_failures=counters.verify_failures,
+            open_blocks=counters.open_blocks,
+            uploads=counters.uploads,
+            in_flight_bytes=counters.in_flight_bytes,
+            remembered_blocks=len(self._source.verified),
+            direct_io=self._disk.direct,
+        )
+
+    def create_blob(self, digest: Digest | None = None) -> BlobWriter:
+        """Begin a blob under a fresh random id. Touches the disk with the first megabyte, or in finish().
+
+        Args:
+            digest: Called on a worker thread with each piece, in order, before it is written.
+        """
+        blob_id = secrets.token_bytes(ID_BYTES)
+        return BlobWriter(
+            blob_id,
+            self.block_size,
+            BlockSealer(self._disk, blob_id, digest),
+            self._writers,
+            lambda delta: self._source.counters.add(in_flight_bytes=delta),
+        )
+
+    def open_blob(self, blob_id: bytes, size: int) -> BlobReader:
+        """Read a committed blob of `size` bytes. Does no I/O: a missing block is reported by the read that meets it."""
+        return BlobReader(self._source, self._readers, blob_id, size)
+
+    async def publish(self, blob_id: bytes) -> None:
+        """Move a finished and committed blob to `home/`. Doing it again, or for a blob that is there, does nothing.
+
+        When it fails the blob stays readable and its lock is let go of, so that a sweep completes the move.
+
+        Raises:
+            BlobBusy: Another live process owns the upload.
+            DiskFull, DiskFailed
+        """
+        await self._run(f"publishing blob {blob_id.hex()}", self._publish, blob_id)
+
+    def release(self, blob_id: bytes) -> None:
+        """Let go of a finished blob whose commit is in doubt: a sweep will settle it. Unknown ids are ignored."""
+        incoming = self._disk.held.pop(blob_id, None)
+        if incoming is not None:
+            self._source.counters.add(uploads=-1)
+            incoming.release()
+
+    async def delete_blob(self, blob_id: bytes, size: int | None = None) -> None:
+        """Remove every block of a dead blob, durably. Blocks that are not there are fine.
+
+        Args:
+            blob_id: 16 bytes.
+            size: In bytes, if known: spares listing a directory.
+
+        Raises:
+            BlobBusy: A live process still owns it as an upload.
+            DiskFailed
+        """
+        await self._run(f"deleting blob {blob_id.hex()}", self._delete, blob_id, size)
+
+    async def sweep(self, settle: Callable[[bytes], Awaitable[bool]]) -> SweepStats:
+        """Settle what dead processes left in `incoming/`.
+
+        Args:
+            settle: Given a blob id: True if it is committed (it is then published); False if it never will be, which
+                must be decided for ever by the time it returns (it is then removed). What it raises ends the sweep.
+
+        Raises:
+            DiskFailed: `incoming/` cannot be listed.
+        """
+        published = removed = live = 0
+        failures: list[tuple[bytes, BytesError]] = []
+        for name in await self._run("listing uploads", self._fs.listdir, self._layout.incoming):
+            if name.startswith(NEW):
+                with contextlib.suppress(BytesError):  # nothing was ever in it; the next sweep tries again
+                    removed += await self._run("removing a draft", remove_draft, self._fs, self._layout, name)
+                continue
+            blob_id = parse_blob_name(name)
+            if blob_id is None:
+                continue
+            try:
+                incoming = await self._run(f"adopting blob {name}", Incoming.adopt, self._fs, self._layout, blob_id)
+            except MissingBlob:
+                continue  # its owner, or another sweep, finished with it just now
+            except BytesError as error:
+                failures.append((blob_id, error))
+                continue
+            if incoming is None:
+                live += 1
+                continue
+            try:
+                # An empty one was never finished, or was wholly moved already.
+                committed = bool(await self._run(f"listing blob {name}", incoming.blocks)) and await settle(blob_id)
+            except BytesError as error:
+                incoming.release()
+                failures.append((blob_id, error))
+                continue
+            except BaseException:
+                incoming.release()
+                raise
+            try:
+                await self._run(f"sweeping blob {name}", incoming.publish if committed else incoming.discard)
+            except BytesError as error:
+                incoming.release()
+                failures.append((blob_id, error))
+            else:
+                published += committed
+                removed += not committed
+        return SweepStats(published, removed, live, tuple(failures))
+
+    async def blobs(self) -> AsyncIterator[StoredBlob]:
+        """Every blob on this disk, from names and footers alone, damaged ones included: home first, then incoming.
+
+        Holds one of 256 directories in memory at a time. A blob that is published meanwhile may come twice.
+
+        Raises:
+            DiskFailed: A directory cannot be listed.
+        """
+        for path in (*self._layout.shards(), None):
+            if path is None:
+                found = await self._run("listing uploads", scan_incoming, self._fs, self._layout)
+            else:
+                found = await self._run(f"listing {path}", scan_shard, self._fs, self._layout, path)
+            for blob in found:
+                yield blob
+
+    async def verify_blob(self, blob_id: bytes, size: int) -> None:
+        """Read a whole blob from the disk itself, past the page cache where the filesystem can, and verify all of it.
+
+        Raises:
+            MissingBlob, CorruptBlock, DiskFailed: For the first block that is not as it was written.
+        """
+        for number in range(block_count(size, self.block_size)):
+            await self._run(f"verifying blob {blob_id.hex()}", verify_block, self._source, blob_id, size, number)
+
+    def _publish(self, blob_id: bytes) -> None:
+        incoming = self._disk.held.pop(blob_id, None)
+        if incoming is not None:
+            self._source.counters.add(uploads=-1)
+        else:
+            try:
+                incoming = Incoming.adopt(self._fs, self._layout, blob_id)
+            except FileNotFoundError:
+                return  # published already
+            if incoming is None:
+                raise BlobBusy(f"blob {blob_id.hex()} is being written by another process; let that one publish it")
+        try:
+            incoming.publish()
+        except BaseException:
+            incoming.release()
+            raise
+
+    def _delete(self, blob_id: bytes, size: int | None) -> None:
+        try:
+            incoming = Incoming.adopt(self._fs, self._layout, blob_id)
+            if incoming is None:
+                raise BlobBusy(f"blob {blob_id.hex()} is still an upload with a live owner; try again later")
+            try:
+                incoming.discard()
+            except BaseException:
+                incoming.release()
+                raise
+        except FileNotFoundError:
+            pass
+        shard = self._layout.shard(blob_id)
+        if size is None:
+            names = map(parse_block_name, self._fs.listdir(shard))
+            numbers = sorted(name[1] for name in names if name is not None and name[0] == blob_id)
+        else:
+            numbers = list(range(block_count(size, self.block_size)))
+        # Descending, so that what an interrupted removal leaves is a blob cut short, never one with a hole.
+        for number in reversed(numbers):
+            self._source.verified.forget(blob_id, number)
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.unlink(self._layout.home_block(blob_id, number))
+        sync_directory(self._fs, shard)
+
+    async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""
+        try:
+            return await asyncio.shield(
+                asyncio.get_running_loop().run_in_executor(self._writers, partial(job, *args, **kwargs))
+            )
+        except FileNotFoundError as error:
+            raise MissingBlob(f"{doing}: it is gone") from error
+        except OSError as error:
+            raise from_os_error(error, doing) from error
