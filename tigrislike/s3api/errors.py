@@ -119,6 +119,10 @@ ERRORS: Final[dict[str, tuple[int, str]]] = {
     ),
     "MalformedPOSTRequest": (400, "The body of your POST request is not well-formed multipart/form-data."),
     "MalformedPolicy": (400, "Policies must be valid JSON and the first byte must be '{'"),
+    "MalformedTrailerError": (
+        400,
+        "The request contained trailing data that was not well-formed or did not conform to our published schema.",
+    ),
     "MalformedXML": (
         400,
         "The XML you provided was not well-formed or did not validate against our published schema",
@@ -246,21 +250,21 @@ class S3Error(Exception):
         self.headers = dict(headers) if headers else {}
         super().__init__(f"{code}: {self.message}")
 
+    @classmethod
+    def of(cls, exception: BaseException) -> S3Error:
+        """The S3 error that an exception of any layer becomes.
 
-def error_of(exception: BaseException) -> S3Error:
-    """The S3 error that an exception of any layer becomes.
-
-    An exception says so with a str attribute `code` (a key of `ERRORS`) and, if it likes, a mapping `extra`; its text
-    is the message, or the code's default message when it has none. Everything else is InternalError with S3's own
-    message, because the text of an unforeseen exception is not for clients.
-    """
-    if isinstance(exception, S3Error):
-        return exception
-    code = getattr(exception, "code", None)
-    if not isinstance(code, str) or code not in ERRORS:
-        return S3Error("InternalError")
-    extra = getattr(exception, "extra", None)
-    return S3Error(code, str(exception) or None, extra=extra if isinstance(extra, Mapping) else None)
+        An exception says so with a str attribute `code` (a key of `ERRORS`) and, if it likes, a mapping `extra`; its
+        text is the message, or the code's default message when it has none. Everything else is InternalError with
+        S3's own message, because the text of an unforeseen exception is not for clients.
+        """
+        if isinstance(exception, S3Error):
+            return exception
+        code = getattr(exception, "code", None)
+        if not isinstance(code, str) or code not in ERRORS:
+            return cls("InternalError")
+        extra = getattr(exception, "extra", None)
+        return cls(code, str(exception) or None, extra=extra if isinstance(extra, Mapping) else None)
 
 
 def invalid_argument(message: str, name: str, value: str) -> S3Error:
