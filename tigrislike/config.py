@@ -1,0 +1,433 @@
+"""Every setting of a node, in one frozen record, and where its value came from.
+
+A value is looked for in the command line's flags, then in environment variables `TIGRISLIKE_<NAME>`, then in
+the settings file (TOML), and else is the default below; the first found wins. A value that cannot be used
+is refused with the setting's name, the value and its source. Sizes are written `8MiB`, `64 kB` or as a
+number of bytes; durations `30s`, `5m`, `250ms` or as a number of seconds.
+
+What this does not do: read secrets from flags (they would show in the process list), or watch the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT_PREFIX = "TIGRISLIKE_"
+
+_SIZE_UNITS = {
+    "": 1, "b": 1,
+    "k": 1024, "kib": 1024, "kb": 1000,
+    "m": 1024**2, "mib": 1024**2, "mb": 1000**2,
+    "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
+    "t": 1024**4, "tib": 1024**4, "tb": 1000**4,
+}  # fmt: skip
+_DURATION_UNITS_S = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+_MIB = 1024 * 1024
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message names the setting, the value and the source."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a human size: `8MiB` and `8M` are binary, `8MB` is decimal, a bare number is bytes."""
+    number, unit = _quantity(text, _SIZE_UNITS, "a size such as 8MiB")
+    size = number * unit
+    if size != int(size):
+        raise ValueError("a size must come to a whole number of bytes")
+    return int(size)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a human duration: `250ms`, `30s`, `5m`, `1h`, `7d`; a bare number is seconds."""
+    number, unit = _quantity(text, _DURATION_UNITS_S, "a duration such as 30s")
+    return number * unit
+
+
+def _quantity(text: str, units: Mapping[str, float], expected: str) -> tuple[float, float]:
+    match = _QUANTITY.fullmatch(text.strip())
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"expected {expected}")
+    return float(match[1]), unit
+
+
+def _parse_count(text: str) -> int:
+    if not re.fullmatch(r"\d+", text.strip(), re.ASCII):
+        raise ValueError("expected a whole number, zero or more")
+    return int(text)
+
+
+def _parse_port(text: str) -> int:
+    port = _parse_count(text)
+    if port > 65535:
+        raise ValueError("a port is at most 65535")
+    return port
+
+
+def _parse_choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _parse_block_size(text: str) -> int:
+    size = parse_size(text)
+    # Blocks are verified and sent in 256 KiB chunks and aligned for huge pages and O_DIRECT.
+    if size == 0 or size % (2 * _MIB):
+        raise ValueError("a block is a multiple of 2MiB")
+    return size
+
+
+def _parse_url(text: str) -> str:
+    if not text.startswith(("sqlite:///", "fdb:///")):
+        raise ValueError("expected sqlite:///FILE or fdb:///CLUSTERFILE")
+    return text
+
+
+def _parse_domain(text: str) -> str:
+    domain = text.strip().lower().strip(".")
+    if domain and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", domain):
+        raise ValueError("expected a host name such as s3.example.com")
+    return domain
+
+
+def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse_positive(text: str) -> Any:
+        value = parse(text)
+        if value <= 0:
+            raise ValueError("must be more than zero")
+        return value
+
+    return parse_positive
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("expected a path")
+    return Path(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How one field of `Settings` is written by people.
+
+    `name` is the word used in flags (`--header-timeout`), the environment (`TIGRISLIKE_HEADER_TIMEOUT`) and
+    the file (`header-timeout`); `shown` is the default as the help prints it; a `secret` has no flag.
+    """
+
+    attribute: str
+    name: str
+    help: str
+    shown: str
+    parse: Callable[[str], Any]
+    secret: bool
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper().replace("-", "_")
+
+
+def _setting(
+    default: Any, parse: Callable[[str], Any], help: str, *, name: str = "", shown: str = "", secret: bool = False
+) -> Any:
+    return field(
+        default=default,
+        metadata={"help": help, "parse": parse, "name": name, "shown": shown or str(default), "secret": secret},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a node is told. Sizes are bytes, durations seconds; limits named "per worker" are per process."""
+
+    data_dir: Path = _setting(
+        Path("data"), _path, "Directory of everything this node keeps, unless a part is put elsewhere below."
+    )
+    metadata: str = _setting(
+        "",
+        _parse_url,
+        "Metadata database: sqlite:///FILE (embedded, one machine) or fdb:///CLUSTERFILE (FoundationDB).",
+        shown="sqlite:///DATA_DIR/metadata.db",
+    )
+    cache_dir: Path = _setting(
+        Path(), _path, "Directory of the blocks: put it on the fastest local disk.", shown="DATA_DIR/cache"
+    )
+    host: str = _setting(
+        "127.0.0.1", _text, "Address to listen on; 0.0.0.0 is every IPv4 address and :: every address."
+    )
+    port: int = _setting(9000, _parse_port, "TCP port to listen on; 0 takes a free one and prints it.")
+    workers: int = _setting(
+        0,
+        _parse_count,
+        "Front-end processes that answer requests; one agent process for background work comes on top.",
+        shown="one per CPU core",
+    )
+    region: str = _setting(
+        "local", _text, "Region this node is in. Clients may sign for any region name, `auto` included."
+    )
+    domain: str = _setting(
+        "", _parse_domain, "Host name under which BUCKET.DOMAIN addresses a bucket; path-style always works.",
+        shown="path-style only",
+    )  # fmt: skip
+    tls_cert: Path | None = _setting(
+        None, _path, "PEM file of the certificate chain: serve https only. Needs --tls-key.", shown="plain http"
+    )
+    tls_key: Path | None = _setting(None, _path, "PEM file of the certificate's private key.", shown="none")
+    root_access_key: str = _setting(
+        "", _text, "Access key id of the root user; by default made at first start.", secret=True
+    )
+    root_secret_key: str = _setting(
+        "", _text, "Secret key of the root user; by default made at first start.", secret=True
+    )
+    master_key: str = _setting(
+        "", _text, "Master key itself (base64 of 32 bytes), which encrypts secrets at rest.", secret=True
+    )
+    master_key_file: Path | None = _setting(
+        None,
+        _path,
+        "File with the master key, which encrypts secrets at rest. It must be given (or TIGRISLIKE_MASTER_KEY) "
+        "with FoundationDB; beside SQLite it is made at first start, readable by its owner only.",
+        shown="master.key beside the SQLite file",
+    )
+    block_size: int = _setting(
+        8 * _MIB, _parse_block_size, "Size of the block files that objects are cut into.", shown="8MiB"
+    )
+    inline_bytes: int = _setting(
+        16 * 1024,
+        parse_size,
+        "Objects up to this size are kept in the metadata database beside their record, which saves a file.",
+        name="inline-size",
+        shown="16KiB",
+    )
+    reserve_bytes: int = _setting(
+        1024 * _MIB,
+        parse_size,
+        "Free space to leave on the cache directory's disk: below it writes answer 503 SlowDown.",
+        name="disk-reserve",
+        shown="1GiB",
+    )
+    reclaim_grace_s: float = _setting(
+        3600.0,
+        parse_duration,
+        "How long the bytes of a deleted or overwritten object are kept; longer than the longest download.",
+        name="reclaim-grace",
+        shown="1h",
+    )
+    sweep_interval_s: float = _setting(
+        300.0,
+        _positive(parse_duration),
+        "How often the agent looks for what crashed uploads left behind (also once at start).",
+        name="sweep-interval",
+        shown="5m",
+    )
+    max_connections: int = _setting(
+        4096,
+        _positive(_parse_count),
+        "Connections a worker keeps open; further ones are answered 503 SlowDown and closed.",
+    )
+    max_requests: int = _setting(
+        1024, _positive(_parse_count), "Requests in flight in a worker, over all keys; beyond it 503 SlowDown."
+    )
+    max_requests_per_key: int = _setting(
+        512, _positive(_parse_count), "Requests in flight in a worker for one access key; beyond it 503 SlowDown."
+    )
+    max_body_memory_bytes: int = _setting(
+        512 * _MIB,
+        _positive(parse_size),
+        "Memory a worker gives to request bodies on their way to disk; beyond it 503 SlowDown.",
+        name="max-body-memory",
+        shown="512MiB",
+    )
+    max_header_bytes: int = _setting(
+        16 * 1024,
+        _positive(parse_size),
+        "Request line and headers together; larger ones answer RequestHeaderSectionTooLarge. S3 allows 8 KiB.",
+        name="max-header-size",
+        shown="16KiB",
+    )
+    header_timeout_s: float = _setting(
+        10.0,
+        _positive(parse_duration),
+        "Time for a request's headers to arrive, from their first byte (and for a TLS handshake).",
+        name="header-timeout",
+        shown="10s",
+    )
+    body_timeout_s: float = _setting(
+        20.0,
+        _positive(parse_duration),
+        "Window in which at least --body-minimum bytes of a request body must arrive, or of a response be taken.",
+        name="body-timeout",
+        shown="20s",
+    )
+    body_minimum_bytes: int = _setting(
+        16 * 1024,
+        _positive(parse_size),
+        "Least progress of a body in each --body-timeout; slower ones answer RequestTimeout and are closed.",
+        name="body-minimum",
+        shown="16KiB",
+    )
+    idle_timeout_s: float = _setting(
+        75.0,
+        _positive(parse_duration),
+        "How long a connection without a request is kept open.",
+        name="idle-timeout",
+        shown="75s",
+    )
+    drain_timeout_s: float = _setting(
+        30.0,
+        _positive(parse_duration),
+        "How long requests in flight may go on after SIGTERM; then they are cut.",
+        name="drain-timeout",
+        shown="30s",
+    )
+    access_log: str = _setting(
+        "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."
+    )
+    log_level: str = _setting(
+        "info", _parse_choice("debug", "info", "warning", "error"), "Least severe of the node's own messages to print."
+    )
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from other settings, so that a reader never has to know the rule."""
+        derived: dict[str, Any] = {}
+        if not self.metadata:
+            derived["metadata"] = f"sqlite:///{self.data_dir.absolute() / 'metadata.db'}"
+        if self.cache_dir == Path():
+            derived["cache_dir"] = self.data_dir / "cache"
+        if not self.workers:
+            derived["workers"] = len(os.sched_getaffinity(0))
+        for attribute, value in derived.items():
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The SQLite file, or None when the database is FoundationDB."""
+        return Path(self.metadata.removeprefix("sqlite:///")) if self.metadata.startswith("sqlite:///") else None
+
+    @property
+    def master_key_path(self) -> Path | None:
+        """The file the master key is read from (and, beside SQLite, made in); None when none applies."""
+        if self.master_key_file is not None:
+            return self.master_key_file
+        database = self.sqlite_path
+        return database.with_name("master.key") if database is not None else None
+
+
+def options() -> Iterator[Option]:
+    """Every setting, in the order of the help page."""
+    for item in fields(Settings):
+        yield Option(
+            attribute=item.name,
+            name=item.metadata["name"] or item.name.replace("_", "-"),
+            help=item.metadata["help"],
+            shown=item.metadata["shown"],
+            parse=item.metadata["parse"],
+            secret=item.metadata["secret"],
+        )
+
+
+def load_settings(
+    flags: Mapping[str, str | None],
+    environment: Mapping[str, str],
+    file: Path | None = None,
+) -> Settings:
+    """The settings of a node from its three sources.
+
+    Args:
+        flags: attribute of `Settings` -> text of the flag; None or absent where it was not given.
+        environment: usually `os.environ`; only names that begin with `TIGRISLIKE_` are looked at.
+        file: a TOML file of `name = value` pairs, or None.
+
+    Raises:
+        ConfigError: unreadable file, unknown name in the file, unusable value, or values that do not go together.
+    """
+    from_file = _read_file(file) if file is not None else {}
+    values: dict[str, Any] = {}
+    for option in options():
+        source, text = f"flag --{option.name}", flags.get(option.attribute)
+        if text is None:
+            source, text = f"environment variable {option.variable}", environment.get(option.variable)
+        if text is None and option.name in from_file:
+            source, text = f"file {file}", from_file[option.name]
+        if text is None:
+            continue
+        try:
+            values[option.attribute] = option.parse(text)
+        except ValueError as error:
+            shown = "(not shown)" if option.secret else repr(text)
+            raise ConfigError(f"setting {option.name}: {shown} from the {source}: {error}") from None
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each `TIGRISLIKE_*` variable that is no setting: most likely a slip of the pen.
+
+    They are not refused: an orchestrator may set such names by itself (Kubernetes: `<SERVICE>_SERVICE_HOST`).
+    """
+    known = [option.variable for option in options()]
+    return [
+        f"environment variable {name} is no setting{_suggestion(name, known)}"
+        for name in sorted(environment)
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+    ]
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"settings file {path}: {error}") from None
+    known = [option.name for option in options()]
+    values = {}
+    for raw_name, value in document.items():
+        name = raw_name.replace("_", "-")
+        if name not in known:
+            raise ConfigError(f"settings file {path}: {raw_name} is no setting{_suggestion(name, known)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ConfigError(f"setting {name}: {value!r} from the file {path}: expected a text or a number")
+        values[name] = str(value)
+    return values
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _check_together(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        given, missing = ("tls-cert", "tls-key") if settings.tls_cert else ("tls-key", "tls-cert")
+        raise ConfigError(f"setting {given} is given without {missing}: https needs both")
+    if bool(settings.root_access_key) != bool(settings.root_secret_key):
+        raise ConfigError(
+            "settings root-access-key and root-secret-key (TIGRISLIKE_ROOT_ACCESS_KEY, TIGRISLIKE_ROOT_SECRET_KEY) "
+            "must be given together"
+        )
+    if settings.master_key and settings.master_key_file is not None:
+        raise ConfigError("settings master-key and master-key-file are both given: which one holds?")
+    if settings.master_key_path is None and not settings.master_key:
+        raise ConfigError(
+            "setting master-key-file (or the environment variable TIGRISLIKE_MASTER_KEY) must be given with "
+            "FoundationDB, so that every node has the same one"
+        )
+    if settings.inline_bytes > 90_000:
+        # One database value holds at most 100,000 bytes on every engine.
+        raise ConfigError(f"setting inline-size: {settings.inline_bytes} bytes: at most 90000 fit beside a record")
