@@ -44,12 +44,12 @@ def content(at: int, size: int) -> bytes:
     return (pattern() * ((start + size) // PATTERN_BYTES + 1))[start : start + size]
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def content_sha256(at: int, size: int) -> str:
     return hashlib.sha256(content(at, size)).hexdigest()
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def content_md5(at: int, size: int) -> str:
     return hashlib.md5(content(at, size)).hexdigest()
 
@@ -166,7 +166,15 @@ class LoadGenerator:
         plan = self.scratch / f"plan-{self._plans}"
         with plan.open("wb") as file:
             write_plan(file, requests)
-        command = [str(self.program), "--port", str(port), "--plan", str(plan), "--pattern", str(self.scratch / "pattern")]
+        command = [
+            str(self.program),
+            "--port",
+            str(port),
+            "--plan",
+            str(plan),
+            "--pattern",
+            str(self.scratch / "pattern"),
+        ]
         command += ["--connections", str(connections), "--seconds", str(seconds), "--timeout", str(timeout_s)]
         command += ["--rate", str(rate), "--max-errors", str(max_errors)]
         command += ["--count", str(count)] if count is not None else []

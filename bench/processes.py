@@ -22,7 +22,9 @@ class StoreFailed(RuntimeError):
     """A store did not start, or ended while it was being measured."""
 
 
-def start(command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path
+) -> subprocess.Popen[bytes]:
     """Starts a server in a session of its own, output to `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(

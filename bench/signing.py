@@ -40,7 +40,7 @@ class Signer:
         headers: dict[str, str] | None = None,
         now_s: float | None = None,
     ) -> bytes:
-        """A whole HTTP/1.1 request head, blank line included. `length` becomes Content-Length; `headers` are sent unsigned."""
+        """A whole HTTP/1.1 request head, blank line included: `length` as Content-Length, `headers` unsigned."""
         lines = [f"{name}: {value}" for name, value in self.headers(method, path, query, payload_sha256, now_s).items()]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         if length is not None:
