@@ -10,6 +10,7 @@
     ├── KeyTooLong, InvalidArgument
     ├── NoSuchAccessKey
     ├── BlobDead, ContentGone                               (the writer must start over)
+    ├── MissingInline                                       (damage: fsck finds it)
     └── FormatTooNew, WrongMasterKey, MasterKeyRotating     (the node cannot or must not go on)
 
 `code` is the S3 error code; `extra` holds further elements of the error document. Messages name the thing, the value
@@ -276,6 +277,13 @@ class ContentGone(MetadataError):
     def __init__(self, content_id: bytes) -> None:
         super().__init__("The source changed while it was being read; try again")
         self.content_id = content_id
+
+
+class MissingInline(MetadataError):
+    """A version says that its bytes are inline, and they are not there: the database is damaged."""
+
+    def __init__(self, key: str, stamp: int, size: int) -> None:
+        super().__init__(f"the {size} inline bytes of version {stamp} are missing; run fsck", Key=key)
 
 
 # --- the database as a whole

@@ -147,11 +147,13 @@ def copy_draft(source: ObjectVersion) -> Draft:
 
 
 class Extent(Struct, frozen=True, array_like=True):
-    """`size` bytes of a blob from `offset`."""
+    """`size` bytes of a blob from `offset`. `blob_size` is the size of the whole blob, 0 where the extent is all of
+    it."""
 
     blob: bytes
     offset: int
     size: int
+    blob_size: int = 0
 
 
 class Part(Struct, frozen=True, array_like=True):

@@ -1,0 +1,218 @@
+"""Contents and blobs: who refers to bytes, when they may go, and what a blob's commit state is.
+
+A content is the bytes of one or more versions. References are keys (``ref / content, referrer``), not counters.
+Whoever drops one enqueues ``reclaim``, which proves "no reference" by a conflicting range read and marks the content
+dead in the same transaction. Whoever adds one reads the content with a conflict and refuses a dead one. So in any
+interleaving either the reference stands or the content dies, never both.
+
+A blob is a run of bytes written by one upload. A committing transaction reads ``blob / id``, refuses a dead one and
+writes it as live; `settle_blob` turns an absent one into a dead one. So once a sweeper has been told "dead", no
+commit can succeed with that blob, and its files may be unlinked.
+
+The files themselves are not this layer's business: callers delete them between `reclaim_content` and
+`forget_content`, or after `settle_blob` returned False.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from . import owed
+from .context import Context
+from .errors import BlobDead, ContentGone
+from .kv.engine import Transaction
+from .records import DEAD, LIVE, Blob, Content, Part, digest16
+from .records import blob as blob_codec
+from .records import content as content_codec
+from .records import part as part_codec
+
+FORGET_BATCH = 500
+"""Parts whose rows one transaction forgets."""
+
+
+def referrer_of_version(bucket_id: bytes, key: str, stamp: int) -> bytes:
+    return digest16(b"version", bucket_id, key.encode(), stamp.to_bytes(8, "big"))
+
+
+def referrer_of_slice(content_id: bytes) -> bytes:
+    """The reference that a content holds on another whose bytes some of its parts are."""
+    return digest16(b"slice", content_id)
+
+
+# --- contents
+
+
+async def live_content(tr: Transaction, ctx: Context, content_id: bytes) -> Content:
+    """The content, if references to it may be added. Raises ContentGone."""
+    raw = await tr.get(ctx.keys.content(content_id))
+    if raw is None:
+        raise ContentGone(content_id)
+    content = content_codec.decode(raw)
+    if content.state != LIVE:
+        raise ContentGone(content_id)
+    return content
+
+
+async def drop_reference(tr: Transaction, ctx: Context, bucket_id: bytes, content_id: bytes, referrer: bytes) -> None:
+    """Remove a reference and owe the reclaiming of the content, after the grace that running reads are given.
+
+    Whether it was the last one is left for reclaiming to find out: looking here would make every two deletes of
+    sharers conflict.
+    """
+    tr.clear(ctx.keys.ref(content_id, referrer))
+    raw = await tr.get(ctx.keys.content(content_id), snapshot=True)
+    homes = content_codec.decode(raw).homes if raw is not None else ()
+    node = homes[0].node if homes else ctx.home.node
+    await owe_reclaim(tr, ctx, node, bucket_id, content_id)
+
+
+async def owe_reclaim(
+    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes, *, at_once: bool = False
+) -> None:
+    vesting_ns = 0 if at_once else ctx.now_ns() + ctx.grace_ns
+    zone = owed.zone_of(node, bucket_id)
+    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_CONTENT, content_id, vesting_ns=vesting_ns, bucket=bucket_id)
+
+
+async def load_parts(tr: Transaction, ctx: Context, content_id: bytes) -> tuple[Part, ...]:
+    """The manifest of a multipart content, in order."""
+    begin, end = ctx.keys.part_range(content_id)
+    rows = await tr.get_range(begin, end)
+    return tuple(part_codec.decode(value) for _, value in rows)
+
+
+async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
+    """Mark a content dead unless something refers to it. True: it is dead, now or already (or forgotten)."""
+    stored = tr.get(ctx.keys.content(content_id))
+    begin, end = ctx.keys.ref_range(content_id)
+    refs = tr.get_range(begin, end, limit=1)
+    raw = await stored
+    if raw is None:
+        return True
+    content = content_codec.decode(raw)
+    if content.state == DEAD:
+        return True
+    if await refs:
+        return False
+    dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns())
+    tr.set(ctx.keys.content(content_id), content_codec.encode(dead))
+    return True
+
+
+async def dead_blobs(tr: Transaction, ctx: Context, content_id: bytes) -> list[bytes]:
+    """The blobs that belong to a dead content; empty if it is forgotten already."""
+    raw = await tr.get(ctx.keys.content(content_id))
+    if raw is None or content_codec.decode(raw).state != DEAD:
+        return []
+    content = content_codec.decode(raw)
+    if not content.parts:
+        return [content_id]
+    parts = await load_parts(tr, ctx, content_id)
+    return [extent.blob for part in parts if not part.source for extent in part.extents]
+
+
+async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
+    """Remove rows of a dead content whose bytes are gone, a bounded number at a time. True: nothing is left.
+
+    A reference on another content, held for slices, is dropped with the part that needed it: dropping it again is
+    harmless.
+    """
+    raw = await tr.get(ctx.keys.content(content_id))
+    if raw is None:
+        return True
+    content = content_codec.decode(raw)
+    if content.state != DEAD:
+        return True
+    begin, end = ctx.keys.part_range(content_id)
+    rows = await tr.get_range(begin, end, limit=FORGET_BATCH)
+    nodes = {home.node for home in content.homes}
+    sources = set()
+    for key, value in rows:
+        part = part_codec.decode(value)
+        tr.clear(key)
+        nodes.add(part.node)
+        if part.source:
+            sources.add(part.source)
+        else:
+            for extent in part.extents:
+                tr.clear(ctx.keys.blob(extent.blob))
+    for source in sorted(sources):
+        await drop_reference(tr, ctx, content.bucket, source, referrer_of_slice(content_id))
+    for node in sorted(nodes):
+        tr.clear(ctx.keys.home(node, content_id))
+    if len(rows) == FORGET_BATCH:
+        return False
+    tr.clear(ctx.keys.blob(content_id))
+    tr.clear(ctx.keys.content(content_id))
+    return True
+
+
+# --- blobs
+
+
+async def commit_blob(
+    tr: Transaction, ctx: Context, blob_id: bytes, *, content_id: bytes, number: int, size: int
+) -> None:
+    """Write a blob as live, belonging to `content_id` (as its part `number`, 0: as all of it).
+
+    Raises:
+        BlobDead: the blob has been given up.
+    """
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is not None and blob_codec.decode(raw).state == DEAD:
+        raise BlobDead(blob_id)
+    tr.set(key, blob_codec.encode(Blob(LIVE, content_id, number, size, ctx.home.node, ctx.now_ns())))
+
+
+async def settle_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
+    """Decide a blob whose writer is dead. True: it was committed, keep it. False: it is dead for ever, unlink it.
+
+    The row of a dead blob is forgotten by the ``reclaim_blob`` item enqueued here, after the grace: no commit that
+    was under way when the writer died can still arrive then.
+    """
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is not None:
+        return blob_codec.decode(raw).state == LIVE
+    tr.set(key, blob_codec.encode(Blob(DEAD, node=ctx.home.node, changed_ns=ctx.now_ns())))
+    await owe_blob(tr, ctx, ctx.home.node, b"", blob_id)
+    return False
+
+
+async def owe_blob(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes) -> None:
+    """Owe the deletion of one blob that its content no longer uses."""
+    zone = owed.zone_of(node, bucket_id)
+    vesting_ns = ctx.now_ns() + ctx.grace_ns
+    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_BLOB, blob_id, vesting_ns=vesting_ns, bucket=bucket_id)
+
+
+async def blob_wanted(tr: Transaction, ctx: Context, blob_id: bytes, blob: Blob) -> bool:
+    """Whether what a live blob row says it belongs to still uses it."""
+    if blob.content == blob_id:
+        return await tr.get(ctx.keys.content(blob_id)) is not None
+    raw = await tr.get(ctx.keys.part(blob.content, blob.number))
+    return raw is not None and any(extent.blob == blob_id for extent in part_codec.decode(raw).extents)
+
+
+async def condemn_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
+    """Mark one blob dead unless its content uses it. True: it is dead, now or already (or forgotten)."""
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is None:
+        return True
+    blob = blob_codec.decode(raw)
+    if blob.state == DEAD:
+        return True
+    if await blob_wanted(tr, ctx, blob_id, blob):
+        return False
+    tr.set(key, blob_codec.encode(msgspec.structs.replace(blob, state=DEAD, changed_ns=ctx.now_ns())))
+    return True
+
+
+async def forget_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> None:
+    """Remove the row of a dead blob whose files are gone."""
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is not None and blob_codec.decode(raw).state == DEAD:
+        tr.clear(key)

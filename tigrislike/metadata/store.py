@@ -1,0 +1,674 @@
+"""The metadata store: every operation on what exists, as one class over an engine.
+
+`Metadata` runs the transaction functions of the other modules, generates the ids that they need, and keeps three
+caches. Buckets, access keys and configuration documents are valid while the database's metadata version is unchanged:
+`refresh` checks it, once per request. Absence is not cached, so creating one need not bump the version. Manifests of
+multipart contents never change and are kept by content id.
+
+Everything here is safe to call concurrently from one event loop, and from many processes on one database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from . import access, blobs, buckets, listing, objects, owed, uploads
+from .context import Context, check_key
+from .errors import FormatTooNew, MetadataError, NoSuchBucket
+from .keyspace import Keyspace
+from .kv.engine import Engine, Transaction
+from .records import (
+    DEFAULT_STORAGE_CLASS,
+    NEVER,
+    AccessKey,
+    AccessRecord,
+    Blob,
+    Bucket,
+    Claimed,
+    Cluster,
+    CompletedPart,
+    Content,
+    Deletion,
+    Draft,
+    Found,
+    Home,
+    ObjectPage,
+    ObjectVersion,
+    Part,
+    PartPage,
+    ReadCondition,
+    Upload,
+    UploadDraft,
+    UploadPage,
+    Usage,
+    VersionPage,
+    WriteCondition,
+)
+from .records import blob as blob_codec
+from .records import cluster as cluster_codec
+from .records import content as content_codec
+from .secrets import MasterKey
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""The keyspace's format version. A newer one is refused; an older one would be migrated here."""
+
+RECORD_CACHE = 10_000
+"""Buckets, access keys or documents that each cache holds before it is emptied."""
+
+MANIFEST_CACHE_PARTS = 50_000
+"""Parts in the manifest cache; about 0.5 kB each."""
+
+DELETE_BATCH = 100
+"""Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
+
+
+async def _read_metadata_version(tr: Transaction) -> bytes:
+    return await tr.metadata_version()
+
+
+async def _open_cluster(tr: Transaction, ctx: Context, fresh: Cluster, master: MasterKey) -> Cluster:
+    raw = await tr.get(ctx.keys.cluster)
+    cluster = fresh
+    if raw is not None:
+        cluster = cluster_codec.decode(raw)
+        if cluster.format > FORMAT:
+            raise FormatTooNew(cluster.format, FORMAT)
+    else:
+        tr.set(ctx.keys.cluster, cluster_codec.encode(fresh))
+    await access.check_master(tr, ctx, master)
+    return cluster
+
+
+class Metadata:
+    """What exists, in one database. Open with `Metadata.open`; the engine stays the caller's to close."""
+
+    def __init__(self, engine: Engine, context: Context, master: MasterKey, cluster: Cluster) -> None:
+        self.engine = engine
+        self.context = context
+        self.cluster = cluster
+        self._master = master
+        self._version: bytes | None = None
+        self._epoch = 0
+        self._refreshes_begun = 0
+        self._refresh_applied = 0
+        self._buckets: dict[str, Bucket] = {}
+        self._access: dict[str, AccessKey] = {}
+        self._configs: dict[tuple[bytes, str], bytes] = {}
+        self._manifests: OrderedDict[bytes, tuple[Part, ...]] = OrderedDict()
+        self._manifest_parts = 0
+
+    @classmethod
+    async def open(
+        cls,
+        engine: Engine,
+        *,
+        master_key: MasterKey,
+        node_id: bytes,
+        region: str,
+        prefix: bytes = b"",
+        cluster_number: int = 0,
+        reclaim_grace_s: float = 3600,
+    ) -> Metadata:
+        """Open the keyspace under `prefix`, or found it.
+
+        `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
+        when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
+        exceed the longest read.
+
+        Raises:
+            FormatTooNew, WrongMasterKey.
+        """
+        home = Home(region, node_id)
+        grace_ns = int(reclaim_grace_s * 1_000_000_000)
+        keys = Keyspace(prefix)
+        founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
+        fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
+        cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
+        return cls(engine, Context(keys, cluster.number, engine.now_ns, home, grace_ns), master_key, cluster)
+
+    @property
+    def internal_key(self) -> bytes:
+        """32 bytes, the same on every node of the cluster: signs what nodes and clients hand back to the cluster."""
+        return self._master.internal_key
+
+    # --- caches
+
+    async def refresh(self) -> None:
+        """Make the cached records as fresh as the database is now. Call once at the start of a request."""
+        self._refreshes_begun += 1
+        mine = self._refreshes_begun
+        version = await self.engine.read(_read_metadata_version)
+        if mine < self._refresh_applied:
+            return  # a refresh begun later has been applied already; what it saw is newer
+        self._refresh_applied = mine
+        if version != self._version:
+            self._forget()
+            self._version = version
+
+    def _forget(self) -> None:
+        self._epoch += 1
+        self._buckets.clear()
+        self._access.clear()
+        self._configs.clear()
+
+    async def _cached(self, cache: dict[object, T], key: object, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Read a record and keep it, if it is certain to be of the version that the caches are of."""
+        epoch = self._epoch
+
+        async def versioned(tr: Transaction) -> tuple[T, bytes]:
+            version = tr.metadata_version()
+            return await fn(tr, self.context, *args), await version
+
+        value, version = await self.engine.read(versioned)
+        if value is not None and version == self._version and epoch == self._epoch:
+            if len(cache) >= RECORD_CACHE:
+                cache.clear()
+            cache[key] = value
+        return value
+
+    def _token(self, bucket: Bucket) -> bytes | None:
+        """The metadata version at which `bucket` is the truth, if that is known."""
+        return self._version if self._buckets.get(bucket.name) is bucket else None
+
+    # --- access keys
+
+    async def access_key(self, key_id: str) -> AccessKey | None:
+        """The key pair with this id, None if there is none. Cached."""
+        cached = self._access.get(key_id)
+        if cached is not None:
+            return cached
+        cache: dict[object, AccessKey | None] = self._access  # type: ignore[assignment]
+        return await self._cached(cache, key_id, access.read_key, self._master, key_id)
+
+    async def create_access_key(
+        self, owner: str, bucket: str = "", *, key_id: str | None = None, secret: str | None = None
+    ) -> AccessKey:
+        """Make a key pair for `owner`, for one `bucket` by name or for all of the owner's.
+
+        Raises:
+            InvalidArgument: a given pair is malformed, or its id taken. MasterKeyRotating.
+        """
+        key = self._new_key(owner, bucket, key_id, secret)
+        return await self.engine.transact(access.create_key, self.context, self._master, key)
+
+    def _new_key(self, owner: str, bucket: str, key_id: str | None = None, secret: str | None = None) -> AccessKey:
+        fresh_id, fresh_secret = access.generate_pair()
+        key_id, secret = key_id or fresh_id, secret or fresh_secret
+        access.check_pair(key_id, secret)
+        return AccessKey(key_id, secret, owner, bucket, 0)
+
+    async def delete_access_key(self, key_id: str) -> None:
+        """Raises NoSuchAccessKey."""
+        await self.engine.transact(access.delete_key, self.context, key_id)
+
+    async def list_access_keys(self, owner: str, after: str = "", limit: int = 1000) -> list[AccessRecord]:
+        """An owner's keys in order of their ids; their secrets stay sealed."""
+        return await self.engine.read(access.list_keys, self.context, owner, after, limit)
+
+    async def ensure_root(self, key_id: str | None = None, secret: str | None = None) -> tuple[AccessKey, bool]:
+        """The root key pair, and whether this call stored it: the given pair, or the one there is, or a fresh one."""
+        given = bool(key_id and secret)
+        wanted = self._new_key(access.ROOT_OWNER, "", key_id if given else None, secret if given else None)
+        return await self.engine.transact(access.ensure_root, self.context, self._master, wanted, given)
+
+    async def rotate_master_key(self, new: MasterKey) -> None:
+        """Seal every secret with `new` and put it in force.
+
+        Done in bounded transactions; if interrupted, run it again. No access key can be made meanwhile. Other nodes go
+        on until they meet a secret sealed anew; restart them with the new key.
+
+        Raises:
+            WrongMasterKey: this store's key is not the one in force, or another rotation is under way.
+        """
+        old = self._master
+        if new.id == old.id:
+            return
+        await self.engine.transact(access.begin_rotation, self.context, old, new)
+        after = await self.engine.transact(access.rotate_some, self.context, old, new, "")
+        while after:
+            after = await self.engine.transact(access.rotate_some, self.context, old, new, after)
+        await self.engine.transact(access.end_rotation, self.context, old, new)
+        self._master = new
+        self._forget()
+
+    # --- buckets
+
+    async def create_bucket(
+        self,
+        name: str,
+        owner: str,
+        *,
+        public: bool = False,
+        public_list: bool = False,
+        versioning: str = NEVER,
+        region_policy: str = "",
+        storage_class: str = DEFAULT_STORAGE_CLASS,
+    ) -> Bucket:
+        """Raises InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists."""
+        bucket = self._new_bucket(name, owner, public, public_list, versioning, region_policy, storage_class)
+        return await self.engine.transact(buckets.create_bucket, self.context, bucket)
+
+    def _new_bucket(
+        self,
+        name: str,
+        owner: str,
+        public: bool = False,
+        public_list: bool = False,
+        versioning: str = NEVER,
+        region_policy: str = "",
+        storage_class: str = DEFAULT_STORAGE_CLASS,
+    ) -> Bucket:
+        buckets.check_bucket_name(name)
+        return Bucket(
+            secrets.token_bytes(16),
+            name,
+            owner,
+            0,
+            versioning=versioning,
+            public=public,
+            public_list=public_list,
+            region_policy=region_policy,
+            storage_class=storage_class,
+        )
+
+    async def create_storage(self, name: str, owner: str, public: bool = False) -> tuple[Bucket, AccessKey]:
+        """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
+        bucket = self._new_bucket(name, owner, public, public)
+        key = self._new_key(owner, name)
+
+        async def both(tr: Transaction) -> tuple[Bucket, AccessKey]:
+            made = await buckets.create_bucket(tr, self.context, bucket)
+            return made, await access.create_key(tr, self.context, self._master, key)
+
+        return await self.engine.transact(both)
+
+    async def bucket(self, name: str) -> Bucket:
+        """The bucket of this name. Cached. Raises NoSuchBucket."""
+        cached = self._buckets.get(name)
+        if cached is not None:
+            return cached
+        cache: dict[object, Bucket] = self._buckets  # type: ignore[assignment]
+        return await self._cached(cache, name, buckets.read_bucket, name)
+
+    async def delete_bucket(self, name: str) -> None:
+        """Raises NoSuchBucket, BucketNotEmpty."""
+        await self.engine.transact(buckets.delete_bucket, self.context, name)
+
+    async def list_buckets(
+        self, owner: str | None, bucket_scope: str = "", prefix: str = "", after: str = "", limit: int = 10_000
+    ) -> tuple[list[Bucket], str]:
+        """Buckets in order of their names, and the name to go on after (empty at the end).
+
+        `owner` None: everybody's. `bucket_scope`: at most this one (a scoped key sees no other).
+        """
+        if bucket_scope:
+            try:
+                only = await self.bucket(bucket_scope)
+            except NoSuchBucket:
+                return [], ""
+            seen = only.name.startswith(prefix) and only.name > after and owner in (None, only.owner) and limit > 0
+            return ([only] if seen else []), ""
+        return await self.engine.read(buckets.list_buckets, self.context, owner, prefix, after, limit)
+
+    async def set_versioning(self, name: str, status: str) -> Bucket:
+        """Raises NoSuchBucket, InvalidArgument."""
+        return await self.engine.transact(buckets.set_versioning, self.context, name, status)
+
+    async def change_bucket(self, name: str, **changes: object) -> Bucket:
+        """Replace fields of the bucket's record (public, public_list, region_policy, ...). Raises NoSuchBucket."""
+        return await self.engine.transact(buckets.change_bucket, self.context, name, changes)
+
+    async def bucket_config(self, name: str, kind: str) -> bytes | None:
+        """The bucket's configuration document of `kind`, None if it has none. Cached. Raises NoSuchBucket."""
+        bucket = await self.bucket(name)
+        if kind not in bucket.configs:
+            return None
+        cached = self._configs.get((bucket.id, kind))
+        if cached is not None:
+            return cached
+        cache: dict[object, bytes | None] = self._configs  # type: ignore[assignment]
+        return await self._cached(cache, (bucket.id, kind), buckets.read_config, bucket, kind)
+
+    async def put_bucket_config(self, name: str, kind: str, document: bytes) -> None:
+        """Raises NoSuchBucket."""
+        await self.engine.transact(buckets.put_config, self.context, name, kind, document)
+
+    async def delete_bucket_config(self, name: str, kind: str) -> None:
+        """Raises NoSuchBucket, NoSuchConfiguration."""
+        await self.engine.transact(buckets.delete_config, self.context, name, kind)
+
+    async def usage(self, bucket: Bucket) -> Usage:
+        """The bucket's counters of objects, other versions, and bytes."""
+        return await self.engine.read(buckets.usage, self.context, bucket.id)
+
+    # --- objects
+
+    async def put_object(
+        self, bucket: Bucket, key: str, draft: Draft, condition: WriteCondition | None = None
+    ) -> ObjectVersion:
+        """Make `draft` the newest version. Raises NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead."""
+        check_key(key)
+        return await self.engine.transact(
+            objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
+        )
+
+    async def find_object(self, bucket: Bucket, key: str, version_id: str | None = None) -> Found:
+        """A version, with its inline bytes or its manifest.
+
+        Raises:
+            NoSuchKey, NoSuchVersion, MethodNotAllowed (a delete marker), InvalidArgument, KeyTooLong.
+        """
+        check_key(key)
+        found = await self.engine.read(objects.find_object, self.context, bucket, key, version_id)
+        if found.version.parts:
+            return Found(found.version, None, await self._manifest(found.version.content))
+        return found
+
+    async def _manifest(self, content_id: bytes) -> tuple[Part, ...]:
+        parts = self._manifests.get(content_id)
+        if parts is not None:
+            self._manifests.move_to_end(content_id)
+            return parts
+        parts = await self.engine.read(blobs.load_parts, self.context, content_id)
+        if content_id not in self._manifests:
+            self._manifests[content_id] = parts
+            self._manifest_parts += len(parts)
+            while self._manifest_parts > MANIFEST_CACHE_PARTS and len(self._manifests) > 1:
+                _, dropped = self._manifests.popitem(last=False)
+                self._manifest_parts -= len(dropped)
+        return parts
+
+    async def head_object(self, bucket: Bucket, key: str, version_id: str | None = None) -> ObjectVersion:
+        """A version without its bytes or manifest. Raises as `find_object`."""
+        check_key(key)
+        return await self.engine.read(objects.head_object, self.context, bucket, key, version_id)
+
+    async def object_parts(self, version: ObjectVersion) -> tuple[Part, ...]:
+        """The manifest of a multipart object, in order; empty for others."""
+        return await self._manifest(version.content) if version.parts else ()
+
+    async def delete_object(
+        self, bucket: Bucket, key: str, version_id: str | None = None, condition: WriteCondition | None = None
+    ) -> Deletion:
+        """Raises NoSuchBucket, InvalidArgument (version id), NoSuchKey and PreconditionFailed (condition)."""
+        check_key(key)
+        return await self.engine.transact(
+            objects.delete_object, self.context, bucket, self._token(bucket), key, version_id, condition
+        )
+
+    async def delete_objects(
+        self, bucket: Bucket, targets: Sequence[tuple[str, str | None, WriteCondition | None]]
+    ) -> list[Deletion | MetadataError]:
+        """Delete many: (key, version id, condition) each; what happened to each, in the same order.
+
+        Each key is deleted or not by itself; batches of them share a transaction. Raises NoSuchBucket.
+        """
+        token = self._token(bucket)
+        outcomes: list[Deletion | MetadataError] = []
+
+        async def delete_batch(
+            tr: Transaction, batch: Sequence[tuple[str, str | None, WriteCondition | None]]
+        ) -> list[Deletion | MetadataError]:
+            done: list[Deletion | MetadataError] = []
+            for key, version_id, condition in batch:
+                try:
+                    check_key(key)
+                    done.append(
+                        await objects.delete_object(tr, self.context, bucket, token, key, version_id, condition)
+                    )
+                except NoSuchBucket:
+                    raise
+                except MetadataError as error:  # raised before anything of this key is written
+                    done.append(error)
+            return done
+
+        for start in range(0, len(targets), DELETE_BATCH):
+            outcomes += await self.engine.transact(delete_batch, targets[start : start + DELETE_BATCH])
+        return outcomes
+
+    async def copy_object(
+        self,
+        source: tuple[Bucket, str, str | None],
+        read_condition: ReadCondition | None,
+        bucket: Bucket,
+        key: str,
+        draft_from: Callable[[ObjectVersion], Draft],
+        condition: WriteCondition | None = None,
+    ) -> tuple[ObjectVersion, ObjectVersion]:
+        """A new version of `key` that shares the source's bytes; (source version, new version).
+
+        `draft_from` says what the new version says about itself (start from `records.copy_draft`); it must be pure.
+
+        Raises:
+            NoSuchKey, NoSuchVersion, InvalidRequest: the source. PreconditionFailed: either. NoSuchBucket, ContentGone.
+        """
+        check_key(source[1])
+        check_key(key)
+        return await self.engine.transact(
+            objects.copy_object,
+            self.context,
+            source,
+            read_condition,
+            bucket,
+            self._token(bucket),
+            key,
+            draft_from,
+            condition,
+        )
+
+    async def put_object_tags(
+        self, bucket: Bucket, key: str, version_id: str | None, tags: dict[str, str]
+    ) -> ObjectVersion:
+        """Replace a version's tags (empty: remove them). Raises as `find_object`, NoSuchBucket."""
+        check_key(key)
+        return await self.engine.transact(
+            objects.put_tags, self.context, bucket, self._token(bucket), key, version_id, tags
+        )
+
+    # --- listings
+
+    async def list_objects(
+        self, bucket: Bucket, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
+    ) -> ObjectPage:
+        """A page of live objects: keys and common prefixes after `after`, together at most `limit`.
+
+        `after` is a marker, start-after or the `last` of an earlier page; if it lies in a common prefix, all of that is
+        left out.
+        """
+        scan = listing.objects_scan(self.context, bucket, prefix, delimiter, after, limit)
+        return listing.objects_page(await listing.run(self.engine.read, _pause, scan))
+
+    async def list_versions(
+        self,
+        bucket: Bucket,
+        prefix: str = "",
+        delimiter: str = "",
+        key_marker: str = "",
+        version_id_marker: str = "",
+        limit: int = 1000,
+    ) -> VersionPage:
+        """A page of versions and delete markers, newest first within a key. Raises InvalidArgument (markers)."""
+        listing.check_version_markers(key_marker, version_id_marker)
+        marker = None
+        if version_id_marker:
+            marker = await self.engine.read(listing.marker_stamp, self.context, bucket, key_marker, version_id_marker)
+        scan = listing.versions_scan(self.context, bucket, prefix, delimiter, key_marker, marker, limit)
+        return listing.versions_page(await listing.run(self.engine.read, _pause, scan))
+
+    async def list_uploads(
+        self,
+        bucket: Bucket,
+        prefix: str = "",
+        delimiter: str = "",
+        key_marker: str = "",
+        upload_id_marker: str = "",
+        limit: int = 1000,
+    ) -> UploadPage:
+        """A page of uploads in progress, by key and then upload id. The id marker counts only beside a key marker."""
+        row = None
+        if key_marker and upload_id_marker:
+            row = uploads.marker_row(self.context, bucket.id, key_marker, upload_id_marker)
+        scan = listing.uploads_scan(self.context, bucket, prefix, delimiter, key_marker, row, limit)
+        return listing.uploads_page(await listing.run(self.engine.read, _pause, scan))
+
+    # --- multipart uploads
+
+    async def create_upload(self, bucket: Bucket, key: str, draft: UploadDraft) -> Upload:
+        """Raises NoSuchBucket, KeyTooLong."""
+        check_key(key)
+        content_id = secrets.token_bytes(16)
+        return await self.engine.transact(
+            uploads.create_upload, self.context, bucket, self._token(bucket), key, content_id, draft
+        )
+
+    async def upload(self, bucket: Bucket, key: str, upload_id: str) -> Upload:
+        """The upload in progress. Raises NoSuchUpload."""
+        check_key(key)
+        content_id = uploads.parse_upload_id(upload_id)
+        return await self.engine.read(uploads.read_upload, self.context, bucket, key, content_id)
+
+    async def put_part(self, bucket: Bucket, key: str, upload_id: str, part: Part) -> Part:
+        """Record a part whose blob is finished; its time and node are filled in.
+
+        Raises:
+            NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead, ContentGone (a slice's source).
+        """
+        check_key(key)
+        uploads.check_part(part)
+        content_id = uploads.parse_upload_id(upload_id)
+        return await self.engine.transact(uploads.put_part, self.context, bucket, key, content_id, part)
+
+    async def list_parts(self, bucket: Bucket, key: str, upload_id: str, after: int = 0, limit: int = 1000) -> PartPage:
+        """The upload and its parts whose numbers are above `after`, at most `limit`. Raises NoSuchUpload."""
+        check_key(key)
+        content_id = uploads.parse_upload_id(upload_id)
+        return await self.engine.read(uploads.list_parts, self.context, bucket, key, content_id, after, limit)
+
+    async def complete_upload(
+        self,
+        bucket: Bucket,
+        key: str,
+        upload_id: str,
+        parts: Sequence[CompletedPart],
+        *,
+        combine: uploads.Combine,
+        condition: WriteCondition | None = None,
+        expected_checksum: str | None = None,
+        expected_size: int | None = None,
+    ) -> ObjectVersion:
+        """Make the listed parts an object; the others are discarded.
+
+        `combine(algorithm, [(crc, size)])` computes full-object CRCs. Repeating a completion with the same list gives
+        the same version as the first time.
+
+        Raises:
+            MalformedPartList, InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest,
+            BadChecksum, NoSuchUpload, NoSuchBucket, NoSuchKey and PreconditionFailed (condition).
+        """
+        check_key(key)
+        content_id = uploads.parse_upload_id(upload_id)
+        uploads.check_part_list(upload_id, parts)
+        return await self.engine.transact(
+            uploads.complete_upload,
+            self.context,
+            bucket,
+            self._token(bucket),
+            key,
+            content_id,
+            parts,
+            combine,
+            condition,
+            expected_checksum,
+            expected_size,
+        )
+
+    async def abort_upload(self, bucket: Bucket, key: str, upload_id: str) -> None:
+        """Raises NoSuchUpload."""
+        check_key(key)
+        content_id = uploads.parse_upload_id(upload_id)
+        await self.engine.transact(uploads.abort_upload, self.context, bucket, key, content_id)
+
+    # --- blobs and contents
+
+    async def settle_blob(self, blob_id: bytes) -> bool:
+        """Decide a blob whose writer is dead: True, it was committed; False, it is dead for ever."""
+        return await self.engine.transact(blobs.settle_blob, self.context, blob_id)
+
+    async def blob(self, blob_id: bytes) -> Blob | None:
+        """The commit state of a blob; None if it was never committed nor settled, or is forgotten."""
+        raw = await self.engine.read(_get, self.context.keys.blob(blob_id))
+        return blob_codec.decode(raw) if raw is not None else None
+
+    async def content(self, content_id: bytes) -> Content | None:
+        raw = await self.engine.read(_get, self.context.keys.content(content_id))
+        return content_codec.decode(raw) if raw is not None else None
+
+    async def reclaim_content(self, content_id: bytes) -> list[bytes] | None:
+        """Prove that nothing refers to a content and mark it dead; the blobs to delete, or None if it is in use.
+
+        Delete their files, then call `forget_content`. Repeating it gives the same blobs until they are forgotten.
+        """
+        if not await self.engine.transact(blobs.condemn_content, self.context, content_id):
+            return None
+        return await self.engine.read(blobs.dead_blobs, self.context, content_id)
+
+    async def forget_content(self, content_id: bytes) -> None:
+        """Remove every row of a dead content, in bounded transactions. Does nothing to a live one."""
+        while not await self.engine.transact(blobs.forget_some, self.context, content_id):
+            pass
+        parts = self._manifests.pop(content_id, ())
+        self._manifest_parts -= len(parts)
+
+    async def reclaim_blob(self, blob_id: bytes) -> bool:
+        """Mark one blob dead unless its content uses it. True: delete its files, then call `forget_blob`."""
+        return await self.engine.transact(blobs.condemn_blob, self.context, blob_id)
+
+    async def forget_blob(self, blob_id: bytes) -> None:
+        """Remove the row of a dead blob whose files are gone."""
+        await self.engine.transact(blobs.forget_blob, self.context, blob_id)
+
+    # --- work owed
+
+    async def claim(self, zone: bytes, limit: int, lease_s: float) -> list[Claimed]:
+        """Lease up to `limit` due items of a zone."""
+        lease = secrets.token_bytes(16)
+        lease_ns = int(lease_s * 1_000_000_000)
+        return await self.engine.transact(owed.claim, self.context, zone, lease, limit, lease_ns)
+
+    async def extend(self, claimed: Claimed, lease_s: float) -> bool:
+        """Prolong a lease from now. False: it was lost, stop the work."""
+        return await self.engine.transact(owed.extend, self.context, claimed, int(lease_s * 1_000_000_000))
+
+    async def finish(self, claimed: Claimed) -> bool:
+        """The work is done. False: the lease was lost."""
+        return await self.engine.transact(owed.finish, self.context, claimed)
+
+    async def fail(self, claimed: Claimed, error: str) -> bool:
+        """The work failed: it vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
+        return await self.engine.transact(owed.fail, self.context, claimed, error, random.random())
+
+    async def zones(self, after: bytes = b"", limit: int = 1000) -> list[bytes]:
+        """Zones that may hold items, in order, after the zone `after`."""
+        return await self.engine.read(owed.zones, self.context, after, limit)
+
+    async def collect_zone(self, zone: bytes) -> bool:
+        """Forget a zone that is empty. False: it is not."""
+        return await self.engine.transact(owed.collect_zone, self.context, zone)
+
+    async def queue_depth(self, zone: bytes) -> int:
+        return await self.engine.read(owed.depth, self.context, zone)
+
+
+async def _get(tr: Transaction, key: bytes) -> bytes | None:
+    return await tr.get(key)
+
+
+async def _pause() -> None:
+    await asyncio.sleep(0)

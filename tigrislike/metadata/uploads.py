@@ -1,0 +1,392 @@
+"""Multipart uploads: create, parts, complete, abort.
+
+The upload's id is the content's id to come, so parts are written where they will stay and completing moves nothing:
+one transaction checks the list, drops what was not listed, and writes the version. Every transaction here reads the
+``upload`` row with a conflict and completing or aborting clears it, so none of them can interleave badly.
+
+Completing again with the same list, after success, gives the same answer for as long as the content exists: the
+content keeps how it was completed.
+
+Source of the rules: S3 API, CompleteMultipartUpload; S3 User Guide, "multipart upload limits" and "Checking object
+integrity".
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+
+import awscrt.checksums
+import msgspec
+import xxhash
+
+from .blobs import commit_blob, live_content, owe_blob, owe_reclaim, referrer_of_slice
+from .conditions import check_write
+from .context import Context, hold_bucket
+from .errors import (
+    BadChecksum,
+    EntityTooLarge,
+    EntityTooSmall,
+    InvalidArgument,
+    InvalidPart,
+    InvalidPartOrder,
+    InvalidRequest,
+    MalformedPartList,
+    NoSuchUpload,
+)
+from .keyspace import pack_bytes
+from .kv.engine import Transaction
+from .records import (
+    LIVE,
+    OBJECT,
+    Bucket,
+    CompletedPart,
+    Completion,
+    Content,
+    Home,
+    ObjectVersion,
+    Part,
+    PartPage,
+    Upload,
+    UploadDraft,
+    WriteCondition,
+    digest16,
+    part_list_digest,
+)
+from .records import content as content_codec
+from .records import part as part_codec
+from .records import upload as codec
+from .versions import live_version, place
+
+MAX_PARTS = 10_000
+MIN_PART_BYTES = 5 * 1024**2
+MAX_PART_BYTES = 5 * 1024**3
+MAX_OBJECT_BYTES = 5 * 1024**4
+
+Combine = Callable[[str, Sequence[tuple[bytes, int]]], bytes]
+"""The CRC of a whole from the CRCs and sizes of its parts: ``combine(algorithm, [(crc, size), ...])``."""
+
+
+def parse_upload_id(upload_id: str) -> bytes:
+    """The content id that an upload id names. Raises NoSuchUpload for what cannot be one."""
+    if len(upload_id) != 32:
+        raise NoSuchUpload(upload_id)
+    try:
+        content_id = bytes.fromhex(upload_id)
+    except ValueError:
+        raise NoSuchUpload(upload_id) from None
+    if content_id.hex() != upload_id:
+        raise NoSuchUpload(upload_id)
+    return content_id
+
+
+def check_part_number(number: int) -> None:
+    if not 1 <= number <= MAX_PARTS:
+        raise InvalidArgument(
+            "partNumber", str(number), f"Part number must be an integer between 1 and {MAX_PARTS}, inclusive"
+        )
+
+
+def check_part(part: Part) -> None:
+    """Refuse a part that cannot be one.
+
+    Raises:
+        InvalidArgument: the number. EntityTooLarge: more than 5 GiB.
+    """
+    check_part_number(part.number)
+    if part.size > MAX_PART_BYTES:
+        raise EntityTooLarge(part.size, MAX_PART_BYTES)
+
+
+def _row(ctx: Context, bucket_id: bytes, key: str, content_id: bytes) -> bytes:
+    return ctx.keys.in_bucket(bucket_id).upload.key(key) + pack_bytes(content_id)
+
+
+def marker_row(ctx: Context, bucket_id: bytes, key: str, upload_id: str) -> bytes:
+    """The row after which a listing goes on. Raises InvalidArgument for what is no upload id."""
+    try:
+        return _row(ctx, bucket_id, key, parse_upload_id(upload_id))
+    except NoSuchUpload:
+        raise InvalidArgument("upload-id-marker", upload_id, "Invalid uploadId marker") from None
+
+
+async def create_upload(
+    tr: Transaction, ctx: Context, bucket: Bucket, token: bytes | None, key: str, content_id: bytes, draft: UploadDraft
+) -> Upload:
+    """Begin an upload; `content_id` is 16 fresh random bytes. Raises NoSuchBucket."""
+    bucket = await hold_bucket(tr, ctx, bucket, token)
+    upload = Upload(
+        content_id,
+        ctx.now_ns(),
+        draft.owner,
+        draft.storage_class,
+        draft.checksum_algorithm,
+        draft.checksum_type,
+        draft.content_type,
+        draft.headers,
+        draft.metadata,
+        draft.tags,
+    )
+    tr.set(_row(ctx, bucket.id, key, content_id), codec.encode(upload))
+    return upload
+
+
+async def read_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes) -> Upload:
+    """The upload in progress. Raises NoSuchUpload."""
+    raw = await tr.get(_row(ctx, bucket.id, key, content_id))
+    if raw is None:
+        raise NoSuchUpload(content_id.hex())
+    return codec.decode(raw)
+
+
+async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, part: Part) -> Part:
+    """Record a part whose blob is finished (or which is a slice of the content `part.source`); returns the record.
+
+    A part of the same number is replaced, and its blob's deletion owed. The record's time and node are filled in here.
+
+    Raises:
+        NoSuchUpload, BlobDead, ContentGone (the source).
+    """
+    stored = tr.get(_row(ctx, bucket.id, key, content_id))
+    row = ctx.keys.part(content_id, part.number)
+    replaced = tr.get(row)
+    if await stored is None:
+        raise NoSuchUpload(content_id.hex())
+    if part.source:
+        await live_content(tr, ctx, part.source)
+        tr.set(ctx.keys.ref(part.source, referrer_of_slice(content_id)), b"")
+    else:
+        for extent in part.extents:
+            await commit_blob(tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size)
+    old = await replaced
+    if old is not None:
+        await _discard_part(tr, ctx, bucket.id, part_codec.decode(old))
+    node = part.node if part.source and part.node else ctx.home.node
+    record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=node)
+    tr.set(row, part_codec.encode(record))
+    return record
+
+
+async def _discard_part(tr: Transaction, ctx: Context, bucket_id: bytes, part: Part) -> None:
+    """Owe the deletion of a part's blobs. A slice owns none; its reference stays until the whole content goes."""
+    if not part.source:
+        for extent in part.extents:
+            await owe_blob(tr, ctx, part.node, bucket_id, extent.blob)
+
+
+async def list_parts(
+    tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, after: int, limit: int
+) -> PartPage:
+    """Up to `limit` parts whose numbers are above `after`. Raises NoSuchUpload."""
+    stored = tr.get(_row(ctx, bucket.id, key, content_id))
+    _, end = ctx.keys.part_range(content_id)
+    rows = await tr.get_range(ctx.keys.part(content_id, max(after, 0)) + b"\x00", end, limit=limit + 1)
+    raw = await stored
+    if raw is None:
+        raise NoSuchUpload(content_id.hex())
+    parts = [part_codec.decode(value) for _, value in rows[:limit]]
+    return PartPage(codec.decode(raw), parts, bool(parts) and len(rows) > limit, parts[-1].number if parts else 0)
+
+
+async def abort_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes) -> None:
+    """Give an upload up. Its parts become an unreferenced content whose reclaiming is owed at once.
+
+    Raises:
+        NoSuchUpload.
+    """
+    row = _row(ctx, bucket.id, key, content_id)
+    if await tr.get(row) is None:
+        raise NoSuchUpload(content_id.hex())
+    tr.clear(row)
+    content = Content(0, LIVE, 1, (ctx.home,), bucket.id)
+    tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+    await owe_reclaim(tr, ctx, ctx.home.node, bucket.id, content_id, at_once=True)
+
+
+# --- completing
+
+
+def check_part_list(upload_id: str, listed: Sequence[CompletedPart]) -> None:
+    """Refuse a part list that no upload could satisfy.
+
+    Raises:
+        MalformedPartList: empty or too long. InvalidPartOrder: not strictly ascending. InvalidArgument: numbers.
+    """
+    if not listed:
+        raise MalformedPartList("You must specify at least one part")
+    if len(listed) > MAX_PARTS:
+        raise MalformedPartList(f"The list names {len(listed)} parts; at most {MAX_PARTS} are allowed")
+    previous = 0
+    for entry in listed:
+        check_part_number(entry.number)
+        if entry.number <= previous:
+            raise InvalidPartOrder(upload_id)
+        previous = entry.number
+
+
+def choose_parts(upload_id: str, stored: dict[int, Part], listed: Sequence[CompletedPart]) -> list[Part]:
+    """The stored parts that `listed` names, in its order.
+
+    Raises:
+        InvalidPart: one is not stored, or its ETag or checksum is another. EntityTooSmall: one but the last is
+        smaller than 5 MiB. EntityTooLarge: together they exceed 5 TiB.
+    """
+    chosen = []
+    for entry in listed:
+        part = stored.get(entry.number)
+        if part is None or part.etag != entry.etag.strip('"').lower():
+            raise InvalidPart(upload_id, entry.number, entry.etag)
+        if entry.checksum is not None and part.checksum and entry.checksum != part.checksum:
+            raise InvalidPart(upload_id, entry.number, entry.etag)
+        chosen.append(part)
+    for part in chosen[:-1]:
+        if part.size < MIN_PART_BYTES:
+            raise EntityTooSmall(part.number, part.etag, part.size, MIN_PART_BYTES)
+    size = sum(part.size for part in chosen)
+    if size > MAX_OBJECT_BYTES:
+        raise EntityTooLarge(size, MAX_OBJECT_BYTES)
+    return chosen
+
+
+def multipart_etag(parts: Sequence[Part]) -> str:
+    """The MD5 of the parts' binary MD5s, and how many they are."""
+    digest = hashlib.md5(b"".join(bytes.fromhex(part.etag) for part in parts), usedforsecurity=False)
+    return f"{digest.hexdigest()}-{len(parts)}"
+
+
+def _crc32(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
+def _crc32c(data: bytes) -> bytes:
+    value: int = awscrt.checksums.crc32c(data)
+    return value.to_bytes(4, "big")
+
+
+_COMPOSITE: dict[str, Callable[[bytes], bytes]] = {
+    "CRC32": _crc32,
+    "CRC32C": _crc32c,
+    "SHA1": lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
+    "SHA256": lambda data: hashlib.sha256(data).digest(),
+    "SHA512": lambda data: hashlib.sha512(data).digest(),
+    "MD5": lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
+    "XXHASH64": lambda data: bytes(xxhash.xxh64_digest(data)),
+    "XXHASH3": lambda data: bytes(xxhash.xxh3_64_digest(data)),
+    "XXHASH128": lambda data: bytes(xxhash.xxh3_128_digest(data)),
+}
+"""Algorithms that S3 allows for composite checksums (all but CRC64NVME)."""
+
+
+def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine) -> str:
+    """The checksum of the whole object, in base64, composite ones with ``-N``; empty where the upload asked for none.
+
+    Raises:
+        InvalidRequest: a part was uploaded without the checksum that the upload promised.
+    """
+    algorithm = upload.checksum_algorithm
+    if not algorithm:
+        return ""
+    for part in parts:
+        if not part.checksum:
+            raise InvalidRequest(
+                f"The upload was created using a {algorithm.lower()} checksum. It was missing for part {part.number}."
+            )
+    raw = [base64.b64decode(part.checksum) for part in parts]
+    if upload.checksum_type == "FULL_OBJECT":
+        whole = combine(algorithm, [(crc, part.size) for crc, part in zip(raw, parts, strict=True)])
+        return base64.b64encode(whole).decode()
+    composite = _COMPOSITE.get(algorithm)
+    if composite is None:
+        raise InvalidRequest(f"A composite checksum cannot be made of {algorithm}")
+    return f"{base64.b64encode(composite(b''.join(raw))).decode()}-{len(parts)}"
+
+
+async def complete_upload(
+    tr: Transaction,
+    ctx: Context,
+    bucket: Bucket,
+    token: bytes | None,
+    key: str,
+    content_id: bytes,
+    listed: Sequence[CompletedPart],
+    combine: Combine,
+    condition: WriteCondition | None,
+    expected_checksum: str | None,
+    expected_size: int | None,
+) -> ObjectVersion:
+    """Make the listed parts the newest version of `key`. `listed` has passed `check_part_list`.
+
+    `expected_checksum` (base64, with or without ``-N``) and `expected_size` are what the request says of the whole.
+
+    Raises:
+        NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest (size), BadChecksum,
+        NoSuchKey and PreconditionFailed (condition).
+    """
+    upload_id = content_id.hex()
+    row = _row(ctx, bucket.id, key, content_id)
+    upload_read = tr.get(row)
+    current_read = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
+    begin, end = ctx.keys.part_range(content_id)
+    parts_read = tr.get_range(begin, end)
+    bucket = await hold_bucket(tr, ctx, bucket, token)
+    place_hash = digest16(bucket.id, key.encode())
+    request_hash = part_list_digest(listed)
+    raw = await upload_read
+    if raw is None:
+        earlier = await tr.get(ctx.keys.content(content_id))
+        completion = content_codec.decode(earlier).completion if earlier is not None else None
+        if completion is None or completion.place != place_hash or completion.request != request_hash:
+            raise NoSuchUpload(upload_id)
+        return completion.version
+    upload = codec.decode(raw)
+    stored = {part.number: part for part in (part_codec.decode(value) for _, value in await parts_read)}
+    chosen = choose_parts(upload_id, stored, listed)
+    size = sum(part.size for part in chosen)
+    if expected_size is not None and expected_size != size:
+        raise InvalidRequest(
+            f"The provided 'x-amz-mp-object-size' header value {expected_size} does not match what was computed: {size}"
+        )
+    checksum = object_checksum(upload, chosen, combine)
+    if expected_checksum is not None and checksum and expected_checksum.split("-")[0] != checksum.split("-")[0]:
+        raise BadChecksum(f"The {upload.checksum_algorithm} you specified did not match what we calculated.")
+    live = live_version(await current_read)
+    check_write(condition, key, live)
+
+    kept = {part.number for part in chosen}
+    for number, part in stored.items():
+        if number not in kept:
+            tr.clear(ctx.keys.part(content_id, number))
+            await _discard_part(tr, ctx, bucket.id, part)
+    tr.clear(row)
+
+    etag = multipart_etag(chosen)
+
+    def make(stamp: int, null: bool) -> ObjectVersion:
+        return ObjectVersion(
+            stamp,
+            size,
+            etag,
+            OBJECT,
+            upload.storage_class,
+            upload.checksum_algorithm,
+            upload.checksum_type,
+            null,
+            checksum,
+            content_id,
+            len(chosen),
+            upload.content_type,
+            upload.headers,
+            upload.metadata,
+            upload.tags,
+        )
+
+    version = await place(tr, ctx, bucket, key, live, make)
+    nodes = sorted({part.node for part in chosen})
+    homes = tuple(Home(ctx.home.region if node == ctx.home.node else "", node) for node in nodes)
+    content = Content(size, LIVE, len(chosen), homes, bucket.id, Completion(place_hash, request_hash, version))
+    tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+    for node in nodes:
+        tr.set(ctx.keys.home(node, content_id), b"")
+    return version
