@@ -251,7 +251,7 @@ class _Chain:
     def __init__(self, signer: Verified) -> None:
         self.closed = False
         self._access_key_id = signer.access_key_id
-        self._key = signer.signing_key
+        self._key = signer.key
         self._scope = f"{signer.timestamp}\n{signer.scope}\n"
         self._previous = signer.signature
         self._given = ""
@@ -276,8 +276,7 @@ class _Chain:
     def _link(self, text: str) -> None:
         to_sign = text.encode()
         # As bytes: a signature that is not ASCII has to be refused, not to break the comparison.
-        expected = hmac.digest(self._key, to_sign, "sha256").hex().encode()
-        if not hmac.compare_digest(expected, self._given.encode()):
+        if not hmac.compare_digest(self._key.sign(to_sign).encode(), self._given.encode()):
             raise signature_mismatch(self._access_key_id, to_sign, self._given)
         self._previous = self._given
 
