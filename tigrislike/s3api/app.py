@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache import BlockStore, BytesError, Segment
 from tigrislike.config import Settings
-from tigrislike.metadata import Bucket, Metadata
+from tigrislike.metadata import Metadata
+from tigrislike.metadata.errors import NotModified
+from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
@@ -29,13 +31,15 @@ from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
-from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, new_request_id
+from tigrislike.s3api.reading import Buffer, read_extents, segments_of
+from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, new_request_id
 from tigrislike.s3api.service import ServiceEndpoints
 from tigrislike.s3api.sigv4 import Claim, Verified, claim
+from tigrislike.s3api.text import http_date
 
 log = logging.getLogger("tigrislike.s3api")
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Message], Awaitable[None]]
 
 # Where no bucket may lie: the service's own paths.
 RESERVED = frozenset({"healthz", "readyz", "_tigrislike"})
@@ -43,6 +47,8 @@ RESERVED = frozenset({"healthz", "readyz", "_tigrislike"})
 # the body has to be in memory before the signature can be checked.
 MAX_BUFFERED_BODY = 16 * 1024 * 1024
 RETRY_AFTER_S = "1"
+# Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
+INLINE_SEND_BYTES = 256 * 1024
 
 _XML = (b"content-type", b"application/xml")
 
@@ -68,7 +74,7 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, new_request_id())
-        scope["request_id"] = request.request_id
+        request.notes["request_id"] = request.request_id
         try:
             request.address(self._domains)
             if request.bucket in RESERVED and not request.virtual_host:
@@ -78,7 +84,10 @@ class Gateway:
         except Exception as exception:
             await self._refuse(request, exception, send)
             return
-        await self._send(request, status, headers, body, send)
+        try:
+            await self._send(request, status, headers, body, send)
+        except BytesError as error:
+            await self._refuse(request, error, send)
 
     # --- from a request to a response
 
@@ -91,6 +100,7 @@ class Gateway:
         await self._metadata.refresh()
         verified = None if claimed is None else await self._authenticate(request, claimed)
         operation = self._protocol.route(request.method, request.level, request.query, request.headers)
+        request.notes["operation"] = operation.name
         bucket = await self._authorise(request, operation)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
@@ -100,7 +110,7 @@ class Gateway:
         handler = self._handlers.get(operation.name)
         if handler is None:
             raise S3Error("NotImplemented", extra={"Operation": operation.name})
-        payload = Payload(request, verified) if operation.has_body else None
+        payload = Payload(request, verified, operation) if operation.has_body else None
         size = payload.size if payload is not None else 0
         with self._admission.admit(request.identity.key_id, size):
             body = b""
@@ -113,13 +123,9 @@ class Gateway:
                     )
             inp = operation.parse(request.bucket, request.key, request.query, request.headers, body)
             output = await handler(Context(self._services, request, bucket, payload), inp)
-            content = output.pop("Body", None)
-            status, headers, document = operation.serialise(output)
-        if content is not None:
-            if "ContentRange" in output:
-                status = 206
-            return status, headers, content
-        return status, headers, document
+        content = output.pop("Body", None)
+        status, headers, document = operation.serialise(output, 206 if "ContentRange" in output else None)
+        return status, headers, document if content is None else content
 
     async def _authenticate(self, request: Request, claimed: Claim) -> Verified:
         """Check the signature and put the caller's identity into the request.
@@ -135,6 +141,7 @@ class Gateway:
             body_sha256 = await request.buffer_body(MAX_BUFFERED_BODY)
         verified = claimed.verify(key.secret, time.time(), body_sha256=body_sha256)
         request.identity = Identity(key.key_id, key.owner, key.bucket)
+        request.notes["access_key"] = key.key_id
         return verified
 
     async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
@@ -174,38 +181,79 @@ class Gateway:
 
     async def _send(self, request: Request, status: int, headers: Headers, body: Body, send: Send) -> None:
         headers.append((b"x-amz-request-id", request.request_id.encode()))
-        if isinstance(body, bytes):
-            if not _has(headers, b"content-length") and status not in (204, 304):
-                headers.append((b"content-length", str(len(body)).encode()))
+        try:
+            if isinstance(body, list):
+                await self._send_extents(request, status, headers, body, send)
+                return
+            if status not in (204, 304) and request.method != "HEAD":
+                _set_length(headers, len(body))
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
-            return
-        try:
-            # The first piece is fetched before the status goes out: what fails early still gets a proper error.
-            piece = await anext(body, b"")
-        except Exception as exception:
-            await self._refuse(request, exception, send)
-            return
-        try:
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            while piece:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                piece = await anext(body, b"")
-            await send({"type": "http.response.body", "body": b""})
         except OSError as error:
             # The client is gone; nobody is left to tell.
             log.debug("request %s: the client went away: %s", request.request_id, error)
-        except Exception:
-            log.exception("request %s failed after its response had begun; the connection is cut", request.request_id)
-            raise
-        finally:
-            await body.aclose()
+
+    async def _send_extents(
+        self, request: Request, status: int, headers: Headers, extents: list[Extent], send: Send
+    ) -> None:
+        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied.
+
+        The first piece is verified before the status goes out: what fails there still gets a proper error. What fails
+        later cuts the connection, so that the client cannot take the part for the whole.
+        """
+        blocks = self._services.blocks
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        if len(extents) == 1 and extents[0].size <= INLINE_SEND_BYTES:
+            extent = extents[0]
+            reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+            data = reader.read_cached(extent.offset, extent.offset + extent.size)
+            if data is not None:
+                await send(start)
+                await send({"type": "http.response.body", "body": data})
+                return
+        started = False
+        pieces: AsyncGenerator[Segment | Buffer, None]
+        if request.zero_copy:
+            pieces = segments_of(blocks, extents)
+        else:
+            pieces = read_extents(blocks, extents)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if not started:
+                        started = True
+                        await send(start)
+                    if isinstance(piece, Segment):
+                        await send(
+                            {
+                                "type": "http.response.zerocopysend",
+                                "file": piece.fd,
+                                "offset": piece.offset,
+                                "count": piece.length,
+                                "more_body": True,
+                            }
+                        )
+                    else:
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if not started:
+                await send(start)
+            await send({"type": "http.response.body", "body": b""})
+        except BytesError as error:
+            if not started:
+                raise
+            log.error("request %s: %s; the connection is cut", request.request_id, error)
+            raise ResponseCut from error
 
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
+        request.notes["error"] = error.code
         if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
-            log.error("request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception)
-        headers: Headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
+            log.error(
+                "request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception
+            )
+        headers: Headers = [
+            (name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()
+        ]
         headers.extend(_version_headers(exception))
         headers.append((b"x-amz-request-id", request.request_id.encode()))
         if error.status == 503 and not _has(headers, b"retry-after"):
@@ -222,8 +270,17 @@ class Gateway:
 
 
 Headers = list[tuple[bytes, bytes]]
-Body = bytes | AsyncIterator[bytes]
-Response = tuple[int, Headers, Any]
+Body = bytes | list[Extent]
+Response = tuple[int, Headers, Body]
+
+
+class ResponseCut(Exception):
+    """A response that had begun cannot be completed: the server closes the connection."""
+
+
+def _set_length(headers: Headers, length: int) -> None:
+    if not _has(headers, b"content-length"):
+        headers.append((b"content-length", str(length).encode()))
 
 
 def _has(headers: Headers, name: bytes) -> bool:
@@ -231,8 +288,11 @@ def _has(headers: Headers, name: bytes) -> bool:
 
 
 def _version_headers(exception: Exception) -> Headers:
-    """What an error about a version says of it in headers: that it is a delete marker, and which."""
+    """What an answer without the object still says of its version: a delete marker's id, a 304's validators."""
     headers: Headers = []
+    if isinstance(exception, NotModified):
+        headers.append((b"etag", f'"{exception.etag}"'.encode()))
+        headers.append((b"last-modified", http_date(exception.last_modified_ns).encode()))
     if getattr(exception, "delete_marker", False):
         headers.append((b"x-amz-delete-marker", b"true"))
         version_id = getattr(exception, "version_id", None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from urllib.parse import quote
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
-from tigrislike.metadata import Bucket, Metadata
+from tigrislike.metadata import Metadata
+from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
@@ -19,7 +21,7 @@ class Services:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
-        self.token_key = metadata.derive_key("listing tokens")
+        self.token_key = hmac.digest(metadata.internal_key, b"listing tokens", "sha256")
         self._owners: dict[str, dict[str, str]] = {}
 
     def owner(self, account: str) -> dict[str, str]:

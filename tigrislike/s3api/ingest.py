@@ -7,19 +7,24 @@ has run the metadata transaction; leaving the context without it removes every t
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from tigrislike.bytecache import BlobWriter
-from tigrislike.metadata import Extent, Found, MetadataError
+from tigrislike.bytecache import BlobWriter, BytesError
+from tigrislike.metadata import MetadataError
+from tigrislike.metadata.records import Extent, Found
 from tigrislike.s3api import checksums
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.payload import DEFAULT_ALGORITHM, Payload
-from tigrislike.s3api.reading import read_object
+from tigrislike.s3api.reading import extents_of, read_extents
 
 T = TypeVar("T")
+
+log = logging.getLogger("tigrislike.s3api")
 
 
 class Received:
@@ -61,12 +66,19 @@ class Received:
         except BaseException:
             self._settled = True
             if self._writer is not None:
-                self._writer.abandon()
+                self._ctx.blocks.release(self._writer.blob_id)
             raise
         self._settled = True
         if self._writer is not None:
-            await self._ctx.blocks.publish(self._writer)
+            await self._publish(self._writer.blob_id)
         return result
+
+    async def _publish(self, blob_id: bytes) -> None:
+        """Move the blob home. It is committed and readable where it lies, so a failure is the sweeper's to mend."""
+        try:
+            await self._ctx.blocks.publish(blob_id)
+        except BytesError as error:
+            log.warning("blob %s stays in its upload directory until the next sweep: %s", blob_id.hex(), error)
 
     async def discard(self) -> None:
         """Remove the bytes unless they were committed, or may have been."""
@@ -81,9 +93,7 @@ class Received:
 
 
 @asynccontextmanager
-async def ingest(
-    ctx: Context, payload: Payload, limit: int, *, always_blob: bool = False
-) -> AsyncIterator[Received]:
+async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: bool = False) -> AsyncIterator[Received]:
     """Receive `payload` (at most `limit` bytes) and hold it ready to be committed.
 
     Raises:
@@ -136,6 +146,9 @@ async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterat
 async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:
     """MD5 and, unless it is "", `algorithm` over stored bytes `[start, stop)`, hashed off the event loop."""
     digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
-    async for chunk in read_object(ctx.blocks, found, start, stop):
-        await ctx.blocks.run(digests.update, chunk)
+    if found.inline is not None:
+        digests.update(found.inline[start:stop])
+        return digests
+    async for piece in read_extents(ctx.blocks, extents_of(found, start, stop)):
+        await asyncio.to_thread(digests.update, piece)
     return digests

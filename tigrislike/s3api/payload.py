@@ -17,9 +17,12 @@ from collections.abc import AsyncIterator
 from tigrislike.s3api import checksums
 from tigrislike.s3api.chunked import ChunkedDecoder
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.protocol import Operation
 from tigrislike.s3api.request import Request
 from tigrislike.s3api.sigv4 import Payload as Mode
 from tigrislike.s3api.sigv4 import Verified
+
+Buffer = bytes | bytearray | memoryview
 
 # What S3 itself computes for an object whose uploader sends no checksum.
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
@@ -33,12 +36,15 @@ class Payload:
     payload, `given` tells whether the client sent one.
     """
 
-    def __init__(self, request: Request, verified: Verified | None) -> None:
+    def __init__(self, request: Request, verified: Verified | None, operation: Operation | None = None) -> None:
         headers = request.headers
         self._receive = request.receive
         self._mode = verified.payload if verified is not None else Mode.UNSIGNED
         self._sha256 = verified.payload_sha256 if verified is not None else ""
         self.size = _promised_size(headers, self._mode)
+        if operation is not None and not operation.streams_body and not operation.checksum_algorithm_member:
+            # CompleteMultipartUpload: its checksum headers speak of the object, not of this body.
+            headers = {name: value for name, value in headers.items() if not name.startswith("x-amz-checksum-")}
         declared = checksums.declared(headers)
         self._expected = declared.expected
         self._trailer = declared.trailer
@@ -77,7 +83,7 @@ class Payload:
             )
         self.algorithm = algorithm
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[Buffer]:
         """The decoded payload, piece by piece as it arrives.
 
         Raises:
@@ -154,9 +160,7 @@ class Payload:
                         "BadDigest",
                         extra={"ExpectedDigest": expected, "CalculatedDigest": digests.base64("MD5")},
                     )
-                raise S3Error(
-                    "BadDigest", f"The {algorithm} you specified did not match the calculated checksum."
-                )
+                raise S3Error("BadDigest", f"The {algorithm} you specified did not match the calculated checksum.")
 
     @property
     def promised(self) -> bool:

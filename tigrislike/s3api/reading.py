@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 
-from tigrislike.bytecache import BlockStore
-from tigrislike.metadata import Extent, Found
+from tigrislike.bytecache import BlockStore, Segment
+from tigrislike.metadata.records import Extent, Found
+
+Buffer = bytes | bytearray | memoryview
 
 
 def extents_of(found: Found, start: int, stop: int) -> Iterator[Extent]:
@@ -20,18 +23,35 @@ def extents_of(found: Found, start: int, stop: int) -> Iterator[Extent]:
             for extent in part.extents:
                 first, last = max(start, offset), min(stop, offset + extent.size)
                 if first < last:
-                    yield Extent(blob=extent.blob, offset=extent.offset + first - offset, size=last - first)
+                    yield _cut(extent, first - offset, last - offset)
                 offset += extent.size
         position = end
 
 
-async def read_object(blocks: BlockStore, found: Found, start: int, stop: int) -> AsyncIterator[bytes]:
-    """The object's bytes `[start, stop)`, in chunks of the block store's choosing.
+def _cut(extent: Extent, start: int, stop: int) -> Extent:
+    """Bytes `[start, stop)` of an extent, as an extent of the same blob."""
+    if (start, stop) == (0, extent.size):
+        return extent
+    return Extent(extent.blob, extent.offset + start, stop - start, extent.blob_size or extent.size)
+
+
+async def read_extents(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Buffer, None]:
+    """The bytes of `extents`, in pieces of the block store's choosing.
 
     Raises:
         CorruptBlock, MissingBlob: before a wrong byte leaves.
     """
-    for extent in extents_of(found, start, stop):
-        reader = blocks.open_blob(extent.blob)
-        async for chunk in reader.read(extent.offset, extent.offset + extent.size):
-            yield chunk
+    for extent in extents:
+        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        async with aclosing(reader.read(extent.offset, extent.offset + extent.size)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def segments_of(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Segment, None]:
+    """The same bytes as verified extents of open files, for a connection that can send from a file."""
+    for extent in extents:
+        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        async with aclosing(reader.segments(extent.offset, extent.offset + extent.size)) as segments:
+            async for segment in segments:
+                yield segment

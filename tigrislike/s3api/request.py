@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from tigrislike.s3api.authorisation import ANONYMOUS, Identity
 from tigrislike.s3api.errors import S3Error
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 
 MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
 
@@ -26,7 +27,7 @@ _sequence = itertools.count(int.from_bytes(os.urandom(3), "big"))
 
 
 def new_request_id() -> str:
-    """16 upper-case hexadecimal digits: a random part per process, then a counter, so that ids never repeat in a log."""
+    """16 upper-case hexadecimal digits: a random part per process, then a counter, so that no log has one twice."""
     return f"{_process_part}{next(_sequence) & 0xFFFFFFFF:08X}"
 
 
@@ -40,6 +41,7 @@ class Request:
         "identity",
         "key",
         "method",
+        "notes",
         "query",
         "raw_headers",
         "raw_path",
@@ -48,6 +50,7 @@ class Request:
         "request_id",
         "scheme",
         "virtual_host",
+        "zero_copy",
     )
 
     def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
@@ -61,10 +64,13 @@ class Request:
         self.receive = receive
         self.request_id = request_id
         self.identity: Identity = ANONYMOUS
+        self.notes: dict[str, Any] = scope.get("access", {})  # what the access log is to say of this request
         self.bucket = ""
         self.key = ""
         self.query: dict[str, str] = {}
         self.virtual_host = False
+        # Whether the server can send from a file: ASGI's "http.response.zerocopysend" extension.
+        self.zero_copy = "http.response.zerocopysend" in (scope.get("extensions") or ())
 
     def address(self, domains: tuple[str, ...]) -> None:
         """Fill in `bucket`, `key` and `query`.
@@ -118,7 +124,7 @@ class Request:
             more = message.get("more_body", False)
         body = b"".join(pieces)
 
-        async def replay() -> dict[str, Any]:
+        async def replay() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
         self.receive = replay

@@ -41,7 +41,7 @@ class ServiceEndpoints:
         problems: dict[str, str] = {}
         if request.bucket == "readyz":
             try:
-                await self._services.metadata.ping()
+                await self._services.metadata.refresh()
             except Exception as error:
                 problems["database"] = type(error).__name__
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.listing_tokens import open_token, seal_token
@@ -26,9 +27,9 @@ async def list_buckets(ctx: Context, inp: Input) -> Output:
     token = inp.get("ContinuationToken", "")
     after = open_token(ctx.token_key, "buckets", token, "continuation-token") if token else ""
     region = inp.get("BucketRegion", "")
-    if region and region != ctx.settings.region:
-        buckets, more = [], ""
-    else:
+    buckets: list[Bucket] = []
+    more = ""
+    if region in ("", ctx.settings.region):
         buckets, more = await ctx.metadata.list_buckets(
             identity.owner, bucket_scope=identity.bucket, prefix=prefix, after=after, limit=limit
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
-from tigrislike.metadata import Bucket, Draft, Found, ObjectVersion, copy_draft
-from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, user_metadata
+from tigrislike.metadata.records import Bucket, Draft, ObjectVersion, copy_draft
+from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, stored_checksum, user_metadata
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
@@ -21,12 +22,11 @@ MAX_COPY_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/API/
 
 @dataclass(frozen=True)
 class Source:
-    """The object version that a copy reads: its bucket, key, the version asked for, and what was found."""
+    """The object that a copy reads: its bucket, its key and the version asked for (None: the current one)."""
 
     bucket: Bucket
     key: str
     version_id: str | None
-    found: Found
 
 
 def parse_copy_source(header: str) -> tuple[str, str, str | None]:
@@ -45,10 +45,10 @@ def parse_copy_source(header: str) -> tuple[str, str, str | None]:
 
 
 async def find_source(ctx: Context, inp: Input) -> Source:
-    """The source of a copy, which the caller may read and whose conditions hold.
+    """Where a copy reads from; the caller may read there.
 
     Raises:
-        S3Error: AccessDenied, PreconditionFailed, and what reading the object would answer.
+        S3Error: InvalidArgument, AccessDenied, NoSuchBucket.
     """
     try:
         name, key, version_id = parse_copy_source(inp["CopySource"])
@@ -61,48 +61,58 @@ async def find_source(ctx: Context, inp: Input) -> Source:
     expected = inp.get("ExpectedSourceBucketOwner")
     if expected is not None and expected != ctx.owner(bucket.owner)["ID"]:
         raise S3Error("AccessDenied")
-    found = await ctx.metadata.find_object(bucket, key, version_id)
-    condition = read_condition(inp, "CopySource")
-    if condition is not None and not condition.holds(found.version.etag, found.version.stamp):
-        raise S3Error("PreconditionFailed")
-    return Source(bucket, key, version_id, found)
+    return Source(bucket, key, version_id)
 
 
 @operation("CopyObject")
 async def copy_object(ctx: Context, inp: Input) -> Output:
     refuse_unsupported(inp)
     source = await find_source(ctx, inp)
-    version = source.found.version
     replace = inp.get("MetadataDirective") == "REPLACE"
-    to_itself = source.bucket.id == ctx.bucket.id and source.key == inp["Key"] and source.version_id is None
-    if to_itself and not (
-        replace or inp.get("StorageClass") or inp.get("WebsiteRedirectLocation") or inp.get("ChecksumAlgorithm")
+    replacements = _replacements(inp, replace)
+    if (
+        (source.bucket.id, source.key, source.version_id) == (ctx.bucket.id, inp["Key"], None)
+        and not replace
+        and not any(inp.get(name) for name in ("StorageClass", "WebsiteRedirectLocation", "ChecksumAlgorithm"))
     ):
         raise S3Error(
             "InvalidRequest",
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
-    if version.size > MAX_COPY_BYTES:
-        raise S3Error(
-            "InvalidRequest",
-            f"The specified copy source is larger than the maximum allowable size for a copy source: {MAX_COPY_BYTES}",
-        )
-    draft = _draft(inp, version, replace)
-    algorithm = inp.get("ChecksumAlgorithm")
-    if algorithm and algorithm != version.checksum_algorithm:
-        digests = await hash_object(ctx, source.found, 0, version.size, algorithm)
-        draft = msgspec.structs.replace(
-            draft, checksum_algorithm=algorithm, checksum_type="FULL_OBJECT", checksum=digests.base64(algorithm)
-        )
-    copied = await ctx.metadata.copy_object(
-        source.bucket, source.key, version, ctx.bucket, inp["Key"], draft, write_condition(inp)
+    rehashed = await _rehash(ctx, source, inp["ChecksumAlgorithm"]) if inp.get("ChecksumAlgorithm") else None
+
+    def draft_from(version: ObjectVersion) -> Draft:
+        check_copy_size(version.size)
+        changes = dict(replacements)
+        if not replace:
+            # A copy never takes its source's redirect along.
+            changes["headers"] = {**version.headers, **replacements["headers"]}
+            if "WebsiteRedirectLocation" not in replacements["headers"]:
+                changes["headers"].pop("WebsiteRedirectLocation", None)
+        if rehashed is not None:
+            if rehashed.stamp != version.stamp:
+                raise S3Error("ConditionalRequestConflict", "The source changed while it was being copied; try again.")
+            changes.update(
+                checksum_algorithm=rehashed.algorithm, checksum_type="FULL_OBJECT", checksum=rehashed.checksum
+            )
+        return msgspec.structs.replace(copy_draft(version), **changes)
+
+    version, copied = await ctx.metadata.copy_object(
+        (source.bucket, source.key, source.version_id),
+        read_condition(inp, "CopySource"),
+        ctx.bucket,
+        inp["Key"],
+        draft_from,
+        write_condition(inp),
     )
-    result: Output = {"ETag": f'"{copied.etag}"', "LastModified": copied.stamp}
-    if copied.checksum_algorithm:
-        result[f"Checksum{copied.checksum_algorithm}"] = copied.checksum
-        result["ChecksumType"] = copied.checksum_type
-    output: Output = {"CopyObjectResult": result}
+    output: Output = {
+        "CopyObjectResult": {
+            "ETag": f'"{copied.etag}"',
+            "LastModified": copied.stamp,
+            **stored_checksum(copied),
+        }
+    }
     if source.bucket.versioning:
         output["CopySourceVersionId"] = version.version_id
     if ctx.bucket.versioning == "Enabled":
@@ -110,20 +120,44 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
     return output
 
 
-def _draft(inp: Input, version: ObjectVersion, replace: bool) -> Draft:
-    """The copy to be: the source's, but for what the request replaces."""
-    draft = copy_draft(version)
-    changes: dict[str, object] = {"storage_class": inp.get("StorageClass", "STANDARD")}
-    if replace:
-        changes.update(
-            content_type=inp.get("ContentType", ""), headers=object_headers(inp), metadata=user_metadata(inp)
+def check_copy_size(size: int) -> None:
+    """Refuse to copy more in one request than S3 does.
+
+    Raises:
+        S3Error: InvalidRequest.
+    """
+    if size > MAX_COPY_BYTES:
+        raise S3Error(
+            "InvalidRequest",
+            f"The specified copy source is larger than the maximum allowable size for a copy source: {MAX_COPY_BYTES}",
         )
-    else:
-        # A copy never takes its source's redirect along.
-        headers = {name: value for name, value in version.headers.items() if name != "WebsiteRedirectLocation"}
-        if "WebsiteRedirectLocation" in inp:
-            headers["WebsiteRedirectLocation"] = inp["WebsiteRedirectLocation"]
-        changes["headers"] = headers
+
+
+def _replacements(inp: Input, replace: bool) -> dict[str, Any]:
+    """The fields of the new version that the request sets, whatever the source says."""
+    fields: dict[str, Any] = {"storage_class": inp.get("StorageClass", "STANDARD"), "headers": {}}
+    if replace:
+        fields.update(content_type=inp.get("ContentType", ""), headers=object_headers(inp), metadata=user_metadata(inp))
+    elif "WebsiteRedirectLocation" in inp:
+        fields["headers"] = {"WebsiteRedirectLocation": inp["WebsiteRedirectLocation"]}
     if inp.get("TaggingDirective") == "REPLACE":
-        changes["tags"] = object_tags(inp)
-    return msgspec.structs.replace(draft, **changes)
+        fields["tags"] = object_tags(inp)
+    return fields
+
+
+@dataclass(frozen=True)
+class _Rehashed:
+    stamp: int
+    algorithm: str
+    checksum: str
+
+
+async def _rehash(ctx: Context, source: Source, algorithm: str) -> _Rehashed | None:
+    """Compute the checksum that the copy is to carry; None where its source carries it already."""
+    found = await ctx.metadata.find_object(source.bucket, source.key, source.version_id)
+    version = found.version
+    if version.checksum_algorithm == algorithm and version.checksum_type == "FULL_OBJECT":
+        return None
+    check_copy_size(version.size)
+    digests = await hash_object(ctx, found, 0, version.size, algorithm)
+    return _Rehashed(version.stamp, algorithm, digests.base64(algorithm))

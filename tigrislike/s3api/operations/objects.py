@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tigrislike.metadata import Draft, MetadataError, ReadCondition, WriteCondition, check_read_condition
+from tigrislike.metadata import MetadataError
+from tigrislike.metadata.conditions import check_read
+from tigrislike.metadata.records import Draft, ReadCondition, WriteCondition
 from tigrislike.s3api.attributes import (
     describe,
     object_headers,
@@ -18,7 +20,7 @@ from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.ingest import ingest
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.ranges import content_range, parse_range
-from tigrislike.s3api.reading import read_object
+from tigrislike.s3api.reading import extents_of
 
 MAX_PUT_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_DELETE_KEYS = 1000
@@ -41,7 +43,10 @@ def write_condition(inp: Input) -> WriteCondition | None:
         raise S3Error(
             "NotImplemented",
             "A header you provided implies functionality that is not implemented",
-            extra={"Header": "If-None-Match", "additionalMessage": "We don't accept the provided value of If-None-Match"},
+            extra={
+                "Header": "If-None-Match",
+                "additionalMessage": "We don't accept the provided value of If-None-Match",
+            },
         )
     if if_match is not None and if_none_match is not None:
         raise S3Error("InvalidRequest", "Only one of If-Match and If-None-Match may be given.")
@@ -122,11 +127,13 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     output = describe(version, versioned=versioned, output={})
     condition = read_condition(inp)
     if condition is not None:
-        check_read_condition(condition, version)
+        check_read(condition, version)
     for member, overridden in _OVERRIDES:
         if member in inp:
             if ctx.request.identity.anonymous:
-                raise S3Error("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+                raise S3Error(
+                    "InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests."
+                )
             output[overridden] = inp[member]
 
     start, stop = 0, version.size
@@ -149,7 +156,7 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     output["ContentLength"] = stop - start
     if body:
         assert found is not None
-        output["Body"] = found.inline[start:stop] if found.inline is not None else read_object(ctx.blocks, found, start, stop)
+        output["Body"] = found.inline[start:stop] if found.inline is not None else list(extents_of(found, start, stop))
     return output
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from typing import Any
 
-from tigrislike.metadata import CompletedPart, Part, UploadDraft
+from tigrislike.metadata.conditions import check_read
+from tigrislike.metadata.records import CompletedPart, Part, UploadDraft
 from tigrislike.s3api import checksums
 from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, user_metadata
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
 from tigrislike.s3api.operations import Input, Output, operation
-from tigrislike.s3api.operations.copies import find_source
-from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, write_condition
+from tigrislike.s3api.operations.copies import check_copy_size, find_source
+from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, read_condition, write_condition
 from tigrislike.s3api.ranges import parse_copy_range
 from tigrislike.s3api.reading import extents_of
 
@@ -70,10 +73,10 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
             size=received.size,
             etag=received.etag,
             checksum=received.checksum if received.checksum_algorithm == upload.checksum_algorithm else "",
-            modified_ns=ctx.metadata.now_ns(),
+            modified_ns=0,
             extents=received.extents,
         )
-        await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+        part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
     output: Output = {"ETag": f'"{received.etag}"'}
     if received.checksum_given:
         output[f"Checksum{received.checksum_algorithm}"] = received.checksum
@@ -85,15 +88,14 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
     number = _part_number(inp)
     upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
     source = await find_source(ctx, inp)
-    found = source.found
+    found = await ctx.metadata.find_object(source.bucket, source.key, source.version_id)
+    condition = read_condition(inp, "CopySource")
+    if condition is not None:
+        check_read(condition, found.version, copying=True)
     start, stop = 0, found.version.size
     if "CopySourceRange" in inp:
         start, stop = parse_copy_range(inp["CopySourceRange"], found.version.size)
-    if stop - start > MAX_PUT_BYTES:
-        raise S3Error(
-            "InvalidRequest",
-            f"The specified copy source is larger than the maximum allowable size for a copy source: {MAX_PUT_BYTES}",
-        )
+    check_copy_size(stop - start)
     algorithm = upload.checksum_algorithm
     if found.inline is not None:
         # The bytes lie in the source's metadata row, so the part gets a blob of its own.
@@ -103,10 +105,10 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
                 size=received.size,
                 etag=received.etag,
                 checksum=received.checksum if algorithm else "",
-                modified_ns=ctx.metadata.now_ns(),
+                modified_ns=0,
                 extents=received.extents,
             )
-            await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+            part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
     else:
         digests = await hash_object(ctx, found, start, stop, algorithm)
         part = Part(
@@ -114,12 +116,11 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
             size=stop - start,
             etag=digests.hex("MD5"),
             checksum=digests.base64(algorithm) if algorithm else "",
-            modified_ns=ctx.metadata.now_ns(),
+            modified_ns=0,
             extents=tuple(extents_of(found, start, stop)),
+            source=found.version.content,
         )
-        await ctx.metadata.put_part(
-            ctx.bucket, inp["Key"], inp["UploadId"], part, source_content=found.version.content
-        )
+        part = await ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part)
     result: Output = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ns}
     if algorithm:
         result[f"Checksum{algorithm}"] = part.checksum
@@ -134,25 +135,23 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     parts = inp.get("MultipartUpload", {}).get("Parts") or ()
     if not parts:
         raise S3Error("MalformedXML")
-    upload_id = inp["UploadId"]
     listed: list[CompletedPart] = []
     for part in parts:
         if "PartNumber" not in part or "ETag" not in part:
             raise S3Error("MalformedXML")
         given = {name: value for name, value in part.items() if name.startswith("Checksum")}
         listed.append(CompletedPart(part["PartNumber"], part["ETag"], next(iter(given.values()), None)))
-    expected = {name.removeprefix("Checksum"): inp[name] for name in inp if name in checksums.MEMBERS}
+    if inp.get("ChecksumType"):
+        await _check_type(ctx, inp)
     version = await ctx.metadata.complete_upload(
         ctx.bucket,
         inp["Key"],
-        upload_id,
+        inp["UploadId"],
         listed,
-        expected_checksum=next(iter(expected.items()), None),
-        expected_type=inp.get("ChecksumType"),
-        expected_size=inp.get("MpuObjectSize"),
-        combine=checksums.combine,
-        composite=checksums.composite,
+        combine=_combine,
         condition=write_condition(inp),
+        expected_checksum=next((inp[name] for name in inp if name in checksums.MEMBERS), None),
+        expected_size=inp.get("MpuObjectSize"),
     )
     output: Output = {
         "Location": ctx.object_url(inp["Key"]),
@@ -166,6 +165,21 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     if ctx.bucket.versioning == "Enabled":
         output["VersionId"] = version.version_id
     return output
+
+
+def _combine(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> bytes:
+    return b64decode(checksums.combine(algorithm, [(b64encode(crc).decode(), size) for crc, size in parts]))
+
+
+async def _check_type(ctx: Context, inp: Input) -> None:
+    """Refuse to complete with another type of checksum than the upload was created with."""
+    upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
+    if upload.checksum_type and upload.checksum_type != inp["ChecksumType"]:
+        raise S3Error(
+            "InvalidRequest",
+            f"The upload was created using the {upload.checksum_type} checksum mode. The complete request must use the "
+            "same checksum mode.",
+        )
 
 
 @operation("AbortMultipartUpload")
