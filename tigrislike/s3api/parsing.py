@@ -81,7 +81,7 @@ _ANY_CASE: Final = frozenset({"x-amz-checksum-algorithm", "x-amz-checksum-mode",
 _OPEN_ENUMS: Final = frozenset({"BucketLocationConstraint"})
 _XML_REFUSALS: Final = {"Event": ("InvalidArgument", "A specified event is not supported for notifications.")}
 
-_RAW_TIMESTAMPS: Final = frozenset({"expires", "response-expires"})
+_RAW_TIMESTAMPS: Final = frozenset({"expires", "response-expires", "x-amz-fwd-header-expires"})
 _LENIENT_TIMESTAMPS: Final = frozenset({"if-modified-since", "if-unmodified-since"})
 _UTF8_HEADERS: Final = frozenset(
     {"x-amz-copy-source", "x-amz-rename-source", "x-amz-tagging", "x-amz-website-redirect-location"}
@@ -463,8 +463,11 @@ def _structure(member: str, shape: Mapping[str, Any], shapes: Shapes, known: _Ch
     for inner, use in shape["members"].items():
         if inner in located or use.get("xmlAttribute"):
             continue
-        merged = {**shapes[use["shape"]], **use}
-        element.add(merged.get("locationName", inner), _element(inner, use, shapes, known))
+        element_name = {**shapes[use["shape"]], **use}.get("locationName", inner)
+        # Deprecated notifications have a list and its older single form under one name: the list holds both.
+        present = element.children.get(element_name)
+        if present is None or not present.repeated:
+            element.add(element_name, _element(inner, use, shapes, known))
     return element
 
 
