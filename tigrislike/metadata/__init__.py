@@ -1,12 +1,85 @@
 """What exists: buckets, objects, versions, uploads, access keys, and the work owed for them.
 
-`Metadata` is the whole public surface; `records` holds what it takes and gives, `errors` what it raises.
-The package knows nothing of HTTP, of block files or of origins.
+This is the package's whole surface: `Metadata`, the records that it takes and gives, and its errors. The package knows
+nothing of HTTP, of block files or of origins.
 """
 
-from .errors import MetadataError
-from .keyspace import Keyspace
+from .conditions import check_read
+from .errors import (
+    BlobDead,
+    MetadataError,
+    MethodNotAllowed,
+    NoSuchBucket,
+    NoSuchKey,
+    NoSuchVersion,
+    NotModified,
+    PreconditionFailed,
+    VersionError,
+    WrongMasterKey,
+)
+from .records import (
+    AccessKey,
+    Bucket,
+    Claimed,
+    CompletedPart,
+    Deletion,
+    Draft,
+    Extent,
+    Found,
+    ObjectPage,
+    ObjectSummary,
+    ObjectVersion,
+    Part,
+    PartPage,
+    ReadCondition,
+    Upload,
+    UploadDraft,
+    UploadPage,
+    UploadSummary,
+    Usage,
+    VersionEntry,
+    VersionPage,
+    WriteCondition,
+    copy_draft,
+)
 from .secrets import MasterKey
 from .store import Metadata
 
-__all__ = ["Keyspace", "MasterKey", "Metadata", "MetadataError"]
+__all__ = [
+    "AccessKey",
+    "BlobDead",
+    "Bucket",
+    "Claimed",
+    "CompletedPart",
+    "Deletion",
+    "Draft",
+    "Extent",
+    "Found",
+    "MasterKey",
+    "Metadata",
+    "MetadataError",
+    "MethodNotAllowed",
+    "NoSuchBucket",
+    "NoSuchKey",
+    "NoSuchVersion",
+    "NotModified",
+    "ObjectPage",
+    "ObjectSummary",
+    "ObjectVersion",
+    "Part",
+    "PartPage",
+    "PreconditionFailed",
+    "ReadCondition",
+    "Upload",
+    "UploadDraft",
+    "UploadPage",
+    "UploadSummary",
+    "Usage",
+    "VersionEntry",
+    "VersionError",
+    "VersionPage",
+    "WriteCondition",
+    "WrongMasterKey",
+    "check_read",
+    "copy_draft",
+]

@@ -19,7 +19,6 @@ from .errors import (
     InvalidArgument,
     InvalidBucketName,
     NoSuchBucket,
-    NoSuchConfiguration,
 )
 from .keyspace import subspace
 from .kv.engine import Transaction
@@ -181,10 +180,10 @@ async def put_config(tr: Transaction, ctx: Context, name: str, kind: str, docume
 
 
 async def delete_config(tr: Transaction, ctx: Context, name: str, kind: str) -> None:
-    """Remove the bucket's document of `kind`. Raises NoSuchBucket, NoSuchConfiguration."""
+    """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
     bucket = await read_bucket(tr, ctx, name)
     if kind not in bucket.configs:
-        raise NoSuchConfiguration(name, kind)
+        return
     tr.clear(ctx.keys.config(bucket.id, kind))
     bucket = msgspec.structs.replace(bucket, configs=tuple(item for item in bucket.configs if item != kind))
     tr.set(ctx.keys.bucket.key(name), codec.encode(bucket))

@@ -1,8 +1,7 @@
 """The errors of the metadata layer, each with the S3 error code that it becomes.
 
     MetadataError
-    ├── NoSuchBucket, BucketAlreadyExists, BucketAlreadyOwnedByYou, BucketNotEmpty, InvalidBucketName,
-    │   NoSuchConfiguration
+    ├── NoSuchBucket, BucketAlreadyExists, BucketAlreadyOwnedByYou, BucketNotEmpty, InvalidBucketName
     ├── NoSuchKey, NoSuchVersion, MethodNotAllowed          (carry delete_marker and version_id)
     ├── PreconditionFailed, NotModified
     ├── NoSuchUpload, InvalidPart, InvalidPartOrder, EntityTooSmall, EntityTooLarge,
@@ -72,16 +71,6 @@ class InvalidBucketName(MetadataError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"The specified bucket is not valid: {why}", BucketName=name)
-
-
-class NoSuchConfiguration(MetadataError):
-    """The bucket has no document of the kind asked for; s3api maps `kind` to the code of its operation."""
-
-    code = "NoSuchConfiguration"
-
-    def __init__(self, name: str, kind: str) -> None:
-        super().__init__(f"The bucket has no {kind} configuration", BucketName=name)
-        self.kind = kind
 
 
 # --- objects

@@ -1,8 +1,8 @@
 """The master key: secrets at rest, and the keys derived from it.
 
 One 32-byte key encrypts every secret in the database (AES-256-GCM, a random nonce each, bound to what the secret
-belongs to) and derives the cluster's internal HMAC key (HKDF-SHA256). It is never stored in the database; a check value
-there tells at open whether a node was given the right one. A key has an id, derived from it, which sealed records carry.
+belongs to) and derives the cluster's internal keys (HKDF-SHA256). It is never stored in the database; a check value
+there tells at open whether a node was given the right one. A key has an id, derived from it, which records carry.
 
 This module does no database access: rotation is `access.rotate`.
 """
@@ -30,19 +30,20 @@ _CHECK_TEXT = b"tigrislike master key check"
 class MasterKey:
     """The cluster's master key. Its repr shows only the id."""
 
-    __slots__ = ("_aead", "_secret", "id", "internal_key")
+    __slots__ = ("_aead", "_secret", "id")
 
     def __init__(self, secret: bytes) -> None:
         """`secret`: exactly 32 bytes."""
         if len(secret) != KEY_BYTES:
             raise WrongMasterKey(f"a master key has {KEY_BYTES} bytes, not {len(secret)}")
         self._secret = secret
-        self._aead = AESGCM(self._derive(b"secrets at rest"))
-        self.id = self._derive(b"key id")[:8]
-        self.internal_key = self._derive(b"internal hmac")
+        self._aead = AESGCM(self.derive("secrets at rest"))
+        self.id = self.derive("key id")[:8]
 
-    def _derive(self, purpose: bytes) -> bytes:
-        return HKDF(SHA256(), KEY_BYTES, salt=None, info=b"tigrislike " + purpose).derive(self._secret)
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for one purpose (HKDF-SHA256); they tell nothing about the key or about other purposes."""
+        info = b"tigrislike " + purpose.encode()
+        return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(self._secret)
 
     def __repr__(self) -> str:
         return f"MasterKey(id={self.id.hex()})"

@@ -1,9 +1,7 @@
 """The metadata store: every operation on what exists, as one class over an engine.
 
-`Metadata` runs the transaction functions of the other modules, generates the ids that they need, and keeps three
-caches. Buckets, access keys and configuration documents are valid while the database's metadata version is unchanged:
-`refresh` checks it, once per request. Absence is not cached, so creating one need not bump the version. Manifests of
-multipart contents never change and are kept by content id.
+`Metadata` runs the transaction functions of the other modules, generates the random ids that they need, and reads
+through the caches of `caches`. It decides nothing itself: what an operation means is written in its module.
 
 Everything here is safe to call concurrently from one event loop, and from many processes on one database.
 """
@@ -13,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 from . import access, blobs, buckets, listing, objects, owed, uploads
+from .caches import ManifestCache, RecordCache
 from .context import Context, check_key
-from .errors import FormatTooNew, MetadataError, NoSuchBucket
+from .errors import FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
 from .records import (
@@ -54,23 +51,14 @@ from .records import cluster as cluster_codec
 from .records import content as content_codec
 from .secrets import MasterKey
 
-T = TypeVar("T")
-
 FORMAT = 1
 """The keyspace's format version. A newer one is refused; an older one would be migrated here."""
 
-RECORD_CACHE = 10_000
-"""Buckets, access keys or documents that each cache holds before it is emptied."""
-
-MANIFEST_CACHE_PARTS = 50_000
-"""Parts in the manifest cache; about 0.5 kB each."""
+PREPARE_PARTS = 100
+"""Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
 
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
-
-
-async def _read_metadata_version(tr: Transaction) -> bytes:
-    return await tr.metadata_version()
 
 
 async def _open_cluster(tr: Transaction, ctx: Context, fresh: Cluster, master: MasterKey) -> Cluster:
@@ -94,15 +82,8 @@ class Metadata:
         self.context = context
         self.cluster = cluster
         self._master = master
-        self._version: bytes | None = None
-        self._epoch = 0
-        self._refreshes_begun = 0
-        self._refresh_applied = 0
-        self._buckets: dict[str, Bucket] = {}
-        self._access: dict[str, AccessKey] = {}
-        self._configs: dict[tuple[bytes, str], bytes] = {}
-        self._manifests: OrderedDict[bytes, tuple[Part, ...]] = OrderedDict()
-        self._manifest_parts = 0
+        self._records = RecordCache(engine)
+        self._manifests = ManifestCache()
 
     @classmethod
     async def open(
@@ -133,59 +114,36 @@ class Metadata:
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
         return cls(engine, Context(keys, cluster.number, engine.now_ns, home, grace_ns), master_key, cluster)
 
-    @property
-    def internal_key(self) -> bytes:
-        """32 bytes, the same on every node of the cluster: signs what nodes and clients hand back to the cluster."""
-        return self._master.internal_key
+    def derive_key(self, purpose: str) -> bytes:
+        """32 secret bytes for `purpose`, the same on every node of the cluster; another master key gives others."""
+        return self._master.derive(purpose)
 
-    # --- caches
+    def now_ns(self) -> int:
+        """The database's clock, in unix ns."""
+        return self.engine.now_ns()
+
+    async def ping(self) -> None:
+        """One small read, past all caches. Raises what the engine raises when it cannot serve."""
+        await self.engine.read(_get, self.context.keys.cluster)
 
     async def refresh(self) -> None:
         """Make the cached records as fresh as the database is now. Call once at the start of a request."""
-        self._refreshes_begun += 1
-        mine = self._refreshes_begun
-        version = await self.engine.read(_read_metadata_version)
-        if mine < self._refresh_applied:
-            return  # a refresh begun later has been applied already; what it saw is newer
-        self._refresh_applied = mine
-        if version != self._version:
-            self._forget()
-            self._version = version
-
-    def _forget(self) -> None:
-        self._epoch += 1
-        self._buckets.clear()
-        self._access.clear()
-        self._configs.clear()
-
-    async def _cached(self, cache: dict[object, T], key: object, fn: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Read a record and keep it, if it is certain to be of the version that the caches are of."""
-        epoch = self._epoch
-
-        async def versioned(tr: Transaction) -> tuple[T, bytes]:
-            version = tr.metadata_version()
-            return await fn(tr, self.context, *args), await version
-
-        value, version = await self.engine.read(versioned)
-        if value is not None and version == self._version and epoch == self._epoch:
-            if len(cache) >= RECORD_CACHE:
-                cache.clear()
-            cache[key] = value
-        return value
+        await self._records.refresh()
 
     def _token(self, bucket: Bucket) -> bytes | None:
         """The metadata version at which `bucket` is the truth, if that is known."""
-        return self._version if self._buckets.get(bucket.name) is bucket else None
+        return self._records.token(bucket)
 
     # --- access keys
 
     async def access_key(self, key_id: str) -> AccessKey | None:
         """The key pair with this id, None if there is none. Cached."""
-        cached = self._access.get(key_id)
+        cached = self._records.access.get(key_id)
         if cached is not None:
             return cached
-        cache: dict[object, AccessKey | None] = self._access  # type: ignore[assignment]
-        return await self._cached(cache, key_id, access.read_key, self._master, key_id)
+        return await self._records.load(
+            self._records.access, key_id, access.read_key, self.context, self._master, key_id
+        )
 
     async def create_access_key(
         self, owner: str, bucket: str = "", *, key_id: str | None = None, secret: str | None = None
@@ -236,7 +194,7 @@ class Metadata:
             after = await self.engine.transact(access.rotate_some, self.context, old, new, after)
         await self.engine.transact(access.end_rotation, self.context, old, new)
         self._master = new
-        self._forget()
+        self._records.clear()
 
     # --- buckets
 
@@ -291,11 +249,10 @@ class Metadata:
 
     async def bucket(self, name: str) -> Bucket:
         """The bucket of this name. Cached. Raises NoSuchBucket."""
-        cached = self._buckets.get(name)
+        cached = self._records.buckets.get(name)
         if cached is not None:
             return cached
-        cache: dict[object, Bucket] = self._buckets  # type: ignore[assignment]
-        return await self._cached(cache, name, buckets.read_bucket, name)
+        return await self._records.load(self._records.buckets, name, buckets.read_bucket, self.context, name)
 
     async def delete_bucket(self, name: str) -> None:
         """Raises NoSuchBucket, BucketNotEmpty."""
@@ -330,18 +287,18 @@ class Metadata:
         bucket = await self.bucket(name)
         if kind not in bucket.configs:
             return None
-        cached = self._configs.get((bucket.id, kind))
+        slot = (bucket.id, kind)
+        cached = self._records.configs.get(slot)
         if cached is not None:
             return cached
-        cache: dict[object, bytes | None] = self._configs  # type: ignore[assignment]
-        return await self._cached(cache, (bucket.id, kind), buckets.read_config, bucket, kind)
+        return await self._records.load(self._records.configs, slot, buckets.read_config, self.context, bucket, kind)
 
     async def put_bucket_config(self, name: str, kind: str, document: bytes) -> None:
         """Raises NoSuchBucket."""
         await self.engine.transact(buckets.put_config, self.context, name, kind, document)
 
     async def delete_bucket_config(self, name: str, kind: str) -> None:
-        """Raises NoSuchBucket, NoSuchConfiguration."""
+        """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
         await self.engine.transact(buckets.delete_config, self.context, name, kind)
 
     async def usage(self, bucket: Bucket) -> Usage:
@@ -373,16 +330,9 @@ class Metadata:
 
     async def _manifest(self, content_id: bytes) -> tuple[Part, ...]:
         parts = self._manifests.get(content_id)
-        if parts is not None:
-            self._manifests.move_to_end(content_id)
-            return parts
-        parts = await self.engine.read(blobs.load_parts, self.context, content_id)
-        if content_id not in self._manifests:
-            self._manifests[content_id] = parts
-            self._manifest_parts += len(parts)
-            while self._manifest_parts > MANIFEST_CACHE_PARTS and len(self._manifests) > 1:
-                _, dropped = self._manifests.popitem(last=False)
-                self._manifest_parts -= len(dropped)
+        if parts is None:
+            parts = await self.engine.read(blobs.load_parts, self.context, content_id)
+            self._manifests.put(content_id, parts)
         return parts
 
     async def head_object(self, bucket: Bucket, key: str, version_id: str | None = None) -> ObjectVersion:
@@ -559,14 +509,17 @@ class Metadata:
         parts: Sequence[CompletedPart],
         *,
         combine: uploads.Combine,
+        composite: uploads.Composite,
         condition: WriteCondition | None = None,
-        expected_checksum: str | None = None,
+        expected_checksum: tuple[str, str] | None = None,
+        expected_type: str | None = None,
         expected_size: int | None = None,
     ) -> ObjectVersion:
         """Make the listed parts an object; the others are discarded.
 
-        `combine(algorithm, [(crc, size)])` computes full-object CRCs. Repeating a completion with the same list gives
-        the same version as the first time.
+        `combine(algorithm, [(crc, size)])` computes full-object CRCs, `composite(algorithm, [checksum])` the others,
+        all in base64. What is expected is what the request says of the whole: (algorithm, base64), checksum type, size
+        in bytes. Repeating a completion with the same list gives the same version as the first time.
 
         Raises:
             MalformedPartList, InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest,
@@ -575,6 +528,9 @@ class Metadata:
         check_key(key)
         content_id = uploads.parse_upload_id(upload_id)
         uploads.check_part_list(upload_id, parts)
+        prepared = None
+        if len(parts) > PREPARE_PARTS:
+            prepared = await self._prepare(bucket, key, content_id, parts, combine, composite)
         return await self.engine.transact(
             uploads.complete_upload,
             self.context,
@@ -584,10 +540,28 @@ class Metadata:
             content_id,
             parts,
             combine,
+            composite,
             condition,
-            expected_checksum,
-            expected_size,
+            uploads.Expected(expected_checksum, expected_type, expected_size),
+            prepared,
         )
+
+    async def _prepare(
+        self,
+        bucket: Bucket,
+        key: str,
+        content_id: bytes,
+        parts: Sequence[CompletedPart],
+        combine: uploads.Combine,
+        composite: uploads.Composite,
+    ) -> uploads.Prepared | None:
+        """The checksum of many parts, computed where it holds up neither the event loop nor the writers."""
+        try:
+            upload, chosen = await self.engine.read(uploads.choose, self.context, bucket, key, content_id, parts)
+        except NoSuchUpload:
+            return None  # completed already, perhaps: the transaction will tell
+        checksum = await asyncio.to_thread(uploads.object_checksum, upload, chosen, combine, composite)
+        return uploads.Prepared(chosen, checksum)
 
     async def abort_upload(self, bucket: Bucket, key: str, upload_id: str) -> None:
         """Raises NoSuchUpload."""
@@ -623,8 +597,7 @@ class Metadata:
         """Remove every row of a dead content, in bounded transactions. Does nothing to a live one."""
         while not await self.engine.transact(blobs.forget_some, self.context, content_id):
             pass
-        parts = self._manifests.pop(content_id, ())
-        self._manifest_parts -= len(parts)
+        self._manifests.drop(content_id)
 
     async def reclaim_blob(self, blob_id: bytes) -> bool:
         """Mark one blob dead unless its content uses it. True: delete its files, then call `forget_blob`."""

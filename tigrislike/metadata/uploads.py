@@ -13,14 +13,11 @@ integrity".
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import zlib
 from collections.abc import Callable, Sequence
 
-import awscrt.checksums
 import msgspec
-import xxhash
+from msgspec import Struct
 
 from .blobs import commit_blob, live_content, owe_blob, owe_reclaim, referrer_of_slice
 from .conditions import check_write
@@ -65,8 +62,11 @@ MIN_PART_BYTES = 5 * 1024**2
 MAX_PART_BYTES = 5 * 1024**3
 MAX_OBJECT_BYTES = 5 * 1024**4
 
-Combine = Callable[[str, Sequence[tuple[bytes, int]]], bytes]
-"""The CRC of a whole from the CRCs and sizes of its parts: ``combine(algorithm, [(crc, size), ...])``."""
+Combine = Callable[[str, Sequence[tuple[str, int]]], str]
+"""The CRC (base64) of a whole from the CRCs and sizes of its parts: ``combine(algorithm, [(crc, size), ...])``."""
+
+Composite = Callable[[str, Sequence[str]], str]
+"""The checksum of the parts' checksums (base64), with ``-N``: ``composite(algorithm, [checksum, ...])``."""
 
 
 def parse_upload_id(upload_id: str) -> bytes:
@@ -190,6 +190,20 @@ async def list_parts(
     return PartPage(codec.decode(raw), parts, bool(parts) and len(rows) > limit, parts[-1].number if parts else 0)
 
 
+async def choose(
+    tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, listed: Sequence[CompletedPart]
+) -> tuple[Upload, list[Part]]:
+    """The upload and its listed parts. Raises NoSuchUpload, and as `choose_parts`."""
+    stored = tr.get(_row(ctx, bucket.id, key, content_id))
+    begin, end = ctx.keys.part_range(content_id)
+    rows = tr.get_range(begin, end)
+    raw = await stored
+    if raw is None:
+        raise NoSuchUpload(content_id.hex())
+    parts = [part_codec.decode(value) for _, value in await rows]
+    return codec.decode(raw), choose_parts(content_id.hex(), {part.number: part for part in parts}, listed)
+
+
 async def abort_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes) -> None:
     """Give an upload up. Its parts become an unreferenced content whose reclaiming is owed at once.
 
@@ -256,30 +270,7 @@ def multipart_etag(parts: Sequence[Part]) -> str:
     return f"{digest.hexdigest()}-{len(parts)}"
 
 
-def _crc32(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(4, "big")
-
-
-def _crc32c(data: bytes) -> bytes:
-    value: int = awscrt.checksums.crc32c(data)
-    return value.to_bytes(4, "big")
-
-
-_COMPOSITE: dict[str, Callable[[bytes], bytes]] = {
-    "CRC32": _crc32,
-    "CRC32C": _crc32c,
-    "SHA1": lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
-    "SHA256": lambda data: hashlib.sha256(data).digest(),
-    "SHA512": lambda data: hashlib.sha512(data).digest(),
-    "MD5": lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
-    "XXHASH64": lambda data: bytes(xxhash.xxh64_digest(data)),
-    "XXHASH3": lambda data: bytes(xxhash.xxh3_64_digest(data)),
-    "XXHASH128": lambda data: bytes(xxhash.xxh3_128_digest(data)),
-}
-"""Algorithms that S3 allows for composite checksums (all but CRC64NVME)."""
-
-
-def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine) -> str:
+def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine, composite: Composite) -> str:
     """The checksum of the whole object, in base64, composite ones with ``-N``; empty where the upload asked for none.
 
     Raises:
@@ -293,14 +284,51 @@ def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine) -> 
             raise InvalidRequest(
                 f"The upload was created using a {algorithm.lower()} checksum. It was missing for part {part.number}."
             )
-    raw = [base64.b64decode(part.checksum) for part in parts]
     if upload.checksum_type == "FULL_OBJECT":
-        whole = combine(algorithm, [(crc, part.size) for crc, part in zip(raw, parts, strict=True)])
-        return base64.b64encode(whole).decode()
-    composite = _COMPOSITE.get(algorithm)
-    if composite is None:
-        raise InvalidRequest(f"A composite checksum cannot be made of {algorithm}")
-    return f"{base64.b64encode(composite(b''.join(raw))).decode()}-{len(parts)}"
+        return combine(algorithm, [(part.checksum, part.size) for part in parts])
+    return composite(algorithm, [part.checksum for part in parts])
+
+
+class Expected(Struct, frozen=True):
+    """What a CompleteMultipartUpload request says of the whole: its checksum as (algorithm, base64 with or without
+    ``-N``), the checksum's type, its size in bytes. None where it says nothing."""
+
+    checksum: tuple[str, str] | None = None
+    checksum_type: str | None = None
+    size: int | None = None
+
+
+def check_expected(expected: Expected, upload: Upload, size: int, checksum: str) -> None:
+    """Raise unless the object has the size and checksum that the request says.
+
+    Raises:
+        InvalidRequest: size, type or algorithm differ. BadChecksum: the checksum does.
+    """
+    if expected.size is not None and expected.size != size:
+        raise InvalidRequest(
+            f"The provided 'x-amz-mp-object-size' header value {expected.size} does not match what was computed: {size}"
+        )
+    if expected.checksum_type is not None and expected.checksum_type != upload.checksum_type:
+        raise InvalidRequest(
+            f"The upload was created using the {upload.checksum_type or 'default'} checksum mode. "
+            "The complete request must use the same checksum mode."
+        )
+    if expected.checksum is not None:
+        algorithm, value = expected.checksum
+        if algorithm != upload.checksum_algorithm:
+            raise InvalidRequest(
+                f"The upload was created using {upload.checksum_algorithm or 'no'} checksum. "
+                f"The complete request names a {algorithm} checksum."
+            )
+        if value.partition("-")[0] != checksum.partition("-")[0]:
+            raise BadChecksum(f"The {algorithm} you specified did not match the calculated checksum.")
+
+
+class Prepared(Struct, frozen=True):
+    """A checksum computed ahead of the transaction, and the parts that it is of."""
+
+    parts: list[Part]
+    checksum: str
 
 
 async def complete_upload(
@@ -312,16 +340,17 @@ async def complete_upload(
     content_id: bytes,
     listed: Sequence[CompletedPart],
     combine: Combine,
+    composite: Composite,
     condition: WriteCondition | None,
-    expected_checksum: str | None,
-    expected_size: int | None,
+    expected: Expected,
+    prepared: Prepared | None,
 ) -> ObjectVersion:
     """Make the listed parts the newest version of `key`. `listed` has passed `check_part_list`.
 
-    `expected_checksum` (base64, with or without ``-N``) and `expected_size` are what the request says of the whole.
+    `prepared` is used if it is still of the parts that are stored.
 
     Raises:
-        NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest (size), BadChecksum,
+        NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest, BadChecksum,
         NoSuchKey and PreconditionFailed (condition).
     """
     upload_id = content_id.hex()
@@ -344,13 +373,11 @@ async def complete_upload(
     stored = {part.number: part for part in (part_codec.decode(value) for _, value in await parts_read)}
     chosen = choose_parts(upload_id, stored, listed)
     size = sum(part.size for part in chosen)
-    if expected_size is not None and expected_size != size:
-        raise InvalidRequest(
-            f"The provided 'x-amz-mp-object-size' header value {expected_size} does not match what was computed: {size}"
-        )
-    checksum = object_checksum(upload, chosen, combine)
-    if expected_checksum is not None and checksum and expected_checksum.split("-")[0] != checksum.split("-")[0]:
-        raise BadChecksum(f"The {upload.checksum_algorithm} you specified did not match what we calculated.")
+    if prepared is not None and prepared.parts == chosen:
+        checksum = prepared.checksum
+    else:
+        checksum = object_checksum(upload, chosen, combine, composite)
+    check_expected(expected, upload, size, checksum)
     live = live_version(await current_read)
     check_write(condition, key, live)
 

@@ -1,0 +1,113 @@
+"""What a process remembers of the database, and for how long that is true.
+
+`RecordCache` holds buckets, access keys and configuration documents. They are valid while the database's metadata
+version is unchanged, which `refresh` checks once per request. Whatever changes or removes such a record bumps that
+version in the same transaction; creation does not, because absence is never cached.
+
+`ManifestCache` holds the part lists of multipart contents, which never change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from .kv.engine import Engine, Transaction
+from .records import AccessKey, Bucket, Part
+
+K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R")
+
+RECORDS = 10_000
+"""Records that each cache holds before it is emptied."""
+
+MANIFEST_PARTS = 50_000
+"""Parts in the manifest cache; about 0.5 kB each."""
+
+
+async def _metadata_version(tr: Transaction) -> bytes:
+    return await tr.metadata_version()
+
+
+class RecordCache:
+    """Records as they are at one metadata version of the database. Every entry is of exactly that version."""
+
+    __slots__ = ("_applied", "_begun", "_engine", "_epoch", "_version", "access", "buckets", "configs")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._version: bytes | None = None
+        self._epoch = 0
+        self._begun = 0
+        self._applied = 0
+        self.buckets: dict[str, Bucket] = {}
+        self.access: dict[str, AccessKey] = {}
+        self.configs: dict[tuple[bytes, str], bytes] = {}
+
+    async def refresh(self) -> None:
+        """Drop everything if the metadata version has moved on."""
+        self._begun += 1
+        mine = self._begun
+        version = await self._engine.read(_metadata_version)
+        if mine < self._applied:
+            return  # a refresh that began later has been applied already: what it saw is newer
+        self._applied = mine
+        if version != self._version:
+            self.clear()
+            self._version = version
+
+    def clear(self) -> None:
+        self._epoch += 1
+        self.buckets.clear()
+        self.access.clear()
+        self.configs.clear()
+
+    async def load(self, cache: dict[K, V], key: K, fn: Callable[..., Awaitable[R]], *args: object) -> R:
+        """Read a record by `fn(tr, *args)`; keep it if it is certain to be of the version that the cache is of."""
+        epoch = self._epoch
+
+        async def versioned(tr: Transaction) -> tuple[R, bytes]:
+            version = tr.metadata_version()
+            return await fn(tr, *args), await version
+
+        value, version = await self._engine.read(versioned)
+        if value is not None and version == self._version and epoch == self._epoch:
+            if len(cache) >= RECORDS:
+                cache.clear()
+            cache[key] = value  # type: ignore[assignment]  # R is V or None, and it is not None
+        return value
+
+    def token(self, bucket: Bucket) -> bytes | None:
+        """The metadata version at which `bucket` is the truth, None where that is not known."""
+        return self._version if self.buckets.get(bucket.name) is bucket else None
+
+
+class ManifestCache:
+    """Part lists by content id, the least recently used dropped first, bounded by their parts."""
+
+    __slots__ = ("_manifests", "_parts")
+
+    def __init__(self) -> None:
+        self._manifests: OrderedDict[bytes, tuple[Part, ...]] = OrderedDict()
+        self._parts = 0
+
+    def get(self, content_id: bytes) -> tuple[Part, ...] | None:
+        parts = self._manifests.get(content_id)
+        if parts is not None:
+            self._manifests.move_to_end(content_id)
+        return parts
+
+    def put(self, content_id: bytes, parts: tuple[Part, ...]) -> None:
+        """Keep `parts`, unless they are empty: then the content is gone, and its id not worth a place."""
+        if not parts or content_id in self._manifests:
+            return
+        self._manifests[content_id] = parts
+        self._parts += len(parts)
+        while self._parts > MANIFEST_PARTS and len(self._manifests) > 1:
+            _, dropped = self._manifests.popitem(last=False)
+            self._parts -= len(dropped)
+
+    def drop(self, content_id: bytes) -> None:
+        self._parts -= len(self._manifests.pop(content_id, ()))
