@@ -361,7 +361,7 @@ def _claim_from_header(
 ) -> Claim:
     front, marker, signature = authorization.rpartition(b"Signature=")
     # All but the signature is the same from request to request. What is long is not kept: senders choose it.
-    signer = _signer(front, service) if marker and len(front) < 1024 else None
+    signer = _signer(front, service) if marker and signature and len(front) < 1024 else None
     if signer is None:
         front, _, signature = _in_order(authorization).rpartition(b"Signature=")
         signer = _parse_signer(front, service)
