@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
@@ -162,7 +163,8 @@ class Settings:
     metadata: str = _setting(
         "",
         _parse_url,
-        "Metadata database: sqlite:///FILE (embedded, one machine) or fdb:///CLUSTERFILE (FoundationDB).",
+        "Metadata database: sqlite:///FILE (embedded, one machine) or fdb:///CLUSTERFILE (FoundationDB); an absolute "
+        "path, percent-encoded where need be.",
         shown="sqlite:///DATA_DIR/metadata.db",
     )
     cache_dir: Path = _setting(
@@ -307,7 +309,7 @@ class Settings:
         """Fill in what follows from other settings, so that a reader never has to know the rule."""
         derived: dict[str, Any] = {}
         if not self.metadata:
-            derived["metadata"] = f"sqlite:///{self.data_dir.absolute() / 'metadata.db'}"
+            derived["metadata"] = f"sqlite://{quote(str(self.data_dir.absolute() / 'metadata.db'))}"
         if self.cache_dir == Path():
             derived["cache_dir"] = self.data_dir / "cache"
         if not self.workers:
@@ -318,7 +320,8 @@ class Settings:
     @property
     def sqlite_path(self) -> Path | None:
         """The SQLite file, or None when the database is FoundationDB."""
-        return Path(self.metadata.removeprefix("sqlite:///")) if self.metadata.startswith("sqlite:///") else None
+        parts = urlsplit(self.metadata)
+        return Path(unquote(parts.path)) if parts.scheme == "sqlite" else None
 
     @property
     def master_key_path(self) -> Path | None:

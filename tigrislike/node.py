@@ -1,0 +1,130 @@
+"""The composition root: the one module that knows every part of a node, opens them in order, closes them in reverse.
+
+Guarantees: a directory or key this node makes for itself is readable by its owner only; a part that fails to open
+leaves nothing open behind it; background work that fails is reported and tried again, never silently given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from tigrislike.bytecache import BlockStore
+from tigrislike.config import Settings
+from tigrislike.metadata import AccessKey, Metadata
+from tigrislike.metadata.kv import Engine, open_engine
+from tigrislike.metadata.secrets import MasterKey
+
+_LOG = logging.getLogger("tigrislike.node")
+
+_CHECKPOINT_INTERVAL_S = 5.0
+_RETRY_S = 30.0  # after background work failed
+
+
+class Stop(Protocol):
+    """What `asyncio.Event` offers: set once the process is to end."""
+
+    def is_set(self) -> bool: ...
+    async def wait(self) -> bool: ...
+
+
+class Node:
+    """The open parts of a node: `settings`, `engine`, `metadata`, `blocks`."""
+
+    def __init__(self, settings: Settings, engine: Engine, metadata: Metadata, blocks: BlockStore) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.metadata = metadata
+        self.blocks = blocks
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, settings: Settings) -> AsyncIterator[Node]:
+        """A node for the length of a `with` block, its directories and master key made at first start.
+
+        Raises:
+            OSError: a directory or file cannot be used.
+            EngineError, MetadataError, BytesError: a part refuses to open: a wrong master key, a newer format.
+        """
+        _make_private(settings.data_dir)
+        _make_private(settings.cache_dir)
+        if settings.sqlite_path is not None:
+            _make_private(settings.sqlite_path.parent)
+        master_key = load_master_key(settings)
+        blocks = BlockStore.open(
+            settings.cache_dir, block_size=settings.block_size, reserve_bytes=settings.reserve_bytes
+        )
+        try:
+            engine = await open_engine(settings.metadata)
+            try:
+                metadata = await Metadata.open(
+                    engine,
+                    master_key=master_key,
+                    node_id=blocks.node_id,
+                    region=settings.region,
+                    reclaim_grace_s=settings.reclaim_grace_s,
+                )
+                yield cls(settings, engine, metadata, blocks)
+            finally:
+                await engine.close()
+        finally:
+            await asyncio.to_thread(blocks.close)
+
+    async def ensure_root(self) -> AccessKey:
+        """The root user's key: the configured one, else the one made at first start."""
+        key, created = await self.metadata.ensure_root(
+            self.settings.root_access_key or None, self.settings.root_secret_key or None
+        )
+        if created:
+            _LOG.info("made the root access key %s", key.key_id)
+        return key
+
+    async def work(self, stop: Stop) -> None:
+        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
+        duties: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
+            ("sweep", self._sweep, self.settings.sweep_interval_s),
+            ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
+        ]
+        tasks = [asyncio.create_task(_repeat(name, duty, pause_s), name=name) for name, duty, pause_s in duties]
+        try:
+            await stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        """Settle what crashed uploads left behind: publish what was committed, remove the rest."""
+        stats = await self.blocks.sweep(self.metadata.settle_blob)
+        if stats.published or stats.removed:
+            _LOG.info("sweep: %d uploads published, %d removed", stats.published, stats.removed)
+        for blob_id, error in stats.failures:
+            _LOG.error("sweep: blob %s: %s", blob_id.hex(), error)
+
+
+def load_master_key(settings: Settings) -> MasterKey:
+    """The configured master key. Beside SQLite the file is made when it is absent; elsewhere it must be there."""
+    path = settings.master_key_path
+    if path is not None and settings.sqlite_path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return MasterKey.load(settings.master_key or None, path, create=settings.sqlite_path is not None)
+
+
+async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    while True:
+        try:
+            await duty()
+        except Exception:
+            _LOG.exception("%s failed; next try in %.0f s", name, max(pause_s, _RETRY_S))
+            await asyncio.sleep(max(pause_s, _RETRY_S))
+        else:
+            await asyncio.sleep(pause_s)
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory that only its owner may enter; an existing one keeps the mode it has."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,196 @@
+"""Who may have a request in flight, so that one key's flood is that key's trouble.
+
+Two things are decided for each request, both per process and without I/O:
+
+- *Whether it is let in at all.* Bounds on requests in flight, over all and per key, and on memory for bodies. A
+  key may not hold more than its share of what is left when others are about. Beyond a bound: 503 SlowDown with
+  Retry-After, before anything of the body is read.
+- *When its turn comes.* While other keys are active too, a key runs only a few small requests at a time; its others
+  wait in line, which costs nothing, instead of standing between another key's request and the processor. A key that
+  is alone never waits. Large bodies take no turn: their pace is the network's, and waiting would stall them.
+
+What this does not do: count bytes per second, or know buckets. The decisions are a pure function of the calls made
+and the clock given; only `async with` touches the event loop, to wait for the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tigrislike.config import Settings
+from tigrislike.s3api.errors import S3Error
+
+_BODY_MEMORY_BYTES = 2 * 1024 * 1024  # what one upload holds at most: the receive buffer and the block writer's
+_LARGE_BYTES = 256 * 1024
+_TURNS = 16  # small requests that run at once while keys compete, shared among them
+_LEAST_TURNS = 4  # but never fewer than this for a key: group commit needs some company
+_RECENT_S = 1.0  # a key counts as active for this long after its last request
+_RETRY_AFTER_S = "1"
+
+
+class Admission:
+    """The admission state of one process.
+
+    Args:
+        max_requests: in flight over all keys, waiting ones included.
+        max_requests_per_key: in flight for one key, waiting ones included.
+        max_body_memory_bytes: for request bodies, over all keys; one key may have half of it.
+        now_s: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        max_requests: int,
+        max_requests_per_key: int,
+        max_body_memory_bytes: int,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_requests = max_requests
+        self.max_requests_per_key = max_requests_per_key
+        self.max_body_memory_bytes = max_body_memory_bytes
+        self.requests = 0
+        self.body_memory_bytes = 0
+        self._now_s = now_s
+        self._keys: dict[str, _Key] = {}  # those with requests in flight
+        self._recent: dict[str, float] = {}  # key -> time of its last request, oldest first
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(settings.max_requests, settings.max_requests_per_key, settings.max_body_memory_bytes)
+
+    def admit(self, key_id: str, content_length: int) -> Permit:
+        """Let a request in.
+
+        Args:
+            key_id: whose it is; "" is everyone anonymous together.
+            content_length: bytes of its body; negative when unknown.
+
+        Returns:
+            A permit to hold while the request runs: `async with` waits for its turn, `with` takes none.
+
+        Raises:
+            S3Error: SlowDown.
+        """
+        active = self._touch(key_id)
+        key = self._keys.get(key_id)
+        if key is None:
+            key = self._keys[key_id] = _Key()
+        memory = _BODY_MEMORY_BYTES if content_length < 0 else min(content_length, _BODY_MEMORY_BYTES)
+        share = min(self.max_requests_per_key, max(1, self.max_requests // active))
+        # A body always fits when nobody else's does: else a small bound would refuse it for ever.
+        memory_full = memory and (
+            (key.memory_bytes and key.memory_bytes + memory > self.max_body_memory_bytes // 2)
+            or (self.body_memory_bytes and self.body_memory_bytes + memory > self.max_body_memory_bytes)
+        )
+        if self.requests >= self.max_requests or key.requests >= share or memory_full:
+            if not key.requests:
+                del self._keys[key_id]
+            raise S3Error("SlowDown", headers={"retry-after": _RETRY_AFTER_S})
+        key.requests += 1
+        key.memory_bytes += memory
+        self.requests += 1
+        self.body_memory_bytes += memory
+        return Permit(self, key_id, key, memory, takes_turn=0 <= content_length <= _LARGE_BYTES)
+
+    def _touch(self, key_id: str) -> int:
+        """Note a key's activity; the number of keys active now, at least 1."""
+        now_s = self._now_s()
+        recent = self._recent
+        recent.pop(key_id, None)
+        recent[key_id] = now_s
+        while True:
+            oldest = next(iter(recent))
+            if recent[oldest] >= now_s - _RECENT_S:
+                return len(recent)
+            del recent[oldest]
+
+    def _turns(self) -> int:
+        """How many small requests a key may run at once now."""
+        active = len(self._recent)
+        return self.max_requests if active <= 1 else max(_LEAST_TURNS, _TURNS // active)
+
+    def _take_turn(self, permit: Permit) -> bool:
+        key = permit._key
+        if key.running < self._turns():
+            key.running += 1
+            permit._runs = True
+            return True
+        key.waiting.append(permit)
+        return False
+
+    def _release(self, permit: Permit) -> None:
+        key = permit._key
+        key.requests -= 1
+        key.memory_bytes -= permit._memory_bytes
+        self.requests -= 1
+        self.body_memory_bytes -= permit._memory_bytes
+        if permit._runs:
+            key.running -= 1
+            permit._runs = False
+        elif permit in key.waiting:
+            key.waiting.remove(permit)
+        turns = self._turns()
+        while key.waiting and key.running < turns:
+            following = key.waiting.popleft()
+            key.running += 1
+            following._runs = True
+            following._wake()
+        if not key.requests:
+            del self._keys[permit._key_id]
+
+
+class _Key:
+    __slots__ = ("memory_bytes", "requests", "running", "waiting")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.memory_bytes = 0
+        self.running = 0  # of the requests, those that have a turn
+        self.waiting: deque[Permit] = deque()  # invariant: not empty only while `running` is at least 1
+
+
+class Permit:
+    """One admitted request. Use it once, as `async with` or `with`; leaving the block gives everything back."""
+
+    __slots__ = ("_admission", "_key", "_key_id", "_memory_bytes", "_runs", "_takes_turn", "_waiter")
+
+    def __init__(self, admission: Admission, key_id: str, key: _Key, memory_bytes: int, *, takes_turn: bool) -> None:
+        self._admission = admission
+        self._key_id = key_id
+        self._key = key
+        self._memory_bytes = memory_bytes
+        self._takes_turn = takes_turn
+        self._runs = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._takes_turn and not self._admission._take_turn(self):
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except BaseException:
+                self._admission._release(self)
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission._release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission._release(self)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

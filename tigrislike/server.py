@@ -1,0 +1,294 @@
+"""`tigrislike serve`: the processes of a node, and what each of them runs.
+
+The supervisor (`supervisor.py`) binds the port and starts one agent, which opens the store, makes the root key at
+first start and does the background work (`node.py`), and then N workers, each an event loop (uvloop) under uvicorn's
+life cycle with our HTTP protocol (`s3api/http.py`) and the S3 application. Even one worker runs this way: a crash of
+the interpreter costs one process, and there is one way of running to understand.
+
+SIGTERM drains: the port is closed, requests in flight finish within the drain time-out, exit status 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from tigrislike.accept import Acceptor, LoadTable
+from tigrislike.config import Settings
+from tigrislike.logs import AccessLog, setup_logging
+from tigrislike.node import Node
+from tigrislike.s3api.http import Front, HttpProtocol, Limits
+from tigrislike.s3api.request import new_request_id
+from tigrislike.supervisor import Role, Supervisor
+
+_LOG = logging.getLogger("tigrislike.server")
+
+# A thread that computes delays the event loop by at most this much (CPython's default is 5 ms).
+_SWITCH_INTERVAL_S = 0.0005
+_CLEANUP_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the operator is told when the node answers requests."""
+
+    endpoint: str
+    region: str
+    access_key_id: str
+    secret_access_key: str
+
+
+class BindError(Exception):
+    """The address cannot be listened on."""
+
+
+def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> int:
+    """Run a node until SIGTERM or SIGINT; the process's exit status.
+
+    Raises:
+        BindError: the address is taken, or not this machine's.
+    """
+    setup_logging(settings.log_level, "supervisor")
+    _raise_descriptor_limit()
+    listener = bind(settings.host, settings.port)
+    endpoint = endpoint_url(settings, listener.getsockname()[1])
+    table = LoadTable(settings.workers)
+    _preload()
+
+    def tell(facts: dict[str, dict[str, Any]]) -> None:
+        root = facts["agent"]
+        on_ready(Ready(endpoint, settings.region, root["access_key_id"], root["secret_access_key"]))
+
+    def run_worker(index: int) -> Callable[[Callable[[dict[str, Any]], None], int], int]:
+        def run(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+            return _run(f"worker {index}", settings, worker(settings, listener, table, index, announce, lifeline))
+
+        return run
+
+    def run_agent(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+        listener.close()
+        return _run("agent", settings, agent(settings, announce, lifeline))
+
+    roles = [Role("agent", run_agent)]
+    for index in range(settings.workers):
+        gone = lambda index=index: table.absent(index)  # noqa: E731
+        roles.append(Role(f"worker {index}", run_worker(index), front=True, on_exit=gone))
+    try:
+        return Supervisor(roles, settings.drain_timeout_s, tell, on_stop=listener.close).run()
+    finally:
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on an address; port 0 takes a free one.
+
+    Raises:
+        BindError: with the address and the reason.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
+        listener.listen(4096)
+    except OSError as error:
+        raise BindError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def endpoint_url(settings: Settings, port: int) -> str:
+    """The URL that a client on this machine uses."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
+    return f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
+
+
+class WorkerServer(uvicorn.Server):
+    """uvicorn's life cycle around our listener, connections and stop signal."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        front: Front,
+        listener: socket.socket,
+        table: LoadTable,
+        index: int,
+        announce: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self.server_state = front
+        self.front = front
+        self._listener = listener
+        self._table = table
+        self._index = index
+        self._announce = announce
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin to drain."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise RuntimeError("the application refused to start")
+        loop = asyncio.get_running_loop()
+        config = self.config
+        limits = self.front.limits
+
+        def connection() -> HttpProtocol:
+            return HttpProtocol(config, self.front, self.lifespan.state, loop)
+
+        acceptor = Acceptor(
+            self._listener,
+            self._table,
+            self._index,
+            lambda: len(self.front.connections),
+            connection,
+            config.ssl,
+            limits.header_timeout_s,
+        )
+        acceptor.start()
+        self.servers = [acceptor]  # type: ignore[list-item]  # it needs close() and wait_closed()
+        self.started = True
+        self._announce()
+
+    async def main_loop(self) -> None:
+        ticking = asyncio.get_running_loop().create_task(self.front.tick_for_ever())
+        self._ticking = ticking
+        stopped = asyncio.get_running_loop().create_task(self._stopped.wait())
+        await asyncio.wait([ticking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if ticking.done():
+            ticking.result()  # the clock of all time-outs has failed: end this process, another takes its place
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.front.draining = True
+        await super().shutdown(sockets)
+        cut = list(self.front.tasks)
+        if cut:
+            await asyncio.wait(cut, timeout=_CLEANUP_TIMEOUT_S)
+        self._ticking.cancel()
+        await asyncio.gather(self._ticking, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: `worker` has set them, and uvicorn would end by raising SIGTERM again."""
+        yield
+
+
+async def worker(
+    settings: Settings,
+    listener: socket.socket,
+    table: LoadTable,
+    index: int,
+    announce: Callable[[dict[str, Any]], None],
+    lifeline: int,
+) -> int:
+    """Answer requests until told to stop."""
+    from tigrislike.s3api.app import create_app
+
+    async with Node.opened(settings) as node:
+        app = create_app(metadata=node.metadata, blocks=node.blocks, settings=settings)
+        return await serve_app(app, settings, listener, table, index, announce, lifeline)
+
+
+async def serve_app(
+    app: Any,
+    settings: Settings,
+    listener: socket.socket,
+    table: LoadTable,
+    index: int,
+    announce: Callable[[dict[str, Any]], None],
+    lifeline: int,
+) -> int:
+    """Serve one ASGI application on this process's event loop until told to stop."""
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        ws="none",
+        log_config=None,
+        log_level=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        timeout_graceful_shutdown=settings.drain_timeout_s,  # type: ignore[arg-type]  # seconds, passed to wait_for
+    )
+    access_log = AccessLog(settings.access_log)
+    front = Front(Limits.of(settings), access_log, new_request_id)
+    # What exists now lives as long as the process: keep it out of every later garbage collection.
+    gc.collect()
+    gc.freeze()
+    server = WorkerServer(config, front, listener, table, index, lambda: announce({}))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
+    loop.add_reader(lifeline, _on_lifeline, loop, lifeline, server.stop)
+    try:
+        await server.serve()
+    finally:
+        access_log.close()
+    return 0
+
+
+async def agent(settings: Settings, announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+    """Prepare the store, then do its background work until told to stop."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
+    async with Node.opened(settings) as node:
+        root = await node.ensure_root()
+        announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
+        await node.work(stop)
+    return 0
+
+
+def _on_lifeline(loop: asyncio.AbstractEventLoop, lifeline: int, stop: Callable[[], None]) -> None:
+    loop.remove_reader(lifeline)
+    _LOG.error("the supervisor is gone: stopping")
+    stop()
+
+
+def _run(name: str, settings: Settings, main: Any) -> int:
+    setup_logging(settings.log_level, name)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        result: int = runner.run(main)
+        return result
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _preload() -> None:
+    """Import what the children need, so that they share its memory and start in milliseconds.
+
+    None of it may start a thread or open anything: both do not survive a fork.
+    """
+    import tigrislike.s3api.app  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
