@@ -36,15 +36,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum check { CHECK_STATUS, CHECK_PATTERN, CHECK_KEYS, CHECK_HEAD };
+enum check { CHECK_STATUS, CHECK_PATTERN, CHECK_KEYS, CHECK_HEAD, CHECK_PREFIXES };
 
 struct entry {
     uint32_t head_len, status;    /* the only status that can be a success */
     uint32_t refused, check;      /* a status counted apart as "refused" (0: none); enum check */
     uint64_t body_at, body_len;   /* request body: slice of the endless pattern */
     uint64_t expect_at, expect_len; /* response body: slice of the pattern, or its length alone for HEAD */
-    uint64_t expect_hash;         /* FNV-1a of every <Key> text, each followed by a newline */
-    uint64_t expect_count;        /* number of <Key> elements */
+    uint64_t expect_hash;         /* FNV-1a of every listed <Key> or common prefix, each followed by a newline */
+    uint64_t expect_count;        /* how many of them there are */
 };
 
 enum failure { BAD_STATUS, BAD_BODY, BAD_HTTP, NOT_CONNECTED, CLOSED, TIMED_OUT, FAILURES };
@@ -221,13 +221,17 @@ static void begin(struct connection *c, const struct entry *e, uint64_t started_
     pump(c);
 }
 
-static bool listed_keys_match(const struct connection *c) {
+static bool listed(const struct entry *e) { return e->check == CHECK_KEYS || e->check == CHECK_PREFIXES; }
+
+static bool listing_matches(const struct connection *c) {
     const struct entry *e = c->entry;
+    const char *open = e->check == CHECK_KEYS ? "<Key>" : "<CommonPrefixes><Prefix>";
+    const char *shut = e->check == CHECK_KEYS ? "</Key>" : "</Prefix>";
     uint64_t hash = 14695981039346656037u, count = 0;
     const char *at = c->body, *end = c->body + c->got;
-    while ((at = memmem(at, (size_t)(end - at), "<Key>", 5))) {
-        at += 5;
-        const char *stop = memmem(at, (size_t)(end - at), "</Key>", 6);
+    while ((at = memmem(at, (size_t)(end - at), open, strlen(open)))) {
+        at += strlen(open);
+        const char *stop = memmem(at, (size_t)(end - at), shut, strlen(shut));
         if (!stop) return false;
         for (; at < stop; at++) hash = (hash ^ (unsigned char)*at) * 1099511628211u;
         hash = (hash ^ '\n') * 1099511628211u;
@@ -258,8 +262,8 @@ static void finish(struct connection *c) {
             fail(c, BAD_BODY, "wrong Content-Length");
             return;
         }
-        if (e->check == CHECK_KEYS && (c->mismatch || !listed_keys_match(c))) {
-            fail(c, BAD_BODY, "not the expected keys");
+        if (listed(e) && (c->mismatch || !listing_matches(c))) {
+            fail(c, BAD_BODY, "not the expected listing");
             return;
         }
         ok_count++;
@@ -284,7 +288,7 @@ static void sink(struct connection *c, const char *data, size_t n) { /* decoded 
             if (memcmp(pattern + offset, data + done, size)) c->mismatch = true;
             done += size;
         }
-    } else if (e->check == CHECK_KEYS && !c->mismatch) {
+    } else if (listed(e) && !c->mismatch) {
         if (c->got + n > c->body_cap) {
             size_t cap = c->body_cap ? c->body_cap : 1 << 20;
             while (cap < c->got + n) cap *= 2;
@@ -474,7 +478,7 @@ static void load_plan(const char *path) {
     if (!entries) goto bad;
     for (uint64_t i = 0; i < entry_count; i++) {
         const struct entry *e = (const struct entry *)(plan + at);
-        if (at + sizeof *e > size || at + sizeof *e + e->head_len > size || e->check > CHECK_HEAD) goto bad;
+        if (at + sizeof *e > size || at + sizeof *e + e->head_len > size || e->check > CHECK_PREFIXES) goto bad;
         entries[i] = e;
         at += sizeof *e + (e->head_len + 7u) / 8 * 8;
     }

@@ -31,6 +31,7 @@ class Check(IntEnum):
     PATTERN = 1  # exactly this slice of the pattern
     KEYS = 2  # a listing of exactly these keys, in this order
     HEAD = 3  # no body, this Content-Length
+    PREFIXES = 4  # a listing of exactly these common prefixes, in this order
 
 
 @cache
@@ -55,7 +56,7 @@ def content_md5(at: int, size: int) -> str:
 
 
 def keys_hash(keys: list[str]) -> int:
-    """FNV-1a over each key and a newline: what `Check.KEYS` compares."""
+    """FNV-1a over each key and a newline: what `Check.KEYS` and `Check.PREFIXES` compare."""
     value = 14695981039346656037
     for byte in "".join(f"{key}\n" for key in keys).encode():
         value = ((value ^ byte) * 1099511628211) & 0xFFFFFFFFFFFFFFFF

@@ -53,6 +53,11 @@ def tree(root: int) -> dict[int, list[str]]:
         found |= more
 
 
+def running(root: int) -> list[int]:
+    """Process ids of the tree that have not ended (one that ended but was not waited for yet has)."""
+    return [pid for pid, fields in tree(root).items() if fields[0] != "Z"]
+
+
 def cpu_s(root: int) -> float:
     """User and system CPU seconds of the tree so far, in steps of a clock tick (10 ms)."""
     return sum(int(ticks) for fields in tree(root).values() for ticks in fields[11:15]) * TICK_S
@@ -76,10 +81,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    left = tree(process.pid)
-    for pid in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + STOP_S
+    while (left := running(process.pid)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
     process.wait()
 
 
