@@ -134,7 +134,9 @@ class AmbiguousCommit(EngineError):
 class CommitUnknown(AmbiguousCommit):
     """The outcome is unknown; the transaction is no longer in flight."""
 
-    number = 1021
+    def __init__(self, message: str, number: int = 1021) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class TransactionTimedOut(AmbiguousCommit):
