@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import json
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.install:
             return 0
         return _run(options)
-    except (StoreFailed, ValueError, subprocess.CalledProcessError) as error:
+    except (StoreFailed, ValueError, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
 

@@ -23,6 +23,7 @@ from bench.signing import Signer, call
 
 ACCESS_KEY = "BENCHBENCHBENCHBENCH"
 SECRET_KEY = "bench-bench-bench-bench-bench-bench-benc"
+READY_S = 60.0
 REPOSITORY = Path(__file__).parent.parent
 PEER_PROGRAMS = REPOSITORY / ".venvs" / "bench" / "bin"
 
@@ -59,13 +60,18 @@ class Store:
 
     def create_bucket(self, name: str) -> None:
         """Creates a bucket, waiting for a store that listens before it is ready. Raises StoreFailed."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + READY_S
         while True:
-            answer = call(self.signer, "PUT", f"/{name}")
-            if answer.status == 200:
-                return
-            if answer.status not in (500, 503) or time.monotonic() > deadline:
-                raise StoreFailed(f"{self.name}: creating {name} answered {answer.status} {answer.body[:300]!r}")
+            try:
+                answer = call(self.signer, "PUT", f"/{name}", timeout_s=READY_S)
+                if answer.status == 200:
+                    return
+                last, may_pass = f"{answer.status} {answer.body[:300]!r}", answer.status in (500, 503)
+            except OSError as error:
+                last, may_pass = repr(error), self.process.poll() is None
+            if not may_pass or time.monotonic() > deadline:
+                tail = self.log.read_text(errors="replace")[-1500:] if self.log.exists() else ""
+                raise StoreFailed(f"{self.name}: creating {name} was answered {last}\n{tail}")
             time.sleep(0.2)
 
     def checked(self) -> Store:

@@ -48,7 +48,7 @@ def test_a_store_that_does_not_verify_is_refused(tmp_path: Path, script: list[by
 
 
 def test_a_bucket_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    with serve([DENIED]) as server, pytest.raises(StoreFailed, match="creating b answered 403"):
+    with serve([DENIED]) as server, pytest.raises(StoreFailed, match="creating b was answered 403"):
         store(server.port, tmp_path).create_bucket("b")
 
 
