@@ -38,7 +38,7 @@ def test_buckets_list_in_pages(s3: Any) -> None:
     assert [len(page["Buckets"]) for page in pages] == [3, 3, 1]
     assert [row["Name"] for page in pages for row in page["Buckets"]] == names
     assert code(s3.list_buckets, ContinuationToken="nonsense") == "InvalidArgument"
-    assert code(s3.list_buckets, MaxBuckets=0) == "InvalidArgument"
+    assert code(s3.list_buckets, MaxBuckets=10_001) == "InvalidArgument"
     for name in names:
         s3.delete_bucket(Bucket=name)
 

@@ -112,7 +112,7 @@ class Gateway:
             raise S3Error("NotImplemented", extra={"Operation": operation.name})
         payload = Payload(request, verified, operation) if operation.has_body else None
         size = payload.size if payload is not None else 0
-        with self._admission.admit(request.identity.key_id, size):
+        async with self._admission.admit(request.identity.key_id, size):
             body = b""
             if payload is not None and not operation.streams_body:
                 body = await payload.read(operation.max_body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from urllib.parse import quote
 
 from tigrislike.bytecache import BlockStore
@@ -21,7 +20,7 @@ class Services:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
-        self.token_key = hmac.digest(metadata.internal_key, b"listing tokens", "sha256")
+        self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 
     def owner(self, account: str) -> dict[str, str]:

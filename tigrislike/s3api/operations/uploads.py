@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
-from collections.abc import Sequence
 from typing import Any
 
 from tigrislike.metadata.conditions import check_read
@@ -141,16 +139,17 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
             raise S3Error("MalformedXML")
         given = {name: value for name, value in part.items() if name.startswith("Checksum")}
         listed.append(CompletedPart(part["PartNumber"], part["ETag"], next(iter(given.values()), None)))
-    if inp.get("ChecksumType"):
-        await _check_type(ctx, inp)
+    expected = ((checksums.MEMBERS[name], inp[name]) for name in inp if name in checksums.MEMBERS)
     version = await ctx.metadata.complete_upload(
         ctx.bucket,
         inp["Key"],
         inp["UploadId"],
         listed,
-        combine=_combine,
+        combine=checksums.combine,
+        composite=checksums.composite,
         condition=write_condition(inp),
-        expected_checksum=next((inp[name] for name in inp if name in checksums.MEMBERS), None),
+        expected_checksum=next(expected, None),
+        expected_type=inp.get("ChecksumType"),
         expected_size=inp.get("MpuObjectSize"),
     )
     output: Output = {
@@ -165,21 +164,6 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     if ctx.bucket.versioning == "Enabled":
         output["VersionId"] = version.version_id
     return output
-
-
-def _combine(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> bytes:
-    return b64decode(checksums.combine(algorithm, [(b64encode(crc).decode(), size) for crc, size in parts]))
-
-
-async def _check_type(ctx: Context, inp: Input) -> None:
-    """Refuse to complete with another type of checksum than the upload was created with."""
-    upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
-    if upload.checksum_type and upload.checksum_type != inp["ChecksumType"]:
-        raise S3Error(
-            "InvalidRequest",
-            f"The upload was created using the {upload.checksum_type} checksum mode. The complete request must use the "
-            "same checksum mode.",
-        )
 
 
 @operation("AbortMultipartUpload")
