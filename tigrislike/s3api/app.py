@@ -29,7 +29,6 @@ from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
-from tigrislike.s3api.post import post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
 from tigrislike.s3api.reading import Buffer, read_extents, segments_of
 from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, new_request_id
@@ -93,10 +92,6 @@ class Gateway:
 
     async def _answer(self, request: Request) -> Response:
         claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
-        if claimed is None and request.method == "POST" and request.bucket and not request.key:
-            content_type = request.headers.get("content-type", "")
-            if content_type.lower().startswith("multipart/form-data"):
-                return await post_object(self._services, request, self._admission)
         await self._metadata.refresh()
         verified = None if claimed is None else await self._authenticate(request, claimed)
         operation = self._protocol.route(request.method, request.level, request.query, request.headers)

@@ -45,7 +45,7 @@ class ServiceEndpoints:
             except Exception as error:
                 problems["database"] = type(error).__name__
             try:
-                await self._services.blocks.check()
+                self._services.blocks.statistics()
             except Exception as error:
                 problems["cache"] = type(error).__name__
         body = msgspec.json.encode({"status": "failing" if problems else "ok", **problems})
