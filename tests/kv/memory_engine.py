@@ -212,6 +212,7 @@ class MemoryEngine:
         for watch in list(self.watched):
             watch.cancel()
         await self._runner.close()
+        await self._reader.close()
         if self._late:
             await asyncio.wait(self._late)
 

@@ -107,6 +107,8 @@ class Runner:
         self._write_id = write_id
         self._clear_from_minute = 0
         self._clearing: asyncio.Task[None] | None = None
+        self._running = 0
+        self._idle: asyncio.Event | None = None
 
     async def transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
         """Run `fn(tr, *args)` to a commit. See `Engine.transact`.
@@ -115,6 +117,35 @@ class Runner:
             RetryableError: the last attempt's, when time ran out.
             AmbiguousCommit: as described above.
         """
+        self._running += 1
+        try:
+            return await self._transact(fn, args)
+        finally:
+            self._leave()
+
+    async def read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
+        """Run `fn(tr, *args)` on one snapshot, without a commit. See `Engine.read`."""
+        self._running += 1
+        try:
+            return await self._read(fn, args)
+        finally:
+            self._leave()
+
+    async def close(self) -> None:
+        """Wait for what is running. The caller sees to it that nothing more comes."""
+        if self._running:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+        if self._clearing is not None:
+            self._clearing.cancel()
+            await asyncio.wait([self._clearing])
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if self._idle is not None and not self._running:
+            self._idle.set()
+
+    async def _transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
         deadline_ns = self._clock.monotonic_ns() + self._timeout_ns
         pauses = self._pauses()
         while True:
@@ -144,8 +175,7 @@ class Runner:
                 tr.end()
             await self._pause(pauses, failure, deadline_ns)
 
-    async def read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
-        """Run `fn(tr, *args)` on one snapshot, without a commit. See `Engine.read`."""
+    async def _read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
         deadline_ns = self._clock.monotonic_ns() + self._timeout_ns
         pauses = self._pauses()
         while True:
@@ -158,12 +188,6 @@ class Runner:
             finally:
                 tr.end()
             await self._pause(pauses, failure, deadline_ns)
-
-    async def close(self) -> None:
-        """Wait for the clearing of old minutes, if one is under way."""
-        if self._clearing is not None:
-            self._clearing.cancel()
-            await asyncio.wait([self._clearing])
 
     async def _commit(self, tr: Attempt) -> None:
         if self._faults is None:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, TypeVar
 import apsw
 
 from .clock import Clock, SystemClock
-from .errors import EngineClosed, EngineError, EngineUnavailable, TransactionMisuse
+from .errors import EngineClosed, EngineError, EngineUnavailable, RetryableError, TransactionMisuse
 from .faults import Faults
 from .sqlite_file import connect, prepare, translate
 from .sqlite_transaction import GET, Reading, drive
@@ -163,10 +163,16 @@ class SqliteEngine:
             self._reader.close()
 
     async def _transact_faultily(self, faults: Faults, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
-        await self._suffer(faults)
-        if faults.commit_delay_s:
-            await asyncio.sleep(faults.commit_delay_s)
-        return await self._writer.submit(fn, args, faults.commit_fault())  # type: ignore[no-any-return]
+        while True:
+            await self._suffer(faults)
+            if faults.commit_delay_s:
+                await asyncio.sleep(faults.commit_delay_s)
+            fault = faults.commit_fault()
+            try:
+                return await self._writer.submit(fn, args, fault)  # type: ignore[no-any-return]
+            except RetryableError as error:
+                if fault is None or error is not fault.error:
+                    raise
 
     async def _suffer(self, faults: Faults) -> None:
         faults.check_reachable()

@@ -159,6 +159,10 @@ class Reading:
         """Make every further use raise `TransactionEnded`."""
         self._execute = _ended
 
+    def _check_alive(self) -> None:
+        if self._execute is _ended:
+            _ended()
+
     def _row(self, key: bytes) -> bytes | None:
         try:
             row = self._execute(GET, (key,)).fetchone()
@@ -170,7 +174,7 @@ class Reading:
         return translate(error, self._path)
 
     def _read_only(self, method: str) -> EngineError:
-        self._execute("SELECT 1")  # an ended transaction says so first
+        self._check_alive()
         return ReadOnlyTransaction(f"{method} inside Engine.read, which is read-only: use Engine.transact")
 
 
@@ -275,6 +279,7 @@ class Writing(Reading):
         self._grow(len(begin) + len(end))
 
     def read_version(self) -> Ready[int]:
+        self._check_alive()
         return Ready(self._version)
 
     def _change(self, statement: str, bindings: tuple[bytes, ...]) -> None:
