@@ -122,7 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=200, help="pages per round (default %(default)s)")
     parser.add_argument("--directory", type=Path, help="where the store keeps its data (default: a temporary one)")
-    options = parser.parse_args(argv)
+    try:
+        return _run(parser.parse_args(argv))
+    except (StoreFailed, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="tigrislike-listing-", dir=options.directory) as path:
         scratch = Path(path)
         running: AbstractContextManager[list[Store]] = tigrislike(scratch)

@@ -196,8 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flood-connections", type=int, default=64)
     parser.add_argument("--only", choices=("slow", "flood"))
     parser.add_argument("--directory", type=Path, help="where the store keeps its data (default: a temporary one)")
-    options = parser.parse_args(argv)
-    effects = []
+    try:
+        return _run(parser.parse_args(argv))
+    except (StoreFailed, OSError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    effects: list[Effect] = []
     with tempfile.TemporaryDirectory(prefix="tigrislike-overload-", dir=options.directory) as path:
         scratch = Path(path)
         generator = LoadGenerator(scratch)

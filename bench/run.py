@@ -138,6 +138,7 @@ def _run(options: argparse.Namespace) -> int:
         [store.name for store in stores],
         [*facts.items(), *described],
         f"{rounds} interleaved round{'s' if rounds > 1 else ''}, {scale.seconds:g} s a run"
+        f", LIST over {scale.listed_keys:,} keys"
         + (", a smoke run: these numbers say nothing." if options.quick else "."),
     )
     print(text)
