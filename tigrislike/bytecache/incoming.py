@@ -123,7 +123,10 @@ class Incoming:
 
 
 def remove_draft(fs: FileSystem, layout: Layout, name: str) -> bool:
-    """Remove `incoming/new-...` unless its maker is about to rename it. True if it went."""
+    """Remove `incoming/new-...` unless its maker is about to rename it. True if it went.
+
+    A maker that renamed it meanwhile holds the lock, or has let go of an emptied directory: `path` is gone either way.
+    """
     path = f"{layout.incoming}/{name}"
     try:
         fd = fs.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -132,6 +135,10 @@ def remove_draft(fs: FileSystem, layout: Layout, name: str) -> bool:
     try:
         if not fs.lock(fd):
             return False
+        # A power cut can undo the rename and yet keep blocks that were made after it. They were never committed: that
+        # takes a sync of the directory that the rename changed.
+        for block in fs.listdir(path):
+            fs.unlink(f"{path}/{block}")
         fs.rmdir(path)
     except FileNotFoundError:
         return False

@@ -3,7 +3,7 @@
     format.json                     {"format": 1, "node": "<uuid hex>", "block_size": 8388608}
     home/<2 hex>/<blob hex>.<n>     durable blocks, never evicted
     incoming/<blob hex>/<n>         blocks of an upload not yet published; the directory is locked while its owner lives
-    incoming/new-<hex>.<try>        such a directory before its lock is taken; never holds anything
+    incoming/new-<hex>.<try>        such a directory before its lock is taken; holds nothing of worth
 
 A tree of evictable blocks will lie beside `home/`. The block size is fixed when the root is made: with it, the file and
 offset of any byte follow from the blob id alone, whether or not the blob's first block is here.
@@ -110,8 +110,10 @@ def open_layout(fs: FileSystem, root: Path, block_size: int) -> Layout:
             layout = _read_format(fs, path)
             if layout is None:
                 layout = _create_format(fs, path, block_size)
+            # Before the trees, for trees without a format file are refused; and always, not only when something was
+            # made, for whoever made it may have died before this line.
+            fs.fsync(fd)
             _make_trees(fs, path)
-            # Always, not only when something was made: whoever made it may have died before this line.
             fs.fsync(fd)
         finally:
             fs.close(fd)

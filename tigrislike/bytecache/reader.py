@@ -10,7 +10,7 @@ as soon as the last read of it ends. Deliberately absent: a cache of bytes, whic
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import Executor
 from typing import Final, NamedTuple
 
@@ -53,7 +53,7 @@ class BlobReader:
         self.blob_id = blob_id
         self.size = size
 
-    async def read(self, start: int, stop: int, chunk: int = READ_PIECE) -> AsyncIterator[Buffer]:
+    async def read(self, start: int, stop: int, chunk: int = READ_PIECE) -> AsyncGenerator[Buffer, None]:
         """Bytes `start` to `stop` (half open), in pieces of at most about `chunk` bytes.
 
         Args:
@@ -132,7 +132,7 @@ class BlobReader:
         self._source.counters.add(bytes_read=stop - start)
         return bytes(found[0]) if len(found) == 1 else b"".join(found)
 
-    async def segments(self, start: int, stop: int) -> AsyncIterator[Segment]:
+    async def segments(self, start: int, stop: int) -> AsyncGenerator[Segment, None]:
         """The same bytes as extents of open files, one per block, verified before they are given out.
 
         The caller sends from the descriptor and never closes it: it is closed when the next segment is asked for or
