@@ -39,7 +39,7 @@ from tigrislike.config import Settings
 from tigrislike.logs import AccessLog
 from tigrislike.s3api.deadlines import Deadlines, Phase
 from tigrislike.s3api.errors import S3Error
-from tigrislike.s3api.exchange import Exchange
+from tigrislike.s3api.exchange import ClientDisconnected, Exchange
 
 _SEND_BUFFER_BYTES = 256 * 1024  # of one connection; then the application waits
 _LINGER_BYTES = 4 * 1024 * 1024  # what a client may still send us while it is told to stop
@@ -163,7 +163,7 @@ class HttpProtocol(asyncio.Protocol):
         self.refused = len(front.connections) >= front.limits.max_connections
         if front.draining or len(front.connections) >= 2 * front.limits.max_connections:
             self.deaf = True
-            self.transport.abort()
+            self.loop.call_soon(self.transport.abort)  # the loop is not done with making the connection
             return
         front.connections.add(cast("Any", self))
         front.deadlines.enter(self, Phase.HEAD if self.refused else Phase.IDLE)
@@ -314,8 +314,6 @@ class HttpProtocol(asyncio.Protocol):
         parser = self.parser
         exchange = Exchange(self, parser.get_method().decode("ascii"))
         self.incoming = exchange
-        if self.head_bytes + len(self.url) > self.front.limits.max_header_bytes:
-            raise self._headers_too_large()
         self._read_head(exchange, parser.get_http_version(), parser.should_upgrade())
         exchange.keep_alive = exchange.keep_alive and parser.should_keep_alive() and not self.front.draining
         if self.refused:
@@ -353,6 +351,8 @@ class HttpProtocol(asyncio.Protocol):
         }
         raw_path, _, exchange.scope["query_string"] = self.url.partition(b"?")
         exchange.scope["raw_path"] = raw_path
+        if self.head_bytes + len(self.url) > self.front.limits.max_header_bytes:
+            raise self._headers_too_large()
         hosts = length = 0
         for name, value in self.headers:
             if name == b"host":
@@ -548,7 +548,11 @@ class HttpProtocol(asyncio.Protocol):
                 transport.set_write_buffer_limits(high=_SEND_BUFFER_BYTES)
 
     async def send_some_of(self, fd: int, offset: int, count: int) -> int:
-        """sendfile at least one byte; the number of bytes sent, 0 when the connection is gone."""
+        """sendfile at least one byte; the number of bytes sent.
+
+        Raises:
+            ClientDisconnected
+        """
         if self.file_socket is None:
             # A duplicate, because the loop refuses to watch a descriptor that a transport owns.
             self.file_socket = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
@@ -568,10 +572,9 @@ class HttpProtocol(asyncio.Protocol):
                         self.loop.remove_writer(target)
             except OSError:
                 self.transport.abort()
-                return 0
             else:
                 if not sent:
                     raise RuntimeError(f"file ends at {offset}, {count} bytes early")
                 self.window_bytes += sent
                 return sent
-        return 0
+        raise ClientDisconnected("the client has closed the connection")
