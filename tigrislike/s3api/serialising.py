@@ -9,7 +9,6 @@ Timestamps are int nanoseconds or datetimes; a str stands for itself. Streaming 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -189,7 +188,6 @@ class Writers:
             "escape": escape,
             "http_date": http_date,
             "iso8601": iso8601,
-            "b64encode": base64.b64encode,
         }
 
     def document(self, root: str, shape: str, payload: str | None) -> Callable[[Mapping[str, Any]], str | None]:
@@ -264,15 +262,15 @@ class Writers:
                 opening = [f"{indent}a({f'<{name}>'!r})"]
             return [*opening, f"{indent}write_{shape['shape']}({variable}, a)", f"{indent}a({f'</{name}>'!r})"]
         if kind == "string":
-            text = f"{variable} if {variable}.isalnum() else escape({variable})"
+            text = f"escape({variable})"
+            if "enum" in shape:  # most values need no more than a look
+                text = f"{variable} if {variable}.isidentifier() else {text}"
         elif kind == "boolean":
             text = f"'true' if {variable} else 'false'"
         elif kind in ("integer", "long"):
             text = variable
         elif kind == "timestamp":
             text = f"{'http_date' if shape.get('timestampFormat') == 'rfc822' else 'iso8601'}({variable})"
-        elif kind == "blob":
-            text = f"b64encode({variable}).decode()"
         else:
             raise TypeError(f"{name}: no way to write a {kind}")
         return [f'{indent}a(f"<{name}>{{{text}}}</{name}>")']

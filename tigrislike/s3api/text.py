@@ -65,10 +65,10 @@ def url_encode_key(key: str) -> str:
 
 # --- timestamps ------------------------------------------------------------------------------------------------------
 
-# Minutes since 1970 -> "2026-01-02T03:04:": objects listed together were often written together.
-_MINUTES: dict[int, str] = {}
-_MINUTES_BOUND: Final = 4096
-_SECONDS: Final = tuple(f"{second:02d}." for second in range(60))
+# Objects listed together were often written together: within a second, or at least within a minute.
+_SECONDS: dict[int, str] = {}  # seconds since 1970 -> "2026-01-02T03:04:05."
+_MINUTES: dict[int, str] = {}  # minutes since 1970 -> "2026-01-02T03:04:"
+_CACHED: Final = 4096
 _MILLISECONDS: Final = tuple(f"{millisecond:03d}Z" for millisecond in range(1000))
 _HTTP_DATES: dict[int, str] = {}
 
@@ -84,15 +84,24 @@ def iso8601(moment: int | datetime | str) -> str:
         if isinstance(moment, str):
             return moment
         moment = _nanoseconds(moment)
-    minute, rest = divmod(moment // 1_000_000, 60_000)
+    second, rest = divmod(moment, 1_000_000_000)
+    prefix = _SECONDS.get(second)
+    return (_second(second) if prefix is None else prefix) + _MILLISECONDS[rest // 1_000_000]
+
+
+def _second(second: int) -> str:
+    minute, rest = divmod(second, 60)
     prefix = _MINUTES.get(minute)
     if prefix is None:
-        if len(_MINUTES) >= _MINUTES_BOUND:
+        if len(_MINUTES) >= _CACHED:
             _MINUTES.clear()
         at = _EPOCH + timedelta(minutes=minute)
         prefix = f"{at.year:04d}-{at.month:02d}-{at.day:02d}T{at.hour:02d}:{at.minute:02d}:"
         _MINUTES[minute] = prefix
-    return prefix + _SECONDS[rest // 1000] + _MILLISECONDS[rest % 1000]
+    if len(_SECONDS) >= _CACHED:
+        _SECONDS.clear()
+    written = _SECONDS[second] = f"{prefix}{rest:02d}."
+    return written
 
 
 def http_date(moment: int | datetime | str) -> str:
@@ -104,7 +113,7 @@ def http_date(moment: int | datetime | str) -> str:
     second = moment // 1_000_000_000
     date = _HTTP_DATES.get(second)
     if date is None:
-        if len(_HTTP_DATES) >= _MINUTES_BOUND:
+        if len(_HTTP_DATES) >= _CACHED:
             _HTTP_DATES.clear()
         at = _EPOCH + timedelta(seconds=second)
         date = (

@@ -2,8 +2,8 @@
 
 Elements may come in any order; those that the shape does not know are skipped; S3's namespace, another, or none are all
 accepted. Refused as MalformedXML: what is not well-formed UTF-8 XML, any document type declaration (and with it every
-entity trick), nesting deeper than `MAX_DEPTH`, a wrong root, text where elements belong, an element repeated that is
-not a list, a missing required element, a list longer than S3 allows.
+entity trick), nesting deeper than `MAX_DEPTH`, more than `MAX_UNKNOWN` skipped elements, a wrong root, text where
+elements belong, an element repeated that is not a list, a missing required element, a list longer than S3 allows.
 
 What this module does not do: bound the size of a document (`Operation.max_body` does), or judge values.
 """
@@ -18,6 +18,7 @@ from tigrislike.s3api.errors import S3Error
 
 S3_NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
 MAX_DEPTH: Final = 32  # the deepest document of the model nests 9 elements
+MAX_UNKNOWN: Final = 1000  # skipping costs time too, and nobody has so much to say that S3 does not know
 
 Convert = Callable[[str], Any]
 
@@ -82,7 +83,7 @@ def read_document(root: Element, names: frozenset[str], body: bytes) -> dict[str
 class _Reader:
     """The state between expat's events: the open elements, their values so far, and the text since the last tag."""
 
-    __slots__ = ("elements", "names", "result", "root", "texts", "values")
+    __slots__ = ("elements", "names", "result", "root", "texts", "unknown", "values")
 
     def __init__(self, root: Element, names: frozenset[str]) -> None:
         self.root = root
@@ -91,6 +92,7 @@ class _Reader:
         self.values: list[Any] = []
         self.texts: list[str] = []
         self.result: dict[str, Any] = {}
+        self.unknown = 0
 
     def refuse(self, *_: object) -> None:
         raise S3Error("MalformedXML")
@@ -116,7 +118,12 @@ class _Reader:
         if len(elements) >= MAX_DEPTH:
             raise S3Error("MalformedXML")
         elements.append(element)
-        if element is None or element.children is None:
+        if element is None:
+            self.unknown += 1
+            if self.unknown > MAX_UNKNOWN:
+                raise S3Error("MalformedXML")
+            self.values.append(None)
+        elif element.children is None:
             self.values.append(None)
         elif element.is_list:
             self.values.append([])
