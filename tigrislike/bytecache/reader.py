@@ -11,7 +11,7 @@ as soon as the last read of it ends. Deliberately absent: a cache of bytes, whic
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Final, NamedTuple
 
 from tigrislike.bytecache.footer import CHUNK
@@ -141,11 +141,10 @@ class BlobReader:
         Raises:
             As read().
         """
-        loop = asyncio.get_running_loop()
         for piece in self._pieces(start, stop, self._source.layout.block_size):
-            opening = loop.run_in_executor(self._pool, self._verified_block, piece)
+            opening = self._pool.submit(self._verified_block, piece)
             try:
-                block = await asyncio.shield(opening)
+                block = await asyncio.wrap_future(opening)
             except asyncio.CancelledError:
                 opening.add_done_callback(_close)
                 raise
@@ -196,7 +195,7 @@ def _retrieve(future: "asyncio.Future[tuple[Buffer, bool]]") -> None:
         future.exception()
 
 
-def _close(opening: "asyncio.Future[OpenBlock]") -> None:
-    """Nobody waits for this block any more."""
+def _close(opening: Future[OpenBlock]) -> None:
+    """Nobody waits for this block any more. Called on the thread that opened it, whatever became of the loop."""
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
