@@ -18,10 +18,12 @@ from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata
 from tigrislike.metadata.kv import Engine, open_engine
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.replication.reclaim import reclaim_due
 
 _LOG = logging.getLogger("tigrislike.node")
 
 _CHECKPOINT_INTERVAL_S = 5.0
+_RECLAIM_INTERVAL_S = 10.0
 _RETRY_S = 30.0  # after background work failed
 
 
@@ -87,6 +89,7 @@ class Node:
         """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
         duties: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
             ("sweep", self._sweep, self.settings.sweep_interval_s),
+            ("reclaim", self._reclaim, _RECLAIM_INTERVAL_S),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
         ]
         tasks = [asyncio.create_task(_repeat(name, duty, pause_s), name=name) for name, duty, pause_s in duties]
@@ -104,6 +107,12 @@ class Node:
             _LOG.info("sweep: %d uploads published, %d removed", stats.published, stats.removed)
         for blob_id, error in stats.failures:
             _LOG.error("sweep: blob %s: %s", blob_id.hex(), error)
+
+    async def _reclaim(self) -> None:
+        """Remove the bytes that nothing refers to any more and whose grace is over."""
+        stats = await reclaim_due(self.metadata, self.blocks)
+        if stats.contents or stats.blobs or stats.failed:
+            _LOG.info("reclaim: %d contents, %d blobs, %d failed", stats.contents, stats.blobs, stats.failed)
 
 
 def load_master_key(settings: Settings) -> MasterKey:

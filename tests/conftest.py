@@ -1,0 +1,113 @@
+"""Fixtures for every test: running nodes. And the rule that no test is skipped unless the project says so."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nodes import RunningNode, running_node
+
+SKIPS = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node over plain http, shared by all tests of the session: make buckets of your own in it."""
+    with running_node(tmp_path_factory.mktemp("store") / "data") as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """PEM files of a certificate for this machine, its key, and the authority that signed it."""
+    import trustme
+
+    directory = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1", "localhost", "*.localhost")
+    paths = directory / "cert.pem", directory / "key.pem", directory / "ca.pem"
+    issued.cert_chain_pems[0].write_to_path(paths[0])
+    issued.private_key_pem.write_to_path(paths[1])
+    authority.cert_pem.write_to_path(paths[2])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def tls_store(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path, Path]) -> Iterator[RunningNode]:
+    """A node over https; `ca_bundle` is the authority to trust."""
+    cert, key, authority = certificate
+    flags = (f"--tls-cert={cert}", f"--tls-key={key}")
+    with running_node(tmp_path_factory.mktemp("store") / "data", *flags, ca_bundle=str(authority)) as node:
+        yield node
+
+
+@pytest.fixture(params=["http", "https"])
+def either_store(request: pytest.FixtureRequest) -> RunningNode:
+    """The test runs twice: over http and over https."""
+    node: RunningNode = request.getfixturevalue("store" if request.param == "http" else "tls_store")
+    return node
+
+
+# -- Skips -----------------------------------------------------------------------------------------------------------
+# With ALLOWED_SKIPS=FILE a run fails when a test is skipped that no line of the file allows. A line is a pattern over
+# test ids, a space, and the reason: a skip that nobody decided on is a hole in the net.
+
+
+def _allowed(path: Path) -> list[str]:
+    patterns = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            pattern, _, reason = line.partition(" ")
+            if not reason.strip():
+                raise pytest.UsageError(f"{path}: {pattern} has no reason")
+            patterns.append(pattern)
+    return patterns
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SKIPS] = []
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        config.stash[SKIPS].append((report.nodeid, str(report.longrepr)))
+
+
+class _CollectionSkips:
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.config.stash[SKIPS].append((report.nodeid, str(report.longrepr)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(_CollectionSkips(session.config))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    unexpected = _unexpected_skips(session.config)
+    if unexpected and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for test, reason in _unexpected_skips(config):
+        terminalreporter.write_line(f"UNEXPECTED SKIP {test}: {reason}", red=True)
+
+
+def _unexpected_skips(config: pytest.Config) -> list[tuple[str, str]]:
+    path = os.environ.get("ALLOWED_SKIPS")
+    if not path:
+        return []
+    patterns = _allowed(Path(path))
+    return [
+        (test, reason)
+        for test, reason in config.stash[SKIPS]
+        if not any(fnmatch.fnmatchcase(test, pattern) for pattern in patterns)
+    ]

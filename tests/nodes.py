@@ -1,0 +1,154 @@
+"""Real nodes for tests: `tigrislike serve` as a process of its own, on a free port, over a directory of the test's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass
+class RunningNode:
+    """A node that answers requests.
+
+    Attributes:
+        endpoint: its URL, on this machine.
+        pid: of the supervisor, to which signals go.
+        log: the file with everything it printed.
+        ca_bundle: PEM file of the authority to trust, None for plain http.
+    """
+
+    endpoint: str
+    region: str
+    access_key_id: str
+    secret_access_key: str
+    pid: int
+    data_dir: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    ca_bundle: str | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """The environment variables that the node tells its user to export."""
+        variables = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
+            "AWS_REGION": "auto",
+        }
+        return variables | ({"AWS_CA_BUNDLE": self.ca_bundle} if self.ca_bundle else {})
+
+    def stop(self) -> int:
+        """SIGTERM and wait; the exit status. Killed, with its children, when it does not end."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the node did not stop:\n{self.log.read_text()}") from None
+
+    def kill(self) -> None:
+        """kill -9 to every process of the node at once, as a power cut would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(STOP_TIMEOUT_S)
+
+    def children(self) -> dict[int, str]:
+        """Process ids of the agent and the workers, as the kernel knows them, oldest first."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                found[int(pid)] = Path(f"/proc/{pid}/stat").read_text()
+        return found
+
+
+def start_node(
+    data_dir: Path,
+    *flags: str,
+    environment: Mapping[str, str] | None = None,
+    ca_bundle: str | None = None,
+    command: list[str] | None = None,
+) -> RunningNode:
+    """Start a node and wait until it answers requests. The caller stops it.
+
+    Args:
+        flags: added to `serve`'s; a later flag wins over an earlier one.
+        environment: added to this process's, less what it has of TIGRISLIKE_*.
+        command: what to run in place of `python -m tigrislike serve`; takes the same flags.
+
+    Raises:
+        AssertionError: it ended or hung; with what it printed.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir.with_name(data_dir.name + ".log")
+    reader, writer = os.pipe()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TIGRISLIKE_", "AWS_"))}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [
+                *(command or [sys.executable, "-m", "tigrislike", "serve"]),
+                f"--data-dir={data_dir}",
+                "--port=0",
+                "--workers=2",
+                f"--ready-fd={writer}",
+                *flags,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            pass_fds=(writer,),
+            start_new_session=True,
+            env={**inherited, "PYTHONWARNINGS": "default", **(environment or {})},
+        )
+    os.close(writer)
+    try:
+        readable, _, _ = select.select([reader], [], [], START_TIMEOUT_S)
+        line = os.read(reader, 65536) if readable else b""
+    finally:
+        os.close(reader)
+    if not line:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_TIMEOUT_S)
+        raise AssertionError(f"the node did not start:\n{log.read_text()}")
+    facts = json.loads(line)
+    return RunningNode(
+        endpoint=facts["endpoint"],
+        region=facts["region"],
+        access_key_id=facts["access_key_id"],
+        secret_access_key=facts["secret_access_key"],
+        pid=process.pid,
+        data_dir=data_dir,
+        log=log,
+        process=process,
+        ca_bundle=ca_bundle,
+    )
+
+
+@contextlib.contextmanager
+def running_node(data_dir: Path, *flags: str, **options: object) -> Iterator[RunningNode]:
+    """A node for the length of a `with` block; however that ends, none of its processes is left."""
+    node = start_node(data_dir, *flags, **options)  # type: ignore[arg-type]
+    try:
+        yield node
+    finally:
+        try:
+            node.stop()
+        finally:
+            node.kill()
