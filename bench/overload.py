@@ -1,7 +1,8 @@
 """`python -m bench.overload`: what honest clients feel while others misbehave.
 
 First: honest clients beside 1,000 connections that send one byte a second, half of them in the headers and half in
-a body. Second: a client of one key beside another key that floods the store, ignoring every 503. Honest requests come
+a body signed with a key of their own (a key's requests in flight are bounded, so that sharing one is sharing its
+bound). Second: a client of one key beside another key that floods the store, ignoring every 503. Honest requests come
 at a fixed rate and are timed from when they were due, so that a stall is felt by all it delays. Each pair of runs,
 without and with, is repeated in turn; the ratio is of the medians of p99. Exit status 1 where it is above 2 (slow) or
 3 (flood), or where an honest request failed.
@@ -94,6 +95,9 @@ def _effect(
         with trouble() as said:
             beside.append(honest())
         others = said
+    for result in alone + beside:
+        if result.errors:
+            print(f"honest errors: {result.failures} {result.samples}", file=sys.stderr)
     return Effect(
         what,
         statistics.median(r.p99_us for r in alone),
@@ -107,7 +111,8 @@ def _effect(
 def slow_connections(
     store: Store, generator: LoadGenerator, *, connections: int, rounds: int, honest: Honest = Honest()
 ) -> Effect:
-    """Honest clients with and without `connections` slow ones."""
+    """Honest clients with and without `connections` slow ones, whose uploads are signed with another key."""
+    others = scoped_store(store, "slow")
     fill(store, generator, prefix="honest/")
     plan = requests(store, OBJECTS, prefix="honest/")
 
@@ -115,7 +120,8 @@ def slow_connections(
     def slow() -> Iterator[list[str]]:
         said: list[str] = []
         reading, writing = os.pipe()
-        command = [sys.executable, "-m", "bench.slow", "--port", str(store.port), "--bucket", store.bucket]
+        command = [sys.executable, "-m", "bench.slow", "--port", str(store.port), "--bucket", others.bucket]
+        command += ["--access-key", others.access_key, "--secret-key", others.secret_key]
         command += ["--connections", str(connections), "--seconds", str(honest.seconds + 2), "--ready-fd", str(writing)]
         process = subprocess.Popen(command, cwd=REPOSITORY, pass_fds=[writing], stdout=subprocess.PIPE, text=True)
         os.close(writing)

@@ -25,22 +25,23 @@ BEAT_S = 1.0
 BODY_BYTES = 1 << 20
 
 
-def opening(index: int, port: int, bucket: str) -> bytes:
+def opening(index: int, signer: Signer, bucket: str) -> bytes:
     """What a connection sends at once: an unfinished head (even), or a signed head and no body yet (odd)."""
-    signer = Signer(f"127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY)
     if index % 2:
         path = f"/{bucket}/slow-{index:04d}"
         return signer.head("PUT", path, payload_sha256="UNSIGNED-PAYLOAD", length=BODY_BYTES)
     return f"GET /{bucket}/slow HTTP/1.1\r\nHost: {signer.host}\r\nX-Slow: ".encode()
 
 
-def run(port: int, bucket: str, connections: int, seconds: float, ready: int | None = None) -> dict[str, int]:
+def run(signer: Signer, bucket: str, connections: int, seconds: float, ready: int | None = None) -> dict[str, int]:
     """Holds the connections for `seconds`. Writes a byte to the file descriptor `ready` once they are open."""
+    host, _, port = signer.host.partition(":")
     seen: collections.Counter[str] = collections.Counter()
     selector = selectors.DefaultSelector()
     sockets: dict[int, socket.socket] = {}
     start = time.monotonic()
-    due = [(start, index) for index in range(connections)]  # sorted, hence a heap
+    # Spread over the beat: in step, a thousand bytes a second would be a burst and not a trickle. Sorted, hence a heap.
+    due = [(start + BEAT_S * index / connections, index) for index in range(connections)]
 
     def close(index: int) -> None:
         peer = sockets.pop(index)
@@ -49,13 +50,13 @@ def run(port: int, bucket: str, connections: int, seconds: float, ready: int | N
 
     while (now := time.monotonic()) < start + seconds:
         while due and due[0][0] <= now:
-            _, index = heapq.heappop(due)
+            beat, index = heapq.heappop(due)
             try:
                 if index in sockets:
                     sockets[index].send(b"a")
                 else:
-                    peer = socket.create_connection(("127.0.0.1", port), timeout=5)
-                    peer.send(opening(index, port, bucket))
+                    peer = socket.create_connection((host, int(port)), timeout=5)
+                    peer.send(opening(index, signer, bucket))
                     peer.setblocking(False)
                     sockets[index] = peer
                     selector.register(peer, selectors.EVENT_READ, index)
@@ -64,7 +65,7 @@ def run(port: int, bucket: str, connections: int, seconds: float, ready: int | N
                 seen["refused"] += 1
                 if index in sockets:
                     close(index)
-            heapq.heappush(due, (max(now, start) + BEAT_S, index))
+            heapq.heappush(due, (beat + BEAT_S, index))
         if ready is not None and len(sockets) >= 0.95 * connections:  # a few are always between two attempts
             with open(ready, "wb") as waiting:
                 waiting.write(b"1")
@@ -86,13 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.slow", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--bucket", default="bench")
+    parser.add_argument("--access-key", default=ACCESS_KEY)
+    parser.add_argument("--secret-key", default=SECRET_KEY)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--ready-fd", type=int)
     options = parser.parse_args(argv)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(json.dumps(run(options.port, options.bucket, options.connections, options.seconds, options.ready_fd)))
+    signer = Signer(f"127.0.0.1:{options.port}", options.access_key, options.secret_key)
+    print(json.dumps(run(signer, options.bucket, options.connections, options.seconds, options.ready_fd)))
     return 0
 
 
