@@ -307,6 +307,11 @@ def test_forms_signed_by_botocore() -> None:
     assert (claim.region, claim.security_token) == ("auto", "tok")
 
 
+def test_a_form_has_no_coding_of_its_body() -> None:
+    fields = {"key": "k", "x-amz-trailer": "x-amz-checksum-crc32", "x-amz-content-sha256": "x", "X-Amz-Meta-A": "1"}
+    assert read_form(fields.items(), "").headers == {"x-amz-meta-a": "1"}
+
+
 def test_sizes() -> None:
     ranges = [["content-length-range", 5, 100], ["content-length-range", 0, 20], {"key": "k"}]
     policy = verify(sign_form({"key": "k"}, ranges))
@@ -502,8 +507,8 @@ def test_version_2_forms_are_refused_by_name(name: str) -> None:
 
 
 def test_the_key_is_needed_and_nothing_is_given_twice() -> None:
-    for fields in ([], [("key", "")]):
-        error = refusal(lambda fields=fields: read_form(fields, "f"))
+    for fields in ([], [("key", "")], [("key", "${filename}")]):
+        error = refusal(lambda fields=fields: read_form(fields, "dir/"))
         assert (error.code, error.extra["ArgumentName"]) == ("InvalidArgument", "key")
     error = refusal(lambda: read_form([("key", "a"), ("Key", "b")], "f"))
     assert error.message == "POST requires exactly one 'Key' field"

@@ -36,8 +36,18 @@ from tigrislike.s3api.sigv4 import ALGORITHM, parse_timestamp, signature_mismatc
 _HEADERS = frozenset(
     {"cache-control", "content-type", "content-disposition", "content-encoding", "content-language", "expires"}
 )
-_SIGNING = frozenset(
-    {"x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature", "x-amz-security-token"}
+# Fields of the signature, and headers about the coding of a body, which a form has not.
+_NOT_HEADERS = frozenset(
+    {
+        "x-amz-algorithm",
+        "x-amz-credential",
+        "x-amz-date",
+        "x-amz-signature",
+        "x-amz-security-token",
+        "x-amz-content-sha256",
+        "x-amz-decoded-content-length",
+        "x-amz-trailer",
+    }
 )
 # "Each form field that you specify must appear in the list of conditions", but for these and `x-ignore-*`.
 _FREE = frozenset({"x-amz-signature", "file", "policy", "awsaccesskeyid", "signature"})
@@ -55,7 +65,7 @@ class PostForm(msgspec.Struct, frozen=True):
         headers = {
             name: value
             for name, value in self.fields.items()
-            if name in _HEADERS or (name.startswith("x-amz-") and name not in _SIGNING)
+            if name in _HEADERS or (name.startswith("x-amz-") and name not in _NOT_HEADERS)
         }
         if "acl" in self.fields:
             headers["x-amz-acl"] = self.fields["acl"]
@@ -150,7 +160,7 @@ def read_form(fields: Iterable[tuple[str, str]], filename: str) -> PostForm:
     """The form's fields (those before the file), in any case of their names.
 
     Raises:
-        S3Error: InvalidArgument for a missing key or a field given twice.
+        S3Error: InvalidArgument for a missing or empty key, or a field given twice.
     """
     values: dict[str, str] = {}
     for name, value in fields:
@@ -158,9 +168,10 @@ def read_form(fields: Iterable[tuple[str, str]], filename: str) -> PostForm:
         if lower in values:
             raise invalid_argument(f"POST requires exactly one '{name}' field", name, value)
         values[lower] = value
-    if not values.get("key"):
+    key = values.get("key", "").replace("${filename}", base_name(filename))
+    if not key:
         raise _missing("key")
-    return PostForm(values["key"].replace("${filename}", base_name(filename)), values)
+    return PostForm(key, values)
 
 
 def claim(form: PostForm) -> PostClaim | None:
