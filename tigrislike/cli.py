@@ -22,6 +22,7 @@ from tigrislike.config import ConfigError, Settings, load_settings, options, unk
 
 if TYPE_CHECKING:
     from tigrislike.server import Ready
+    from tigrislike.storage import Storage
 
 app = typer.Typer(
     name="tigrislike",
@@ -37,6 +38,7 @@ app.add_typer(admin, name="admin")
 
 def main() -> None:
     """The entry point of the `tigrislike` script."""
+    os.umask(0o077)  # whatever a command makes holds someone's objects or keys
     app()
 
 
@@ -45,16 +47,21 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+# What commands on a local store, other than the server itself, need to know.
+_STORE = ("data_dir", "metadata", "cache_dir", "master_key_file", "region", "block_size")
+_ADDRESS = ("host", "port", "tls_cert", "tls_key")
+
+
+def _with_settings(command: Callable[..., None], only: tuple[str, ...] = ()) -> Callable[..., None]:
     """Give a command one flag per setting, and call it with the resulting `Settings` as its first argument.
 
     The flags are made from `Settings`, so that each exists once: as a field, with its default and its help.
+    With `only`, these settings have flags; the others still come from the environment and the settings file.
     """
+    chosen = [option for option in options() if not option.secret and (not only or option.attribute in only)]
     own = inspect.signature(command, eval_str=True)
     parameters = [parameter for name, parameter in own.parameters.items() if name != "settings"]
-    for option in options():
-        if option.secret:
-            continue
+    for option in chosen:
         help_text = f"{option.help} (Default: {option.shown}; environment: {option.variable}.)"
         annotation = Annotated[
             str | None, typer.Option(f"--{option.name}", help=help_text, metavar="VALUE", show_default=False)
@@ -71,7 +78,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     )
 
     def run(**values: Any) -> None:
-        flags = {option.attribute: values.pop(option.attribute) for option in options() if not option.secret}
+        flags = {option.attribute: values.pop(option.attribute) for option in chosen}
         file = values.pop("settings_file")
         try:
             settings = load_settings(flags, os.environ, file)
@@ -151,3 +158,94 @@ export AWS_REGION=auto
 
 
 app.command("serve")(_with_settings(_serve))
+
+
+def _storage_create(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket to make.", metavar="NAME")],
+    *,
+    public: Annotated[bool, typer.Option("--public", help="Anyone may read its objects, without a key.")] = False,
+    env_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the variables to this new file, readable by you only, not to the screen."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object in place of NAME=VALUE lines.")
+    ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask the server at this URL, with root's AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or "
+            "TIGRISLIKE_ROOT_ACCESS_KEY and TIGRISLIKE_ROOT_SECRET_KEY); else use the local store.",
+            metavar="URL",
+        ),
+    ] = None,
+) -> None:
+    """Make a bucket and a key pair that may use this bucket and nothing else.
+
+    Prints BUCKET_NAME, AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, which every AWS
+    SDK and tool understands. The secret is shown only this once.
+    """
+    from tigrislike.storage import StorageError, create_local, create_remote, new_private_file
+
+    def create() -> Storage:
+        if endpoint is None:
+            return create_local(settings, name, public=public)
+        return create_remote(endpoint, *_root_keys(settings), name, public=public, ca_bundle=_ca_bundle())
+
+    if env_file is not None and as_json:
+        _fail("--env-file and --json are both given: which one?")
+    try:
+        if env_file is None:
+            made = create()
+            typer.echo(json.dumps(made.variables, indent=2) if as_json else made.lines, nl=as_json)
+        else:
+            with new_private_file(env_file) as texts:
+                made = create()
+                texts.append(made.lines)
+            typer.echo(f"bucket {made.bucket} made; its variables are in {env_file}", err=True)
+    except StorageError as error:
+        _fail(str(error))
+
+
+def _root_keys(settings: Settings) -> tuple[str, str]:
+    if settings.root_access_key:
+        return settings.root_access_key, settings.root_secret_key
+    key_id, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not key_id or not secret:
+        _fail(
+            "--endpoint needs root's keys: export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY as the server prints them"
+        )
+    return key_id, secret
+
+
+def _ca_bundle() -> str | None:
+    return os.environ.get("AWS_CA_BUNDLE") or None
+
+
+def _rotate_master_key(
+    settings: Settings,
+    *,
+    new_master_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the new key, made if it is absent. Without this the key beside the SQLite database is "
+            "replaced by a fresh one.",
+            metavar="FILE",
+        ),
+    ] = None,
+) -> None:
+    """Encrypt every stored secret with a new master key and put that key in force.
+
+    Stop or restart every node with the new key afterwards. If this is interrupted, run it again.
+    """
+    from tigrislike.rotation import RotationError, rotate
+
+    try:
+        typer.echo(rotate(settings, new_master_key_file), err=True)
+    except RotationError as error:
+        _fail(str(error))
+
+
+storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+admin.command("rotate-master-key")(_with_settings(_rotate_master_key, _STORE))
