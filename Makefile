@@ -1,0 +1,70 @@
+# Two commands matter: `make run` and `make test`. They need python3 (3.11 or newer, with its venv module) and nothing else.
+#
+# Stamps under .venv record what was installed from which pyproject.toml, so that a second run starts at once.
+
+PYTHON ?= python3
+DATA_DIR ?= data
+PORT ?= 9000
+# Further flags of `tigrislike serve`, for instance: make run FLAGS="--host 0.0.0.0 --workers 4"
+FLAGS ?=
+
+BIN := .venv/bin
+CLIENTS := $(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt))
+
+.PHONY: run test test-slow soak bench lint clients clean
+
+run: .venv/.installed
+	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
+
+test: .venv/.installed-test clients
+	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
+
+test-slow: .venv/.installed-test clients
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+soak: .venv/.installed-test clients
+	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m bench $(ARGS)
+
+lint: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Clients under test live apart, each with what its constraints file says, as they do on a user's machine.
+clients: $(CLIENTS:%=.venvs/%/.installed)
+
+.venvs/%/.installed: tests/clients/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+.venvs/%: .venvs/%/.installed ;
+
+# What `python -m venv` writes last is what shows that it is whole.
+.venv/bin/activate:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "tigrislike needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml .venv/bin/activate
+	@echo "Installing tigrislike into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.installed-test: pyproject.toml .venv/bin/activate
+	@echo "Installing tigrislike and what its tests need into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@ .venv/.installed
+
+.venv/.installed-bench: pyproject.toml .venv/bin/activate
+	@echo "Installing tigrislike and the stores it is compared with into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@ .venv/.installed
+
+# Data is nobody's to clean: `data/` stays.
+clean:
+	rm -rf .venv .venvs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
