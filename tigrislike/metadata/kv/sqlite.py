@@ -45,6 +45,13 @@ WAL_PAGES = 4096
 RESET_PAGES = 1024
 """From here on a checkpoint also takes the turn to write, so that the log starts anew instead of growing on."""
 
+FOLD_BUSY_MS = 20
+"""How long to wait, with the turn, for readers that still use the end of the log."""
+
+FOLD_PASSES = 5
+FEW_PAGES = 64
+"""Folding is repeated, that often at most, until there is so little left that nobody minds waiting for it."""
+
 CHECKPOINT_PAUSE_NS = 250_000_000
 """Between two checkpoints that nobody asked for."""
 
@@ -199,10 +206,15 @@ class SqliteEngine:
 
     def _fold(self) -> None:
         with self._checkpoint_lock:
-            connection = connect(self._path, busy_ms=READ_BUSY_MS, vfs=self._vfs)
+            connection = connect(self._path, busy_ms=FOLD_BUSY_MS, vfs=self._vfs)
             try:
-                frames, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                if frames >= RESET_PAGES:
+                folded = 0
+                for _ in range(FOLD_PASSES):
+                    before = folded
+                    pages, folded = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    if pages - before < FEW_PAGES:
+                        break
+                if pages >= RESET_PAGES:
                     self._restart_log(connection)
             except apsw.BusyError:
                 # Another process folds, or a reader keeps an old snapshot: they will be gone the next time.
