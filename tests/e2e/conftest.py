@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
+import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
+
+from tests.nodes import RunningNode
 
 
 def client(store: Any, **config: Any) -> Any:
@@ -35,6 +40,12 @@ def anonymous(store: Any) -> Any:
         verify=getattr(store, "ca_bundle", None),
         config=Config(signature_version=UNSIGNED, retries={"total_max_attempts": 1}),
     )
+
+
+@pytest.fixture(scope="session", params=["http", "https"])
+def store(request: pytest.FixtureRequest, store: RunningNode, tls_store: RunningNode) -> RunningNode:
+    """Every end-to-end test runs over http and over https, where clients send their bodies differently."""
+    return store if request.param == "http" else tls_store
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +85,21 @@ def make_bucket(s3: Any) -> Callable[[], str]:
 @pytest.fixture
 def bucket(make_bucket: Callable[[], str]) -> str:
     return make_bucket()
+
+
+def fetch(
+    store: Any, method: str, url: str, headers: dict[str, str] | None = None, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """One plain HTTP request; status and body."""
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        context = ssl.create_default_context(cafile=store.ca_bundle)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(parts.netloc, context=context)
+    else:
+        connection = http.client.HTTPConnection(parts.netloc)
+    try:
+        connection.request(method, url[url.index(parts.netloc) + len(parts.netloc) :], body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()

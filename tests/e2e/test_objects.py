@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from datetime import UTC, datetime, timedelta
@@ -75,7 +76,19 @@ def test_headers_metadata_tags_and_class_are_kept(s3: Any, bucket: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["a//b", "../up", "a/./b", "a%2Fb", "a+b c", "über/日本語/🎉", "q?x=1&y#z", "'\"<>&", "back\\slash", "~-_.!*()", " lead"],
+    [
+        "a//b",
+        "../up",
+        "a/./b",
+        "a%2Fb",
+        "a+b c",
+        "über/日本語/🎉",
+        "q?x=1&y#z",
+        "'\"<>&",
+        "back\\slash",
+        "~-_.!*()",
+        " lead",
+    ],
 )
 def test_keys_are_exact(s3: Any, bucket: str, key: str) -> None:
     s3.put_object(Bucket=bucket, Key=key, Body=key.encode())
@@ -88,9 +101,7 @@ def test_keys_are_exact(s3: Any, bucket: str, key: str) -> None:
 def test_control_characters_in_keys_list_url_encoded(s3: Any, bucket: str) -> None:
     key = "a\x01b\x1f\tc"
     s3.put_object(Bucket=bucket, Key=key, Body=b"x")
-    assert [row["Key"] for row in s3.list_objects_v2(Bucket=bucket, EncodingType="url")["Contents"]] == [
-        "a%01b%1F%09c"
-    ]
+    assert [row["Key"] for row in s3.list_objects_v2(Bucket=bucket, EncodingType="url")["Contents"]] == ["a%01b%1F%09c"]
     assert [row["Key"] for row in s3.list_objects_v2(Bucket=bucket)["Contents"]] == [key]
 
 
@@ -216,8 +227,6 @@ def test_copying(s3: Any, bucket: str, size: int) -> None:
         assert refused == "PreconditionFailed"
     other = s3.copy_object(Bucket=bucket, Key="z", CopySource=f"{bucket}/copy", ChecksumAlgorithm="SHA256")
     digest = hashlib.sha256(body).digest()
-    import base64
-
     assert other["CopyObjectResult"]["ChecksumSHA256"] == base64.b64encode(digest).decode()
 
 

@@ -40,7 +40,9 @@ def etag_of(bodies: list[bytes]) -> str:
 def test_an_upload_becomes_an_object(s3: Any, bucket: str) -> None:
     bodies = [os.urandom(5 * MIB), os.urandom(6 * MIB), os.urandom(17)]
     upload = begin(s3, bucket, Metadata={"m": "1"}, ContentType="text/x", Tagging="t=1", StorageClass="STANDARD_IA")
-    etags = {number: send(s3, bucket, upload, number, body)["ETag"] for number, body in zip((7, 2, 9), bodies, strict=True)}
+    etags = {
+        number: send(s3, bucket, upload, number, body)["ETag"] for number, body in zip((7, 2, 9), bodies, strict=True)
+    }
     assert etags[7] == f'"{hashlib.md5(bodies[0]).hexdigest()}"'
     order = [2, 7, 9]
     parts = [{"PartNumber": number, "ETag": etags[number]} for number in order]
@@ -189,9 +191,7 @@ def test_parts_and_uploads_list_in_pages(s3: Any, bucket: str) -> None:
     assert pages[0]["Initiator"]["ID"] == pages[0]["Owner"]["ID"]
     others = sorted([upload, begin(s3, bucket, "a")])
     more = [begin(s3, bucket, key) for key in ("b/1", "b/2", "c")]
-    pages = list(
-        s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, PaginationConfig={"PageSize": 2})
-    )
+    pages = list(s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, PaginationConfig={"PageSize": 2}))
     listed = [(row["Key"], row["UploadId"]) for page in pages for row in page["Uploads"]]
     assert listed == [("a", others[0]), ("a", others[1]), ("b/1", more[0]), ("b/2", more[1]), ("c", more[2])]
     collapsed = s3.list_multipart_uploads(Bucket=bucket, Delimiter="/", Prefix="b")
@@ -201,9 +201,7 @@ def test_parts_and_uploads_list_in_pages(s3: Any, bucket: str) -> None:
 def test_composite_checksums(s3: Any, bucket: str) -> None:
     bodies = [os.urandom(5 * MIB), os.urandom(100)]
     upload = begin(s3, bucket, ChecksumAlgorithm="SHA256")
-    sent = [
-        send(s3, bucket, upload, number, body, ChecksumAlgorithm="SHA256") for number, body in enumerate(bodies, 1)
-    ]
+    sent = [send(s3, bucket, upload, number, body, ChecksumAlgorithm="SHA256") for number, body in enumerate(bodies, 1)]
     parts = [
         {"PartNumber": number, "ETag": part["ETag"], "ChecksumSHA256": part["ChecksumSHA256"]}
         for number, part in enumerate(sent, 1)

@@ -100,7 +100,7 @@ def test_a_thousand_deletes_by_version(s3: Any, bucket: str) -> None:
         Delete={"Objects": [{"Key": "k", "VersionId": version} for version in versions] + [{"Key": "other"}]},
     )
     assert {row.get("VersionId") for row in answer["Deleted"]} >= set(versions)
-    made = [row for row in answer["Deleted"] if row["Key"] == "other"][0]
+    made = next(row for row in answer["Deleted"] if row["Key"] == "other")
     assert made["DeleteMarker"] is True
     assert made["DeleteMarkerVersionId"]
 
@@ -109,9 +109,7 @@ def test_copying_a_version_restores_it(s3: Any, bucket: str) -> None:
     versioning(s3, bucket, "Enabled")
     old = s3.put_object(Bucket=bucket, Key="k", Body=b"old" * 10_000)["VersionId"]
     s3.put_object(Bucket=bucket, Key="k", Body=b"new")
-    copied = s3.copy_object(
-        Bucket=bucket, Key="k", CopySource={"Bucket": bucket, "Key": "k", "VersionId": old}
-    )
+    copied = s3.copy_object(Bucket=bucket, Key="k", CopySource={"Bucket": bucket, "Key": "k", "VersionId": old})
     assert copied["CopySourceVersionId"] == old
     assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"old" * 10_000
     marker = s3.delete_object(Bucket=bucket, Key="k")["VersionId"]

@@ -29,6 +29,7 @@ from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
+from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
 from tigrislike.s3api.reading import Buffer, read_extents, segments_of
 from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, new_request_id
@@ -92,6 +93,8 @@ class Gateway:
 
     async def _answer(self, request: Request) -> Response:
         claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
+        if claimed is None and is_form(request):
+            return await post_object(self._services, self._protocol, self._admission, request)
         await self._metadata.refresh()
         verified = None if claimed is None else await self._authenticate(request, claimed)
         operation = self._protocol.route(request.method, request.level, request.query, request.headers)
@@ -105,7 +108,14 @@ class Gateway:
         handler = self._handlers.get(operation.name)
         if handler is None:
             raise S3Error("NotImplemented", extra={"Operation": operation.name})
-        payload = Payload(request, verified, operation) if operation.has_body else None
+        payload = None
+        if operation.has_body:
+            payload = Payload(
+                request.receive,
+                request.headers,
+                verified,
+                checksums_of_body=operation.streams_body or bool(operation.checksum_algorithm_member),
+            )
         size = payload.size if payload is not None else 0
         async with self._admission.admit(request.identity.key_id, size):
             body = b""
@@ -169,7 +179,7 @@ class Gateway:
             verified = await self._authenticate(request, claimed)
             if not request.identity.root:
                 raise S3Error("AccessDenied")
-            return await self._endpoints.manage(request, Payload(request, verified))
+            return await self._endpoints.manage(request, Payload(request.receive, request.headers, verified))
         return await self._endpoints.probe(request)
 
     # --- from a response to the wire

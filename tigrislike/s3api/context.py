@@ -63,7 +63,7 @@ class Context:
         return self.services.owner(account)
 
     def object_url(self, key: str) -> str:
-        """The address of an object of this bucket, as the client addressed it."""
+        """The address of an object of the addressed bucket, as this client would write it."""
         request = self.request
-        path = quote(key) if request.virtual_host else f"{quote(self.bucket.name)}/{quote(key)}"
+        path = quote(key) if request.virtual_host else f"{quote(request.bucket)}/{quote(key)}"
         return f"{request.scheme}://{request.host}/{path}"

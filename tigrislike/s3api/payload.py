@@ -17,8 +17,7 @@ from collections.abc import AsyncIterator
 from tigrislike.s3api import checksums
 from tigrislike.s3api.chunked import ChunkedDecoder
 from tigrislike.s3api.errors import S3Error
-from tigrislike.s3api.protocol import Operation
-from tigrislike.s3api.request import Request
+from tigrislike.s3api.request import Receive
 from tigrislike.s3api.sigv4 import Payload as Mode
 from tigrislike.s3api.sigv4 import Verified
 
@@ -36,14 +35,27 @@ class Payload:
     payload, `given` tells whether the client sent one.
     """
 
-    def __init__(self, request: Request, verified: Verified | None, operation: Operation | None = None) -> None:
-        headers = request.headers
-        self._receive = request.receive
+    def __init__(
+        self,
+        receive: Receive,
+        headers: dict[str, str],
+        verified: Verified | None,
+        *,
+        checksums_of_body: bool = True,
+    ) -> None:
+        """
+        Args:
+            receive: ASGI's.
+            headers: the request's, by lower-case name.
+            verified: the signature that covers the payload in some way, None where there is none.
+            checksums_of_body: whether `x-amz-checksum-*` headers speak of this body. Those of CompleteMultipartUpload
+                speak of the object.
+        """
+        self._receive = receive
         self._mode = verified.payload if verified is not None else Mode.UNSIGNED
         self._sha256 = verified.payload_sha256 if verified is not None else ""
         self.size = _promised_size(headers, self._mode)
-        if operation is not None and not operation.streams_body and not operation.checksum_algorithm_member:
-            # CompleteMultipartUpload: its checksum headers speak of the object, not of this body.
+        if not checksums_of_body:
             headers = {name: value for name, value in headers.items() if not name.startswith("x-amz-checksum-")}
         declared = checksums.declared(headers)
         self._expected = declared.expected
