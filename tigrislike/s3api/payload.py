@@ -67,6 +67,8 @@ class Payload:
             if verified is not None and self._mode.chunked
             else None
         )
+        if self._trailer and self._decoder is None:
+            raise S3Error("InvalidRequest", "A trailer is possible only in a signed request's aws-chunked body.")
         self.digests: checksums.Digests | None = None
         self._received = 0
 

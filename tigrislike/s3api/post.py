@@ -121,9 +121,7 @@ async def post_object(
     bucket = await services.metadata.bucket(request.bucket)
     authorise_bucket(request.identity, "PutObject", bucket)
     request.notes["operation"] = "PostObject"
-    headers = form.headers
-    headers.setdefault("content-type", start.content_type)
-    inp = protocol["PutObject"].parse(request.bucket, form.key, {}, headers, b"")
+    inp = protocol["PutObject"].parse(request.bucket, form.key, {}, form.headers, b"")
     if form.tagging:
         inp["Tagging"] = _tagging_header(protocol, request, form)
     payload = FormFile(body, form, policy, request)
