@@ -134,6 +134,10 @@ class Scheduler:
             self._tick_after(self._rng.randrange(4))
         return turn
 
+    def draw(self, bound: int) -> int:
+        """A number below `bound`, from the seed."""
+        return self._rng.randrange(bound)
+
     def _tick_after(self, rounds: int) -> None:
         # Rounds of the event loop give others time to come and stand aside too.
         asyncio.get_running_loop().call_soon(*((self._tick_after, rounds - 1) if rounds else (self._tick,)))
@@ -286,7 +290,7 @@ class MemoryEngine:
 
     async def _apply_late(self, tr: MemoryTransaction, token: object) -> None:
         try:
-            for _ in range(5):
+            for _ in range(self.scheduler.draw(6)):
                 await self.scheduler.stand_aside()
             self.apply(tr)
         except (NotCommitted, TransactionTooOld):
