@@ -86,8 +86,13 @@ class OpenBlock:
         with contextlib.suppress(OSError):  # nothing was written through it: an error has nothing to tell
             self._source.fs.close(self.fd)
 
-    def read(self, start: int, stop: int, *, wait: bool) -> Buffer | None:
+    def read(self, start: int, stop: int, *, wait: bool, into: bytearray | None = None) -> Buffer | None:
         """Bytes `start` to `stop` of the block, verified; None if that would need the disk and `wait` is False.
+
+        Args:
+            start, stop: Within the data.
+            wait: Whether the disk may be waited for.
+            into: Of `stop - start` bytes; used and returned where whole chunks are not needed instead.
 
         Raises:
             CorruptBlock, DiskFailed
@@ -97,11 +102,11 @@ class OpenBlock:
             return None
         wanted = (1 << -(-stop // CHUNK)) - (1 << start // CHUNK)
         if state.verified & wanted == wanted:
-            return self._pread(start, stop, wait=wait)
+            return self._pread(start, stop, wait=wait, into=into)
         # Whole chunks, the last with its padding.
         first = start // CHUNK * CHUNK
         end = min(-(-stop // CHUNK) * CHUNK, padded(self.length))
-        data = self._pread(first, end, wait=wait)
+        data = self._pread(first, end, wait=wait, into=into)
         if data is None:
             return None
         view = memoryview(data)
@@ -163,8 +168,8 @@ class OpenBlock:
             )
         return footer
 
-    def _pread(self, start: int, stop: int, *, wait: bool) -> bytearray | None:
-        data = bytearray(stop - start)
+    def _pread(self, start: int, stop: int, *, wait: bool, into: bytearray | None = None) -> bytearray | None:
+        data = into if into is not None and len(into) == stop - start else bytearray(stop - start)
         got = 0
         try:
             while got < len(data):
