@@ -8,7 +8,7 @@ import pytest
 
 from .engines import EngineUnderTest, cluster_file, fdb_unreachable
 
-ENGINES = ["memory", "sqlite", *(["fdb"] if cluster_file() is not None else [])]
+ENGINES = ["memory", "sqlite", "fdb-adapter", *(["fdb"] if cluster_file() is not None else [])]
 
 
 @pytest.fixture(params=ENGINES)
@@ -20,5 +20,5 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> EngineUnderTest:
 
 @pytest.fixture(params=["memory", "sqlite"])
 def engine_in_virtual_time(request: pytest.FixtureRequest, tmp_path: Path) -> EngineUnderTest:
-    """Engines whose sense of time is the clock that they were given. A cluster's is its own."""
+    """Engines whose sense of time is the clock that they were given. FoundationDB's is its cluster's."""
     return EngineUnderTest(request.param, tmp_path)

@@ -7,13 +7,14 @@ import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tigrislike.metadata.kv import Engine, Faults
 from tigrislike.metadata.kv.clock import Clock
 
+from .fake_binding import FakeFdb
 from .memory_engine import MemoryEngine
 
 
@@ -26,17 +27,24 @@ def cluster_file() -> str | None:
 class EngineUnderTest:
     """Opens engines of one kind over one store.
 
-    `open` may be called several times: each engine is another client of the same store, but for memory, which has
-    one. `run` runs a test body on a loop of its own, with an engine opened for it and closed after.
+    `name` is memory, sqlite, fdb (a cluster), or fdb-adapter (the FoundationDB engine over a client library that is
+    made up, `fake_binding.py`). `run` runs a test body on a loop of its own, with an engine opened for it and
+    closed after.
     """
 
     name: str
     directory: Path
-    opened: list[Engine] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
     async def open(self, *, clock: Clock | None = None, faults: Faults | None = None) -> AsyncIterator[Engine]:
         engine: Engine
+        if self.name == "fdb-adapter":
+            fake = FakeFdb(clock=clock, faults=faults)
+            try:
+                yield fake.engine
+            finally:
+                await fake.close()
+            return
         if self.name == "memory":
             engine = MemoryEngine(seed=1, clock=clock, faults=faults)
         elif self.name == "sqlite":
