@@ -10,6 +10,7 @@ memory: the directory is the truth.
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
-from tigrislike.bytecache.errors import BlobBusy, BytesError, MissingBlob, from_os_error
+from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, MissingBlob, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.footer import ID_BYTES, block_count
 from tigrislike.bytecache.incoming import NEW, Incoming, remove_draft
@@ -125,6 +126,18 @@ class BlockStore:
             remembered_blocks=len(self._source.verified),
             direct_io=self._disk.direct,
         )
+
+    async def check(self) -> None:
+        """See that the directory can be used: it is there, and its filesystem not mounted read-only.
+
+        Raises:
+            DiskFailed
+        """
+        await self._run("checking the cache directory", self._check)
+
+    def _check(self) -> None:
+        if os.statvfs(self._layout.incoming).f_flag & os.ST_RDONLY:
+            raise DiskFailed(f"{self._layout.incoming} is on a filesystem mounted read-only")
 
     def create_blob(self, digest: Digest | None = None) -> BlobWriter:
         """Begin a blob under a fresh random id. Touches the disk with the first megabyte, or in finish().

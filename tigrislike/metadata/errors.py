@@ -9,6 +9,7 @@
     ├── KeyTooLong, InvalidArgument
     ├── NoSuchAccessKey
     ├── BlobDead, ContentGone                               (the writer must start over)
+    ├── RecordsChanged                                      (a read must refresh its caches and start over)
     ├── MissingInline                                       (damage: fsck finds it)
     └── FormatTooNew, WrongMasterKey, MasterKeyRotating     (the node cannot or must not go on)
 
@@ -273,6 +274,15 @@ class MissingInline(MetadataError):
 
     def __init__(self, key: str, stamp: int, size: int) -> None:
         super().__init__(f"the {size} inline bytes of version {stamp} are missing; run fsck", Key=key)
+
+
+class RecordsChanged(MetadataError):
+    """A cached bucket, key or document that a read rested on may have changed since; refresh and decide again."""
+
+    code = "SlowDown"
+
+    def __init__(self) -> None:
+        super().__init__("The bucket or key changed while the request was being served; try again")
 
 
 # --- the database as a whole

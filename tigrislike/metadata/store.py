@@ -130,6 +130,11 @@ class Metadata:
         """Make the cached records as fresh as the database is now. Call once at the start of a request."""
         await self._records.refresh()
 
+    @property
+    def record_version(self) -> bytes | None:
+        """The metadata version that cached records are of; changes when `refresh` found them outdated."""
+        return self._records.version
+
     def _token(self, bucket: Bucket) -> bytes | None:
         """The metadata version at which `bucket` is the truth, if that is known."""
         return self._records.token(bucket)
@@ -316,14 +321,20 @@ class Metadata:
             objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
         )
 
-    async def find_object(self, bucket: Bucket, key: str, version_id: str | None = None) -> Found:
+    async def find_object(
+        self, bucket: Bucket, key: str, version_id: str | None = None, *, prove: bool = False
+    ) -> Found:
         """A version, with its inline bytes or its manifest.
+
+        `prove`: the caller has not refreshed, so prove in the same read that every cached record still holds.
 
         Raises:
             NoSuchKey, NoSuchVersion, MethodNotAllowed (a delete marker), InvalidArgument, KeyTooLong.
+            RecordsChanged: only with `prove`.
         """
         check_key(key)
-        found = await self.engine.read(objects.find_object, self.context, bucket, key, version_id)
+        read = self._records.prove if prove else self.engine.read
+        found = await read(objects.find_object, self.context, bucket, key, version_id)
         if found.version.parts:
             return Found(found.version, None, await self._manifest(found.version.content))
         return found
@@ -335,10 +346,13 @@ class Metadata:
             self._manifests.put(content_id, parts)
         return parts
 
-    async def head_object(self, bucket: Bucket, key: str, version_id: str | None = None) -> ObjectVersion:
-        """A version without its bytes or manifest. Raises as `find_object`."""
+    async def head_object(
+        self, bucket: Bucket, key: str, version_id: str | None = None, *, prove: bool = False
+    ) -> ObjectVersion:
+        """A version without its bytes or manifest. `prove` and errors as for `find_object`."""
         check_key(key)
-        return await self.engine.read(objects.head_object, self.context, bucket, key, version_id)
+        read = self._records.prove if prove else self.engine.read
+        return await read(objects.head_object, self.context, bucket, key, version_id)
 
     async def object_parts(self, version: ObjectVersion) -> tuple[Part, ...]:
         """The manifest of a multipart object, in order; empty for others."""

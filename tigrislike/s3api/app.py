@@ -1,8 +1,8 @@
 """The front door: an ASGI application that answers S3.
 
-A request travels one way: address (`request`), authenticate (`sigv4`), route and parse (`protocol`), authorise
-(`authorisation`), admit (`admission`), perform (`operations`), serialise and send. Whatever goes wrong on that way ends
-in `_refuse`, as an S3 error document.
+A request travels one way: address (`request`), route (`protocol`), authenticate (`authentication`), authorise
+(`authorisation`), admit (`admission`), parse (`protocol`), perform (`operations`), serialise and send. Whatever goes
+wrong on that way ends in `_refuse`, as an S3 error document.
 
 The service's own names (`/healthz`, `/readyz`, `/_tigrislike/...`) live on the service's own host only; under
 `bucket.domain` every path is a key.
@@ -10,21 +10,22 @@ The service's own names (`/healthz`, `/readyz`, `/_tigrislike/...`) live on the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Route
 
 from tigrislike.bytecache import BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.errors import NotModified
+from tigrislike.metadata.errors import NotModified, RecordsChanged
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.s3api.admission import Admission
-from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
+from tigrislike.s3api.authentication import authenticate
+from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
 from tigrislike.s3api.operations import load_operations
@@ -32,9 +33,9 @@ from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
 from tigrislike.s3api.reading import Buffer, read_extents, segments_of
-from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, new_request_id
-from tigrislike.s3api.service import ServiceEndpoints
-from tigrislike.s3api.sigv4 import Claim, Verified, claim
+from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
+from tigrislike.s3api.service import service_routes
+from tigrislike.s3api.sigv4 import Claim, claim
 from tigrislike.s3api.text import http_date
 
 log = logging.getLogger("tigrislike.s3api")
@@ -42,10 +43,11 @@ log = logging.getLogger("tigrislike.s3api")
 Send = Callable[[Message], Awaitable[None]]
 
 # Where no bucket may lie: the service's own paths.
-RESERVED = frozenset({"healthz", "readyz", "_tigrislike"})
-# A signer that leaves out x-amz-content-sha256 (plain SigV4, as curl does) has signed the digest of the whole body, so
-# the body has to be in memory before the signature can be checked.
-MAX_BUFFERED_BODY = 16 * 1024 * 1024
+RESERVED = frozenset({b"healthz", b"readyz", b"_tigrislike"})
+# Reads whose own transaction proves that the records they rest on are current, so that nothing is read before it.
+_PROVING = frozenset({"GetObject", "HeadObject"})
+_ATTEMPTS = 8
+_PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
 RETRY_AFTER_S = "1"
 # Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
 INLINE_SEND_BYTES = 256 * 1024
@@ -55,12 +57,29 @@ _XML = (b"content-type", b"application/xml")
 
 def create_app(*, metadata: Metadata, blocks: BlockStore, settings: Settings) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close."""
-    gateway = Gateway(Services(metadata, blocks, settings))
-    return Starlette(routes=[Mount("/", app=gateway)])
+    services = Services(metadata, blocks, settings)
+    return S3Application(Gateway(services), service_routes(services))
+
+
+class S3Application(Starlette):
+    """Starlette for the service's own paths; every other request is S3 and goes to the gateway at once.
+
+    Starlette's middleware and routing would cost a tenth of a small GET, and S3's routing is not by path.
+    """
+
+    def __init__(self, gateway: Gateway, routes: list[Route]) -> None:
+        super().__init__(routes=routes)
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._gateway.is_own(scope):
+            await self._gateway(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Gateway:
-    """The ASGI callable behind the mount: one request in, one S3 response out."""
+    """The ASGI callable that speaks S3: one request in, one response out."""
 
     def __init__(self, services: Services) -> None:
         settings = services.settings
@@ -70,17 +89,21 @@ class Gateway:
         self._handlers = load_operations()
         self._domains = (settings.domain,) if settings.domain else ()
         self._admission = Admission.from_settings(settings)
-        self._endpoints = ServiceEndpoints(services)
+
+    def is_own(self, scope: Scope) -> bool:
+        """Whether a request addresses one of the service's own paths, on the service's own host."""
+        path: bytes = scope["raw_path"]
+        if path[1:2] not in b"hr_" or path.split(b"/", 2)[1] not in RESERVED:
+            return False
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        return not (self._domains and bucket_of_host(host.decode("latin-1"), self._domains))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, new_request_id())
         request.notes["request_id"] = request.request_id
         try:
             request.address(self._domains)
-            if request.bucket in RESERVED and not request.virtual_host:
-                status, headers, body = await self._serve_own(request)
-            else:
-                status, headers, body = await self._answer(request)
+            status, headers, body = await self._answer(request)
         except Exception as exception:
             await self._refuse(request, exception, send)
             return
@@ -95,10 +118,26 @@ class Gateway:
         claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
         if claimed is None and is_form(request):
             return await post_object(self._services, self._protocol, self._admission, request)
-        await self._metadata.refresh()
-        verified = None if claimed is None else await self._authenticate(request, claimed)
         operation = self._protocol.route(request.method, request.level, request.query, request.headers)
         request.notes["operation"] = operation.name
+        if operation.name not in _PROVING:
+            await self._metadata.refresh()
+            return await self._perform(request, claimed, operation)
+        for _ in range(_ATTEMPTS):
+            version = self._metadata.record_version
+            try:
+                return await self._perform(request, claimed, operation)
+            except Exception as exception:
+                # A refusal may rest on an outdated key or bucket as well: it stands only if they were current.
+                await self._metadata.refresh()
+                if not isinstance(exception, RecordsChanged) and self._metadata.record_version == version:
+                    raise
+        raise S3Error("SlowDown")
+
+    async def _perform(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
+        verified = None
+        if claimed is not None:
+            verified = await authenticate(self._metadata, request, claimed)
         bucket = await self._authorise(request, operation)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
@@ -126,28 +165,15 @@ class Gateway:
                     raise S3Error(
                         "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
                     )
-            inp = operation.parse(request.bucket, request.key, request.query, request.headers, body)
+            arguments = (request.bucket, request.key, request.query, request.headers, body)
+            if len(body) > _PARSED_ON_LOOP_BYTES:
+                inp = await asyncio.to_thread(operation.parse, *arguments)
+            else:
+                inp = operation.parse(*arguments)
             output = await handler(Context(self._services, request, bucket, payload), inp)
         content = output.pop("Body", None)
         status, headers, document = operation.serialise(output, 206 if "ContentRange" in output else None)
         return status, headers, document if content is None else content
-
-    async def _authenticate(self, request: Request, claimed: Claim) -> Verified:
-        """Check the signature and put the caller's identity into the request.
-
-        Raises:
-            S3Error: InvalidAccessKeyId, SignatureDoesNotMatch and the other refusals of `sigv4`.
-        """
-        key = await self._metadata.access_key(claimed.access_key_id)
-        if key is None:
-            raise S3Error("InvalidAccessKeyId", extra={"AWSAccessKeyId": claimed.access_key_id})
-        body_sha256 = None
-        if claimed.body_sha256_missing:
-            body_sha256 = await request.buffer_body(MAX_BUFFERED_BODY)
-        verified = claimed.verify(key.secret, time.time(), body_sha256=body_sha256)
-        request.identity = Identity(key.key_id, key.owner, key.bucket)
-        request.notes["access_key"] = key.key_id
-        return verified
 
     async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
         """The bucket that the request addresses, None where it addresses none (yet).
@@ -168,19 +194,6 @@ class Gateway:
         if expected is not None and expected != self._services.owner(bucket.owner)["ID"]:
             raise S3Error("AccessDenied")
         return bucket
-
-    async def _serve_own(self, request: Request) -> Response:
-        """Answer one of the service's own paths; those under `/_tigrislike/` demand a root key's signature."""
-        if request.bucket == "_tigrislike":
-            claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
-            if claimed is None:
-                raise S3Error("AccessDenied")
-            await self._metadata.refresh()
-            verified = await self._authenticate(request, claimed)
-            if not request.identity.root:
-                raise S3Error("AccessDenied")
-            return await self._endpoints.manage(request, Payload(request.receive, request.headers, verified))
-        return await self._endpoints.probe(request)
 
     # --- from a response to the wire
 

@@ -1,22 +1,27 @@
-"""The service's own paths: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
+"""The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers and the cache directory
-can be used. Management calls are signed with a root key like any S3 request; the front door has checked that.
+can be used. Management calls are signed with a root key, like any S3 request, and refused in the same XML.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
+from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
-from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.errors import S3Error, error_document
 from tigrislike.s3api.payload import Payload
-from tigrislike.s3api.request import Request
+from tigrislike.s3api.request import Request, new_request_id
+from tigrislike.s3api.sigv4 import claim
 
 _MAX_DOCUMENT = 64 * 1024
-_JSON = [(b"content-type", b"application/json")]
 
 
 class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,48 +31,64 @@ class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
     public: bool = False
 
 
-class ServiceEndpoints:
-    """The handlers of the service's own paths."""
+def service_routes(services: Services) -> list[Route]:
+    """The routes over an open node's parts."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    async def healthz(_: HttpRequest) -> Response:
+        return JSONResponse({"status": "ok"})
 
-    async def probe(self, request: Request) -> tuple[int, list[tuple[bytes, bytes]], Any]:
-        """Answer `/healthz` or `/readyz`; 503 with the reason where the node cannot serve."""
-        if request.method not in ("GET", "HEAD"):
-            raise S3Error("MethodNotAllowed", headers={"allow": "GET, HEAD"})
-        if request.key:
-            raise S3Error("InvalidURI")
+    async def readyz(_: HttpRequest) -> Response:
         problems: dict[str, str] = {}
-        if request.bucket == "readyz":
+        for part, check in (("database", services.metadata.ping), ("cache", services.blocks.check)):
             try:
-                await self._services.metadata.refresh()
-            except Exception as error:
-                problems["database"] = type(error).__name__
-            try:
-                self._services.blocks.statistics()
-            except Exception as error:
-                problems["cache"] = type(error).__name__
-        body = msgspec.json.encode({"status": "failing" if problems else "ok", **problems})
-        return (503 if problems else 200), list(_JSON), (b"" if request.method == "HEAD" else body)
+                await check()
+            except Exception as error:  # whatever it is, the balancer must hear that this node cannot serve
+                problems[part] = type(error).__name__
+        return JSONResponse(
+            {"status": "failing", **problems} if problems else {"status": "ok"}, 503 if problems else 200
+        )
 
-    async def manage(self, request: Request, payload: Payload) -> tuple[int, list[tuple[bytes, bytes]], Any]:
-        """Answer a management call of a root key.
-
-        Raises:
-            S3Error: MethodNotAllowed for a path or method that is none; InvalidRequest for a body that is not its
-                document; what the metadata layer refuses.
-        """
-        if request.key != "storage" or request.method != "POST":
-            raise S3Error("MethodNotAllowed", headers={"allow": "POST"})
+    async def storage(request: Request, payload: Payload) -> dict[str, Any]:
         body = await payload.read(_MAX_DOCUMENT)
         payload.finish()
         try:
             wanted = msgspec.json.decode(body, type=StorageRequest)
         except msgspec.DecodeError as error:
             raise S3Error("InvalidRequest", f"The body is not a storage request: {error}") from None
-        bucket, key = await self._services.metadata.create_storage(
-            wanted.name, request.identity.owner, public=wanted.public
-        )
-        document = {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
-        return 200, list(_JSON), msgspec.json.encode(document)
+        bucket, key = await services.metadata.create_storage(wanted.name, request.identity.owner, wanted.public)
+        return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
+
+    return [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/_tigrislike/storage", _managed(services, storage), methods=["POST"]),
+    ]
+
+
+def _managed(
+    services: Services, call: Callable[[Request, Payload], Awaitable[dict[str, Any]]]
+) -> Callable[[HttpRequest], Awaitable[Response]]:
+    """An endpoint that demands a root key's signature, answers JSON, and refuses as S3 does."""
+
+    async def endpoint(http: HttpRequest) -> Response:
+        request = Request(http.scope, http.receive, new_request_id())
+        headers = {"x-amz-request-id": request.request_id}
+        try:
+            request.address(())
+            claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
+            if claimed is None:
+                raise S3Error("AccessDenied")
+            await services.metadata.refresh()
+            verified = await authenticate(services.metadata, request, claimed)
+            if not request.identity.root:
+                raise S3Error("AccessDenied")
+            document = await call(request, Payload(request.receive, request.headers, verified))
+            return Response(msgspec.json.encode(document), media_type="application/json", headers=headers)
+        except Exception as exception:
+            error = S3Error.of(exception)
+            if error.code == "InternalError":
+                raise
+            body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
+            return Response(body, error.status, {**headers, **error.headers}, "application/xml")
+
+    return endpoint

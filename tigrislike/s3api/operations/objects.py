@@ -120,10 +120,10 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
         raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
     found = None
     if body or part_number is not None:
-        found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+        found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
         version = found.version
     else:
-        version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+        version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
     output = describe(version, versioned=versioned, output={})
     condition = read_condition(inp)
     if condition is not None:
