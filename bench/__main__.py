@@ -2,6 +2,8 @@
 
 import sys
 
+from bench.processes import end_in_order
 from bench.run import main
 
+end_in_order()
 sys.exit(main())

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.loadgen import Check, LoadGenerator, Request, content_sha256, keys_hash
-from bench.processes import StoreFailed
+from bench.processes import StoreFailed, end_in_order
 from bench.stores import Store, tigrislike
 
 PREFIXES = 10
@@ -144,4 +144,5 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.loadgen import Check, LoadGenerator, Request, Result, content_sha256
-from bench.processes import StoreFailed
+from bench.processes import StoreFailed, end_in_order
 from bench.stores import REPOSITORY, Store, tigrislike
 
 KIB = 1 << 10
@@ -238,4 +238,5 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    end_in_order()
     sys.exit(main())

@@ -6,10 +6,12 @@ CPU includes children that ended: the kernel adds their time to the parent that 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ class StoreFailed(RuntimeError):
 def start(
     command: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path
 ) -> subprocess.Popen[bytes]:
-    """Starts a server in a session of its own, output to `log`."""
+    """Starts a server in a session of its own, output to `log`; it is asked to end when its starter dies."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -36,7 +38,22 @@ def start(
             cwd=cwd,
             env={**os.environ, **(env or {})},
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
+
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def _end_with_parent() -> None:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_in_order() -> None:
+    """Makes SIGTERM and SIGHUP unwind this program as an exit does, so that servers are stopped and data removed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
 
 
 def tree(root: int) -> dict[int, list[str]]:

@@ -155,7 +155,3 @@ def _run(options: argparse.Namespace) -> int:
     if options.readme:
         report.write_between_markers(HERE / "README.md", text)
     return int(any(m.store == report.OURS and not m.valid for m in measurements))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

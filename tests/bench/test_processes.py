@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import processes
+from bench.stores import REPOSITORY
 
 BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
 
@@ -55,6 +58,36 @@ def test_stop_ends_a_tree_that_ignores_the_request(tmp_path: Path, monkeypatch: 
     processes.stop(parent)
     assert parent.returncode == -signal.SIGKILL
     assert child not in processes.running(parent.pid)
+
+
+RUNNER = """
+import signal, sys, time
+from pathlib import Path
+from bench import processes
+processes.end_in_order()
+here = Path(sys.argv[1])
+server = processes.start([sys.executable, "-c", "import signal; signal.pause()"], here / "server", cwd=here)
+try:
+    print(server.pid, flush=True)
+    signal.pause()
+finally:
+    processes.stop(server)
+    (here / "in-order").touch()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_servers_end_with_a_bench_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    runner = subprocess.Popen([sys.executable, "-c", RUNNER, tmp_path], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert runner.stdout
+    server = int(runner.stdout.readline())
+    waiting = os.pidfd_open(server)
+    runner.send_signal(number)
+    assert runner.wait(30) == (128 + number if number != signal.SIGKILL else -number)
+    assert select.select([waiting], [], [], 30)[0] == [waiting]
+    os.close(waiting)
+    runner.stdout.close()
+    assert (tmp_path / "in-order").exists() == (number != signal.SIGKILL)
 
 
 def test_stop_after_the_end_is_harmless(tmp_path: Path) -> None:
