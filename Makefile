@@ -47,7 +47,9 @@ clients: $(CLIENTS:%=.venvs/%/.installed)
 .venv/bin/activate:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "tigrislike needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { \
+		echo "This Python has no ensurepip (Debian: python3-venv); taking pip from the one there is."; \
+		rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
 
 .venv/.installed: pyproject.toml .venv/bin/activate
 	@echo "Installing tigrislike into .venv ..."

@@ -354,7 +354,7 @@ def load_settings(
 
     Args:
         flags: attribute of `Settings` -> text of the flag; None or absent where it was not given.
-        environment: usually `os.environ`; only names that begin with `TIGRISLIKE_` are looked at.
+        environment: usually `os.environ`; an empty variable counts as absent, as container tools set them.
         file: a TOML file of `name = value` pairs, or None.
 
     Raises:
@@ -365,7 +365,7 @@ def load_settings(
     for option in options():
         source, text = f"flag --{option.name}", flags.get(option.attribute)
         if text is None:
-            source, text = f"environment variable {option.variable}", environment.get(option.variable)
+            source, text = f"environment variable {option.variable}", environment.get(option.variable) or None
         if text is None and option.name in from_file:
             source, text = f"file {file}", from_file[option.name]
         if text is None:
