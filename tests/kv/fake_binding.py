@@ -55,6 +55,7 @@ class Client:
         self.errors: dict[str, list[int]] = {}
         self.stalled = False
         self.cancelled = 0
+        self.store_lock = threading.Lock()
         self._completing: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fake network", daemon=True)
         self._thread.start()
@@ -63,13 +64,16 @@ class Client:
         self._completing.put(None)
         self._thread.join()
 
-    def future(self, name: str, result: Callable[[], Any]) -> Future:
+    def future(self, name: str, result: Callable[[], Any], *, at_once: bool = False) -> Future:
+        """A future of `result()`, worked out on the network thread: it sees writes made meanwhile, as the real one."""
         future = Future(self)
+        future.result = result
         planned = self.errors.get(name)
-        try:
-            future.outcome = (result(), None) if not planned else (None, FDBError(planned.pop(0)))
-        except EngineError as error:
-            future.outcome = None, FDBError(error.number)
+        if planned:
+            future.outcome = None, FDBError(planned.pop(0))
+            future.result = None
+        elif at_once:
+            future.work_out()
         if not self.stalled:
             self._completing.put(future)
         return future
@@ -89,6 +93,7 @@ class Future:
         self._ready = False
         self._callback: Callable[[Future], None] | None = None
         self.outcome: tuple[Any, FDBError | None] = None, None
+        self.result: Callable[[], Any] | None = None
         self.fpointer = self
         self.capi = SimpleNamespace(fdb_future_get_keyvalue_array=get_keyvalue_array)
 
@@ -108,12 +113,23 @@ class Future:
                 return
             self._client.cancelled += 1
             self.outcome = None, FDBError(1101)
+            self.result = None
         self._client.complete(self)
+
+    def work_out(self) -> None:
+        if self.result is not None:
+            try:
+                with self._client.store_lock:
+                    self.outcome = self.result(), None
+            except EngineError as error:
+                self.outcome = None, FDBError(error.number)
+            self.result = None
 
     def finish(self) -> None:
         with self._lock:
             if self._ready:
                 return
+            self.work_out()
             self._ready = True
             callback = self._callback
         if callback is not None:
@@ -202,7 +218,7 @@ class Transaction(Reads):
         self._tr.bump_metadata_version()
 
     def get_read_version(self) -> Future:
-        return self._client.future("get_read_version", self._tr.current_version)
+        return self._client.future("get_read_version", self._tr.current_version, at_once=True)
 
     def watch(self, key: bytes) -> Future:
         watch = Watch(self._client, self._engine, key, self._tr.get(key, snapshot=True)._value)
@@ -210,7 +226,7 @@ class Transaction(Reads):
         return watch.future
 
     def commit(self) -> Future:
-        future = self._client.future("commit", lambda: self._engine.apply(self._tr))
+        future = self._client.future("commit", lambda: self._engine.apply(self._tr), at_once=True)
         for watch in getattr(self, "_watches", ()):
             self._engine.watched.add(watch)
             watch.look()

@@ -105,6 +105,57 @@ def test_reads_start_when_called_and_do_not_see_writes_made_after(engine: Engine
     engine.run(body)
 
 
+def test_each_read_sees_exactly_the_writes_called_before_it(engine: EngineUnderTest) -> None:
+    async def body(kv: Engine) -> None:
+        await put(kv, a=b"0", b=b"0")
+
+        async def fn(tr: Tr) -> list[Any]:
+            reads = [tr.get_range(b"a", b"z"), tr.get(b"c"), tr.metadata_version()]
+            tr.set(b"c", b"1")
+            reads += [tr.get_range(b"a", b"z"), tr.get(b"c")]
+            tr.clear_range(b"a", b"b\0")
+            tr.add(b"n", 1)
+            reads += [tr.get_range(b"a", b"z", reverse=True), tr.get(b"n")]
+            tr.clear(b"n")
+            tr.bump_metadata_version()
+            last = await tr.get_range(b"a", b"z")
+            first = [await read for read in reads]
+            tr.set(b"d", b"2")
+            return [*first, last, await tr.get(b"d")]
+
+        version = await kv.read(_metadata_version)
+        old = [(b"a", b"0"), (b"b", b"0")]
+        assert await kv.transact(fn) == [
+            old,
+            None,
+            version,
+            [*old, (b"c", b"1")],
+            b"1",
+            [(b"n", little(1)), (b"c", b"1")],
+            little(1),
+            [(b"c", b"1")],
+            b"2",
+        ]
+        assert await rows(kv) == [(b"c", b"1"), (b"d", b"2")]
+        assert await kv.read(_metadata_version) != version
+
+    engine.run(body)
+
+
+def test_writes_made_while_reads_are_never_awaited_are_committed(engine: EngineUnderTest) -> None:
+    async def body(kv: Engine) -> None:
+        async def fn(tr: Tr) -> None:
+            tr.get_range(b"a", b"z")
+            tr.set(b"a", b"1")
+            tr.get(b"a")
+            tr.set(b"b", b"2")
+
+        await kv.transact(fn)
+        assert await rows(kv) == [(b"a", b"1"), (b"b", b"2")]
+
+    engine.run(body)
+
+
 def test_a_read_that_nobody_awaits_does_no_harm(engine: EngineUnderTest) -> None:
     async def body(kv: Engine) -> None:
         async def fn(tr: Tr) -> int:

@@ -16,6 +16,9 @@ APPLICATION_ID = 0x54674B56
 
 FORMAT_VERSION = 1
 
+PAGE_BYTES = 8192
+"""A row of up to about 2 kB then lies in its page; what overflows costs a read of its own, past the page cache."""
+
 CACHE_KIB = 32 * 1024
 """Page cache of one connection. It is filled only as far as pages are used."""
 
@@ -32,6 +35,7 @@ def connect(path: str, *, busy_ms: int, vfs: str | None = None) -> apsw.Connecti
     try:
         connection = apsw.Connection(path, vfs=vfs, statementcachesize=64)
         connection.set_busy_timeout(busy_ms)
+        connection.pragma("page_size", PAGE_BYTES)  # of a file that is made now; an existing one keeps its own
         mode = connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "FULL")
         connection.pragma("wal_autocheckpoint", 0)
