@@ -29,7 +29,7 @@ from .faults import Faults
 from .sqlite_file import connect, prepare, translate
 from .sqlite_transaction import GET, Reading, drive
 from .sqlite_watch import Watches
-from .sqlite_writer import BUSY_MS, Writer
+from .sqlite_writer import BUSY_MS, TURN_WAIT_S, Writer
 from .turns import Turns
 
 T = TypeVar("T")
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 READ_BUSY_MS = 250
 """How long a read may wait for a recovery by another process: it blocks the event loop meanwhile."""
 
-WAL_PAGES = 4096
+WAL_PAGES = 2048
 """The length (16 MiB) from which the write-ahead log is folded back without being asked."""
 
-RESET_PAGES = 1024
+RESET_PAGES = 512
 """From here on a checkpoint also takes the turn to write, so that the log starts anew instead of growing on."""
 
 FOLD_BUSY_MS = 20
@@ -163,7 +163,7 @@ class SqliteEngine:
         try:
             await self._watches.close()
             if self._checkpoint is not None:
-                await asyncio.wait([self._checkpoint])
+                await asyncio.wait([self._checkpoint], timeout=TURN_WAIT_S)
             await self._writer.close()
         finally:
             self._execute = _closed
