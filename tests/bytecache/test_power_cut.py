@@ -10,7 +10,7 @@ import pytest
 
 from tests.bytecache.blobs import BLOCK, drain, stored_files
 from tests.bytecache.faults import NoSync
-from tests.bytecache.replay import Event, Fate, Recorder, Step, clear, rebuild
+from tests.bytecache.replay import Event, Fate, Recorder, Step, SyncDirectory, clear, rebuild
 from tigrislike.bytecache import BlockStore, BytesError
 
 
@@ -94,10 +94,10 @@ def _replay(scratch: Path, kind: type[Recorder], fates: Callable[[int], Sequence
     for end in range(len(trace) + 1):
         for luck, fate in enumerate(fates(end)):
             rebuild(trace[:end], target, fate, random.Random(1000 * end + luck))
-            nothing_yet = not (target / "format.json").exists()
             asyncio.run(_check(target, trace[:end], contents))
             clear(target)
-            if nothing_yet:  # the fan-out is the check's own, and is refused where there is no format file
+            if SyncDirectory("") not in trace[:end]:
+                # The fan-out is the check's own; an outcome without a format file would be refused with it.
                 shutil.rmtree(target)
                 target.mkdir()
             rebuilt += 1
