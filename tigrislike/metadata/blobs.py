@@ -21,22 +21,14 @@ from . import owed
 from .context import Context
 from .errors import BlobDead, ContentGone
 from .kv.engine import Transaction
-from .records import DEAD, LIVE, Blob, Content, Part, digest16
+from .records import DEAD, LIVE, Blob, Content, Part, Referrer
 from .records import blob as blob_codec
 from .records import content as content_codec
 from .records import part as part_codec
+from .records import referrer as referrer_codec
 
 FORGET_BATCH = 500
 """Parts whose rows one transaction forgets."""
-
-
-def referrer_of_version(bucket_id: bytes, key: str, stamp: int) -> bytes:
-    return digest16(b"version", bucket_id, key.encode(), stamp.to_bytes(8, "big"))
-
-
-def referrer_of_slice(content_id: bytes) -> bytes:
-    """The reference that a content holds on another whose bytes some of its parts are."""
-    return digest16(b"slice", content_id)
 
 
 # --- contents
@@ -53,13 +45,20 @@ async def live_content(tr: Transaction, ctx: Context, content_id: bytes) -> Cont
     return content
 
 
-async def drop_reference(tr: Transaction, ctx: Context, bucket_id: bytes, content_id: bytes, referrer: bytes) -> None:
+def add_reference(tr: Transaction, ctx: Context, content_id: bytes, referrer: Referrer) -> None:
+    """Record that `referrer` needs a content, which the caller knows to be live: read so with a conflict, or new."""
+    tr.set(ctx.keys.ref(content_id, referrer.digest), referrer_codec.encode(referrer))
+
+
+async def drop_reference(
+    tr: Transaction, ctx: Context, bucket_id: bytes, content_id: bytes, referrer: Referrer
+) -> None:
     """Remove a reference and owe the reclaiming of the content, after the grace that running reads are given.
 
     Whether it was the last one is left for reclaiming to find out: looking here would make every two deletes of
     sharers conflict.
     """
-    tr.clear(ctx.keys.ref(content_id, referrer))
+    tr.clear(ctx.keys.ref(content_id, referrer.digest))
     raw = await tr.get(ctx.keys.content(content_id), snapshot=True)
     homes = content_codec.decode(raw).homes if raw is not None else ()
     node = homes[0].node if homes else ctx.home.node
@@ -137,7 +136,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
             for extent in part.extents:
                 tr.clear(ctx.keys.blob(extent.blob))
     for source in sorted(sources):
-        await drop_reference(tr, ctx, content.bucket, source, referrer_of_slice(content_id))
+        await drop_reference(tr, ctx, content.bucket, source, Referrer(content=content_id))
     for node in sorted(nodes):
         tr.clear(ctx.keys.home(node, content_id))
     if len(rows) == FORGET_BATCH:

@@ -12,6 +12,7 @@ This module packs and unpacks; it reads nothing and knows no record.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 MAX_KEY_BYTES = 1024
 """S3's limit on an object key, in bytes of UTF-8."""
@@ -112,6 +113,14 @@ class TextKeys:
         if b"\x00" in body:
             body = body.replace(b"\x00\xff", b"\x00")
         return body.decode()
+
+    def texts(self, rows: Sequence[tuple[bytes, bytes]]) -> list[str]:
+        """The texts of many such rows."""
+        skip = self._skip
+        bodies = [key[skip:-1] for key, _ in rows]
+        if b"\x00" in b"".join(bodies):
+            return [self.text(key) for key, _ in rows]
+        return [body.decode() for body in bodies]
 
     def text_and_rest(self, packed: bytes) -> tuple[str, bytes]:
         """The text of a row, and the packed elements after it."""

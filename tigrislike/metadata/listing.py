@@ -164,8 +164,8 @@ class _Objects:
         if not rows:
             return Batch([], None, "")
         decode = summary_codec.decode
-        text = self.family.text
-        found = [(text(key), decode(value)) for key, value in rows]
+        keys = self.family.texts(rows)
+        found = list(zip(keys, [decode(value) for _, value in rows], strict=True))
         reached = found[-1][0]
         for _, summary in found:
             if summary.kind != OBJECT:

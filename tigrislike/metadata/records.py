@@ -206,6 +206,20 @@ class Content(Struct, frozen=True, array_like=True):
     dead_ns: int = 0
 
 
+class Referrer(Struct, frozen=True, array_like=True):
+    """``ref / content id, hash of this``: who needs a content. A version (`bucket` id, `key`, `stamp`), or another
+    `content`, some of whose parts are slices of this one."""
+
+    bucket: bytes = b""
+    key: str = ""
+    stamp: int = 0
+    content: bytes = b""
+
+    @property
+    def digest(self) -> bytes:
+        return digest16(self.bucket, self.key.encode(), self.stamp.to_bytes(8, "big"), self.content)
+
+
 class Blob(Struct, frozen=True, array_like=True):
     """``blob / blob id``: the commit state of a blob. `number` is the part that it is the bytes of, 0 when it is the
     whole content. `changed_ns` is when the row was written."""
@@ -481,6 +495,7 @@ object_version = Codec(ObjectVersion)
 object_summary = Codec(ObjectSummary)
 content = Codec(Content)
 part = Codec(Part)
+referrer = Codec(Referrer)
 blob = Codec(Blob)
 upload = Codec(Upload)
 upload_summary = Codec(UploadSummary)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
-from .blobs import commit_blob, live_content, owe_blob, owe_reclaim, referrer_of_slice
+from .blobs import add_reference, commit_blob, live_content, owe_blob, owe_reclaim
 from .conditions import check_write
 from .context import Context, hold_bucket
 from .errors import (
@@ -46,6 +46,7 @@ from .records import (
     ObjectVersion,
     Part,
     PartPage,
+    Referrer,
     Upload,
     UploadDraft,
     WriteCondition,
@@ -156,7 +157,7 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
         raise NoSuchUpload(content_id.hex())
     if part.source:
         await live_content(tr, ctx, part.source)
-        tr.set(ctx.keys.ref(part.source, referrer_of_slice(content_id)), b"")
+        add_reference(tr, ctx, part.source, Referrer(content=content_id))
     else:
         for extent in part.extents:
             await commit_blob(tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size)

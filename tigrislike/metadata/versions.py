@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .blobs import drop_reference, referrer_of_version
+from .blobs import add_reference, drop_reference
 from .context import Context, count
 from .errors import InvalidArgument
 from .keyspace import MAX_STAMP, MIN_STAMP, pack_stamp
 from .kv.engine import Transaction
-from .records import DELETE_MARKER, NEVER, OBJECT, SUSPENDED, Bucket, Deletion, ObjectVersion
+from .records import DELETE_MARKER, NEVER, OBJECT, SUSPENDED, Bucket, Deletion, ObjectVersion, Referrer
 from .records import object_version as codec
 
 NULL = "null"
@@ -91,9 +91,9 @@ async def _discard_bytes(
 ) -> None:
     """Let go of a removed version's bytes. `keep` is a content that the same transaction goes on using."""
     if version.content:
-        referrer = referrer_of_version(bucket_id, key, version.stamp)
+        referrer = Referrer(bucket_id, key, version.stamp)
         if version.content == keep:
-            tr.clear(ctx.keys.ref(keep, referrer))
+            tr.clear(ctx.keys.ref(keep, referrer.digest))
         else:
             await drop_reference(tr, ctx, bucket_id, version.content, referrer)
     elif version.size:
@@ -153,7 +153,7 @@ async def place(
     if record.kind == OBJECT:
         tr.set(keys.current.key(key), codec.encode(record))
         if record.content:
-            tr.set(ctx.keys.ref(record.content, referrer_of_version(bucket.id, key, record.stamp)), b"")
+            add_reference(tr, ctx, record.content, Referrer(bucket.id, key, record.stamp))
         elif inline:
             tr.set(keys.inline.key(key) + pack_stamp(record.stamp), inline)
     elif live is not None:
