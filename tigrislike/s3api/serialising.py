@@ -9,8 +9,9 @@ Timestamps are int nanoseconds or datetimes; a str stands for itself. Streaming 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from itertools import starmap
+from typing import Any, Final, NamedTuple
 
 from tigrislike.s3api.text import encode_header, escape, http_date, iso8601, plain_header, url_encode_key
 from tigrislike.s3api.xml import S3_NAMESPACE
@@ -175,6 +176,49 @@ def _bare_document(root: str, member: str) -> Callable[[Mapping[str, Any]], str]
 # --- generated writers -----------------------------------------------------------------------------------------------
 
 
+class Table(NamedTuple):
+    """The value of a list member whose items all have the same members: their names once, then the values of each row.
+
+    A page of a thousand keys costs half as much this way as with a dict for each.
+    """
+
+    members: tuple[str, ...]
+    rows: Sequence[tuple[Any, ...]]
+
+
+class _Rows:
+    """Writes the items of a list, each a dict or all of them a `Table`.
+
+    To ask an item for every member of the model costs more than to write it, so there is a generated function for
+    every set of members that occurs, and keys of a page nearly all have the same.
+    """
+
+    def __init__(self, writers: Writers, shape: str, name: str) -> None:
+        self._writers = writers
+        self._shape = shape
+        self._name = name
+        self._writes: dict[tuple[str, ...], Callable[..., str]] = {}
+
+    def __call__(self, items: Table | Sequence[Mapping[str, Any]], append: Callable[[str], None]) -> None:
+        if isinstance(items, Table):
+            append("".join(starmap(self._write(items.members), items.rows)))
+            return
+        for item in items:
+            append(self._write(tuple(item))(*item.values()))
+
+    def _write(self, members: tuple[str, ...]) -> Callable[..., str]:
+        write = self._writes.get(members)
+        if write is None:
+            write = self._writes[members] = self._writers.row(self._shape, members, self._name)
+        return write
+
+
+def _nested(write: Callable[[Any, Callable[[str], None]], None], value: Any) -> str:
+    pieces: list[str] = []
+    write(value, pieces.append)
+    return "".join(pieces)
+
+
 class Writers:
     """The generated functions, one per structure, shared by all operations of a model.
 
@@ -188,6 +232,8 @@ class Writers:
             "escape": escape,
             "http_date": http_date,
             "iso8601": iso8601,
+            "nested": _nested,
+            "QUOTE": '"',
         }
 
     def document(self, root: str, shape: str, payload: str | None) -> Callable[[Mapping[str, Any]], str | None]:
@@ -234,8 +280,12 @@ class Writers:
                 lines.append(" if v:")
                 # As botocore reads it: the item's own name, where it has one, before that of the list.
                 name = item.get("locationName", shape.get("locationName", member))
-                lines.append("  for e in v:")
-                lines += self._item(item, name, "e", "   ")
+                if item["type"] == "structure" and self._is_row(item):
+                    self._namespace[f"rows_{shape_name}_{member}"] = _Rows(self, item["shape"], name)
+                    lines.append(f"  rows_{shape_name}_{member}(v, a)")
+                else:
+                    lines.append("  for e in v:")
+                    lines += self._item(item, name, "e", "   ")
             else:
                 name = shape.get("locationName", member)
                 lines += [" if v is not None:", f"  a({f'<{name}>'!r})", "  for e in v:"]
@@ -261,8 +311,62 @@ class Writers:
             else:
                 opening = [f"{indent}a({f'<{name}>'!r})"]
             return [*opening, f"{indent}write_{shape['shape']}({variable}, a)", f"{indent}a({f'</{name}>'!r})"]
+        return [f'{indent}a(f"<{name}>{{{self._scalar(shape, name, variable)}}}</{name}>")']
+
+    def row(self, shape_name: str, members: tuple[str, ...], name: str) -> Callable[..., str]:
+        """A function from the values of `members`, in their order, to the structure as one element `name`.
+
+        Raises:
+            TypeError: the structure has no such member.
+        """
+        known = self._shapes[shape_name]["members"]
+        if unknown := [member for member in members if member not in known]:
+            raise TypeError(f"{shape_name} has no member {', '.join(unknown)}")
+        pieces = []
+        for member, use in known.items():
+            if member not in members:
+                continue
+            shape = {**self._shapes[use["shape"]], **use}
+            element = shape.get("locationName", member)
+            if shape["type"] == "list":
+                item = {**self._shapes[shape["member"]["shape"]], **shape["member"]}
+                element = item.get("locationName", element)
+                text = self._scalar(item, element, "e")
+                only = self._scalar(item, element, f"{member}[0]")
+                one = f'f"<{element}>{{{only}}}</{element}>"'
+                many = f'"".join([f"<{element}>{{{text}}}</{element}>" for e in {member}])'
+                value = f"({one} if len({member}) == 1 else {many})"
+            elif shape["type"] == "structure":
+                self._structure(shape["shape"])
+                value = f'f"<{element}>{{nested(write_{shape["shape"]}, {member})}}</{element}>"'
+            else:
+                value = f'f"<{element}>{{{self._scalar(shape, element, member)}}}</{element}>"'
+            pieces.append(f'{{{value} if {member} is not None else ""}}')
+        source = f"def row({', '.join(members)}): return f'''<{name}>{''.join(pieces)}</{name}>'''"
+        namespace = dict(self._namespace)
+        exec(source, namespace)  # noqa: S102 - built from the service model alone
+        row: Callable[..., str] = namespace["row"]
+        return row
+
+    def _is_row(self, shape: Mapping[str, Any]) -> bool:
+        """Whether `row` can write a structure: no attributes, and no lists but flattened ones of scalars."""
+        for use in shape["members"].values():
+            member = {**self._shapes[use["shape"]], **use}
+            if use.get("xmlAttribute") or (member["type"] == "structure" and self._attributes_of(member)):
+                return False
+            if member["type"] == "list":
+                item = self._shapes[member["member"]["shape"]]
+                if not member.get("flattened") or item["type"] in ("structure", "list"):
+                    return False
+        return True
+
+    def _scalar(self, shape: Mapping[str, Any], name: str, variable: str) -> str:
+        """An expression for the character data of the scalar value in `variable`."""
+        kind = shape["type"]
         if kind == "string":
             text = f"escape({variable})"
+            if shape.get("shape") == "ETag":  # nearly always hexadecimal in quotes
+                text = f"{variable}.replace(QUOTE, '&quot;') if {variable}.strip(QUOTE).isalnum() else {text}"
             if "enum" in shape:  # most values need no more than a look
                 text = f"{variable} if {variable}.isidentifier() else {text}"
         elif kind == "boolean":
@@ -273,7 +377,7 @@ class Writers:
             text = f"{'http_date' if shape.get('timestampFormat') == 'rfc822' else 'iso8601'}({variable})"
         else:
             raise TypeError(f"{name}: no way to write a {kind}")
-        return [f'{indent}a(f"<{name}>{{{text}}}</{name}>")']
+        return text
 
     def _attributes_of(self, shape: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [(member, use["locationName"]) for member, use in shape["members"].items() if use.get("xmlAttribute")]

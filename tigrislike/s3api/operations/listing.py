@@ -13,7 +13,7 @@ from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.listing_tokens import open_token, seal_token
 from tigrislike.s3api.operations import Input, Output, operation
-from tigrislike.s3api.serialising import url_encode_key
+from tigrislike.s3api.serialising import Table, url_encode_key
 
 PAGE = 1000  # the most entries S3 puts on one page, whatever is asked for
 
@@ -29,28 +29,44 @@ def _page_size(inp: Input, member: str, argument: str) -> int:
     return min(asked, PAGE)
 
 
+def _encoding(inp: Input) -> Callable[[str], str] | None:
+    return url_encode_key if inp.get("EncodingType") == "url" else None
+
+
 def _encoder(inp: Input) -> Callable[[str], str]:
-    return url_encode_key if inp.get("EncodingType") == "url" else str
+    return _encoding(inp) or str
 
 
-def _contents(ctx: Context, entries: list[tuple[str, Any]], encode: Callable[[str], str], owner: bool) -> list[Output]:
+_CONTENTS = (
+    "Key",
+    "LastModified",
+    "ETag",
+    "Size",
+    "StorageClass",
+    "ChecksumAlgorithm",
+    "ChecksumType",
+    "Owner",
+)
+
+
+def _contents(ctx: Context, entries: list[tuple[str, Any]], encode: Callable[[str], str] | None, owner: bool) -> Table:
     shown_owner = ctx.owner(ctx.bucket.owner) if owner else None
-    contents: list[Output] = []
-    for key, version in entries:
-        row: Output = {
-            "Key": encode(key),
-            "LastModified": version.stamp,
-            "ETag": f'"{version.etag}"',
-            "Size": version.size,
-            "StorageClass": version.storage_class,
-        }
-        if version.checksum_algorithm:
-            row["ChecksumAlgorithm"] = [version.checksum_algorithm]
-            row["ChecksumType"] = version.checksum_type
-        if shown_owner is not None:
-            row["Owner"] = shown_owner
-        contents.append(row)
-    return contents
+    rows = [
+        (
+            key,
+            version.stamp,
+            f'"{version.etag}"',
+            version.size,
+            version.storage_class,
+            (version.checksum_algorithm,) if version.checksum_algorithm else None,
+            version.checksum_type or None,
+            shown_owner,
+        )
+        for key, version in entries
+    ]
+    if encode is not None:
+        rows = [(encode(row[0]), *row[1:]) for row in rows]
+    return Table(_CONTENTS, rows)
 
 
 @operation("ListObjects")
@@ -65,7 +81,7 @@ async def list_objects(ctx: Context, inp: Input) -> Output:
         "Marker": encode(marker),
         "MaxKeys": limit,
         "IsTruncated": page.truncated,
-        "Contents": _contents(ctx, page.entries, encode, owner=True),
+        "Contents": _contents(ctx, page.entries, _encoding(inp), owner=True),
         "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
     }
     if delimiter:
@@ -92,7 +108,7 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
         "MaxKeys": limit,
         "KeyCount": len(page.entries) + len(page.prefixes),
         "IsTruncated": page.truncated,
-        "Contents": _contents(ctx, page.entries, encode, owner=bool(inp.get("FetchOwner"))),
+        "Contents": _contents(ctx, page.entries, _encoding(inp), owner=bool(inp.get("FetchOwner"))),
         "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
     }
     if delimiter:
