@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
-from .blobs import add_reference, commit_blob, live_content, owe_blob, owe_reclaim
+from .blobs import add_reference, commit_blob, drop_reference, live_content, load_parts, owe_blob, owe_reclaim
 from .conditions import check_write
 from .context import Context, hold_bucket
 from .errors import (
@@ -161,9 +161,14 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
     else:
         for extent in part.extents:
             await commit_blob(tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size)
-    old = await replaced
-    if old is not None:
-        await _discard_part(tr, ctx, bucket.id, part_codec.decode(old))
+    raw = await replaced
+    if raw is not None:
+        old = part_codec.decode(raw)
+        await _discard_part(tr, ctx, bucket.id, old)
+        if old.source and old.source != part.source:
+            others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
+            if old.source not in {other.source for other in others}:
+                await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
     node = part.node if part.source and part.node else ctx.home.node
     record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=node)
     tr.set(row, part_codec.encode(record))
@@ -171,7 +176,8 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
 
 
 async def _discard_part(tr: Transaction, ctx: Context, bucket_id: bytes, part: Part) -> None:
-    """Owe the deletion of a part's blobs. A slice owns none; its reference stays until the whole content goes."""
+    """Owe the deletion of a part's blobs. A slice owns none; the reference on its source, which other slices may need
+    too, is for the caller to drop."""
     if not part.source:
         for extent in part.extents:
             await owe_blob(tr, ctx, part.node, bucket_id, extent.blob)
@@ -387,6 +393,10 @@ async def complete_upload(
         if number not in kept:
             tr.clear(ctx.keys.part(content_id, number))
             await _discard_part(tr, ctx, bucket.id, part)
+    # A source of which no slice is left is let go of: no row would remember it.
+    for source in sorted({part.source for part in stored.values()} - {part.source for part in chosen}):
+        if source:
+            await drop_reference(tr, ctx, bucket.id, source, Referrer(content=content_id))
     tr.clear(row)
 
     etag = multipart_etag(chosen)

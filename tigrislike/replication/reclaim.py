@@ -82,14 +82,18 @@ async def _reclaim(metadata: Metadata, blocks: BlockStore, claimed: Claimed) -> 
 
 
 async def _own_zones(metadata: Metadata, node_id: bytes) -> AsyncIterator[bytes]:
-    """The zones of this node, which are those whose name begins with its id."""
-    after = node_id
+    """The zones of this node, which are those whose name begins with its id.
+
+    The first may be the bare id: what crashed uploads left belongs to no bucket.
+    """
+    after = node_id[:-1]  # sorts before the bare id, with nothing of this node's in between
     while True:
         page = await metadata.zones(after, _ZONE_PAGE)
         for zone in page:
-            if not zone.startswith(node_id):
+            if zone.startswith(node_id):
+                yield zone
+            elif zone > node_id:
                 return
-            yield zone
         if len(page) < _ZONE_PAGE:
             return
         after = page[-1]

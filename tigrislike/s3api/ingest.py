@@ -47,9 +47,11 @@ class Received:
 
     @property
     def extents(self) -> tuple[Extent, ...]:
-        """The one extent that the blob is, none for an empty payload."""
+        """The one extent that the blob is, none for an empty payload, which has no blob."""
+        if not self.size:
+            return ()
         assert self._writer is not None
-        return (Extent(blob=self._writer.blob_id, offset=0, size=self.size),) if self.size else ()
+        return (Extent(blob=self._writer.blob_id, offset=0, size=self.size),)
 
     async def commit(self, transaction: Awaitable[T]) -> T:
         """Run the metadata transaction that gives the bytes a name, and move them to their home.
@@ -104,7 +106,8 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         raise S3Error("EntityTooLarge", extra={"ProposedSize": str(payload.size), "MaxSizeAllowed": str(limit)})
     algorithm = payload.algorithm or DEFAULT_ALGORITHM
     digests = payload.start_digests({"MD5", algorithm})
-    if payload.size <= ctx.settings.inline_bytes and not always_blob:
+    # An empty payload has no blob in any case: no record would name it, and its file would never go.
+    if payload.size <= (0 if always_blob else ctx.settings.inline_bytes):
         received = Received(ctx, None)
         received.inline = await payload.read(limit)
         received.size = len(received.inline)
@@ -130,11 +133,16 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
 async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterator[Received]:
     """Hold `data` as a blob ready to be committed, hashed with MD5 and, unless it is "", `algorithm`."""
     digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
+    if not data:
+        received = Received(ctx, None)
+        received.inline = b""
+        received._describe(digests, algorithm, bool(algorithm))
+        yield received
+        return
     writer = ctx.blocks.create_blob(digests.update)
     received = Received(ctx, writer)
     try:
-        if data:
-            await writer.write(data)
+        await writer.write(data)
         await writer.finish()
         received.size = writer.size
         received._describe(digests, algorithm, bool(algorithm))
