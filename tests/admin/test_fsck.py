@@ -1,0 +1,596 @@
+"""fsck finds every kind of planted damage, mends what can be mended, and sees none where writers are at work."""
+
+import asyncio
+import contextlib
+import random
+
+import msgspec
+import pytest
+
+from tests.bytecache.blobs import BLOCK, put, stored_files
+from tests.kv.memory_engine import MemoryEngine
+from tests.metadata.world import (
+    MIB,
+    blob_id,
+    dump,
+    etag_of,
+    found,
+    large,
+    listed,
+    no_combine,
+    no_composite,
+    open_world,
+    part,
+    small,
+)
+from tigrislike.admin.fsck import fsck
+from tigrislike.bytecache import BlockStore
+from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs, copy_draft, records
+from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
+from tigrislike.metadata.records import DEAD, Referrer
+
+
+async def findings(metadata, blocks=None, *, repair=False):
+    return [finding async for finding in fsck(metadata, blocks, repair=repair, pause_s=0)]
+
+
+class Scene:
+    """A store with one of everything, and the ids and rows that the damages need."""
+
+    def __init__(self, metadata):
+        self.metadata = metadata
+        self.keys = metadata.context.keys
+
+    async def build(self):
+        metadata = self.metadata
+        self.plain = await metadata.create_bucket("plain", "me")
+        self.small = await metadata.put_object(self.plain, "small", small(b"small"))
+        self.large = await metadata.put_object(self.plain, "large", large(b"large"))
+        await metadata.copy_object((self.plain, "large", None), None, self.plain, "copy", copy_draft)
+        await metadata.put_bucket_config("plain", "cors", b"document")
+        upload = await metadata.create_upload(self.plain, "multi", UploadDraft())
+        parts = [await metadata.put_part(self.plain, "multi", upload.upload_id, part(n, b"m%d" % n)) for n in (1, 2)]
+        self.multi = await metadata.complete_upload(
+            self.plain, "multi", upload.upload_id, listed(*parts), combine=no_combine, composite=no_composite
+        )
+        self.upload = await metadata.create_upload(self.plain, "open", UploadDraft())
+        await metadata.put_part(self.plain, "open", self.upload.upload_id, part(1, b"open"))
+        slice_ = Part(2, MIB, etag_of(b"s"), "", 0, (Extent(self.large.content, 0, MIB),), source=self.large.content)
+        await metadata.put_part(self.plain, "open", self.upload.upload_id, slice_)
+        await metadata.put_object(self.plain, "gone", large(b"gone"))
+        await metadata.delete_object(self.plain, "gone")
+        await metadata.settle_blob(blob_id(b"orphan"))
+
+        self.versioned = await metadata.create_bucket("versioned", "me")
+        await metadata.put_object(self.versioned, "old", small(b"alone"))
+        self.null = await metadata.put_object(self.versioned, "k", small(b"null"))
+        self.versioned = await metadata.set_versioning("versioned", "Enabled")
+        self.middle = await metadata.put_object(self.versioned, "k", small(b"middle"))
+        self.newest = await metadata.put_object(self.versioned, "k", large(b"newest"))
+        await metadata.put_object(self.versioned, "hidden", small(b"hidden"))
+        await metadata.delete_object(self.versioned, "hidden")
+        self.access = await metadata.create_access_key("me", "plain")
+        self.in_plain = self.keys.in_bucket(self.plain.id)
+        self.in_versioned = self.keys.in_bucket(self.versioned.id)
+        return self
+
+    def version_row(self, version):
+        return self.in_versioned.version.key("k") + pack_stamp(version.stamp)
+
+
+async def first_row(tr, prefix):
+    return (await tr.get_range(*subspace(prefix), limit=1))[0]
+
+
+DAMAGES = {}
+
+
+def damage(*kinds, mended=True, beside=frozenset()):
+    """A way to damage the scene, the kinds of finding that it must cause, and whether repair mends them all.
+
+    `beside`: kinds that are found as well when nothing is repaired on the way.
+    """
+
+    def register(plant):
+        DAMAGES[plant.__name__] = (plant, set(kinds), mended, beside)
+        return plant
+
+    return register
+
+
+@damage("bucket-owner")
+async def bucket_missing_from_its_owners_list(tr, s):
+    tr.clear(s.keys.owned("me").key("plain"))
+
+
+@damage("owner-dangling")
+async def owners_list_with_a_bucket_that_is_not(tr, s):
+    tr.set(s.keys.owned("me").key("ghost"), b"")
+
+
+@damage("bucket-configs")
+async def configuration_that_the_bucket_does_not_mention(tr, s):
+    tr.set(s.keys.config(s.plain.id, "tagging"), b"x")
+
+
+@damage("bucket-name", mended=False)
+async def bucket_under_another_name(tr, s):
+    row = await tr.get(s.keys.bucket.key("plain"))
+    tr.set(s.keys.bucket.key("other"), row)
+
+
+@damage("bucket-missing", mended=False)
+async def rows_of_no_bucket(tr, s):
+    value = await tr.get(s.in_plain.current.key("small"))
+    nowhere = s.keys.in_bucket(bytes(16))
+    tr.set(nowhere.current.key("x"), value)
+    tr.set(nowhere.version.key("x") + pack_stamp(s.small.stamp), value)
+    upload = records.Upload(b"u" * 16, 1)
+    tr.set(nowhere.upload.key("x") + b"\x01" + b"u" * 16 + b"\x00", records.upload.encode(upload))
+
+
+@damage("unreadable", mended=False)
+async def record_that_cannot_be_decoded(tr, s):
+    tr.set(s.keys.home(b"n" * 16, s.large.content)[:-3], b"")
+    tr.set(s.keys.content(b"x" * 16), b"rubbish")
+
+
+@damage("inline-missing", mended=False)
+async def inline_bytes_lost(tr, s):
+    tr.clear(s.in_plain.inline.key("small") + pack_stamp(s.small.stamp))
+
+
+@damage("inline-size", mended=False)
+async def inline_bytes_cut_short(tr, s):
+    tr.set(s.in_plain.inline.key("small") + pack_stamp(s.small.stamp), b"sma")
+
+
+@damage("inline-stray")
+async def inline_bytes_of_nothing(tr, s):
+    tr.set(s.in_plain.inline.key("nothing") + pack_stamp(s.small.stamp), b"x")
+
+
+@damage("content-missing", "ref-dangling", "home-dangling", "blob-leaked", "slice-source", mended=False)
+async def content_lost(tr, s):
+    tr.clear(s.keys.content(s.large.content))
+    referrer = Referrer(bytes(16), "x", 1)
+    tr.set(s.keys.ref(s.large.content, referrer.digest), records.referrer.encode(referrer))
+
+
+@damage("content-dead", "slice-source", mended=False)
+async def content_dead_though_in_use(tr, s):
+    raw = await tr.get(s.keys.content(s.large.content))
+    dead = msgspec.structs.replace(records.content.decode(raw), state=DEAD)
+    tr.set(s.keys.content(s.large.content), records.content.encode(dead))
+
+
+@damage("content-size", "blob-row-wrong", mended=False)
+async def content_of_another_size(tr, s):
+    raw = await tr.get(s.keys.content(s.large.content))
+    other = msgspec.structs.replace(records.content.decode(raw), size=1)
+    tr.set(s.keys.content(s.large.content), records.content.encode(other))
+
+
+@damage("ref-missing")
+async def reference_lost(tr, s):
+    tr.clear(s.keys.ref(s.large.content, Referrer(s.plain.id, "copy", 0).digest))
+    tr.clear(s.keys.ref(s.large.content, Referrer(s.plain.id, "large", s.large.stamp).digest))
+
+
+@damage("ref-missing")
+async def reference_of_a_slice_lost(tr, s):
+    tr.clear(s.keys.ref(s.large.content, Referrer(content=s.upload.content).digest))
+
+
+@damage("ref-dangling")
+async def reference_of_nobody(tr, s):
+    referrer = Referrer(s.plain.id, "never", 5)
+    tr.set(s.keys.ref(s.large.content, referrer.digest), records.referrer.encode(referrer))
+
+
+@damage("ref-dangling")
+async def reference_of_no_content(tr, s):
+    referrer = Referrer(content=b"n" * 16)
+    tr.set(s.keys.ref(s.large.content, referrer.digest), records.referrer.encode(referrer))
+
+
+@damage("content-leaked")
+async def content_that_nothing_is_owed_about(tr, s):
+    begin, end = subspace(s.keys.queue_items)
+    for key, value in await tr.get_range(begin, end):
+        item = records.item.decode(value)
+        if item.task == "reclaim":
+            zone = item_zone(s, key)
+            tr.clear(key)
+            tr.add(s.keys.queue_count(zone), -1)
+            tr.clear(s.keys.queue_due_key(zone, item.priority, item.vesting_ns, item_id_of(s, key)))
+
+
+def item_zone(s, key):
+    return unpack_bytes(key, len(s.keys.queue_items))[0]
+
+
+def item_id_of(s, key):
+    _, at = unpack_bytes(key, len(s.keys.queue_items))
+    return unpack_bytes(key, at)[0]
+
+
+@damage("blob-leaked")
+async def dead_blob_that_nothing_is_owed_about(tr, s):
+    tr.set(s.keys.blob(blob_id(b"forgotten")), records.blob.encode(records.Blob(DEAD)))
+
+
+@damage("blob-leaked")
+async def live_blob_of_nothing(tr, s):
+    live = records.Blob(records.LIVE, s.multi.content, 77, 5, s.metadata.context.home.node)
+    tr.set(s.keys.blob(blob_id(b"unused")), records.blob.encode(live))
+
+
+@damage("blob-row-missing")
+async def rows_of_used_blobs_lost(tr, s):
+    tr.clear(s.keys.blob(s.large.content))
+    tr.clear(s.keys.blob(blob_id(b"m1")))
+
+
+@damage("blob-dead", mended=False)
+async def blob_dead_though_in_use(tr, s):
+    raw = await tr.get(s.keys.blob(s.large.content))
+    dead = msgspec.structs.replace(records.blob.decode(raw), state=DEAD)
+    tr.set(s.keys.blob(s.large.content), records.blob.encode(dead))
+    await blobs.owe_blob(tr, s.metadata.context, b"", b"", s.large.content)
+
+
+@damage("parts-missing", "blob-leaked", mended=False)
+async def part_lost(tr, s):
+    tr.clear(s.keys.part(s.multi.content, 2))
+
+
+@damage("part-wrong", mended=False)
+async def part_under_another_number(tr, s):
+    raw = await tr.get(s.keys.part(s.upload.content, 1))
+    tr.set(s.keys.part(s.upload.content, 9), raw)
+
+
+@damage("part-orphan")
+async def upload_lost(tr, s):
+    family = s.in_plain.upload
+    for key, _ in await tr.get_range(family.key("open"), family.after("open")):
+        tr.clear(key)
+
+
+@damage("upload-ended")
+async def upload_listed_though_completed(tr, s):
+    upload = records.Upload(s.multi.content, 1)
+    tr.set(s.in_plain.upload.key("multi") + pack_bytes(s.multi.content), records.upload.encode(upload))
+
+
+@damage("upload-wrong", mended=False)
+async def upload_under_another_id(tr, s):
+    tr.set(s.in_plain.upload.key("x") + b"\x01z\x00", records.upload.encode(records.Upload(b"y" * 16, 1)))
+
+
+@damage("home-missing")
+async def home_row_lost(tr, s):
+    tr.clear(s.keys.home(s.metadata.context.home.node, s.large.content))
+
+
+@damage("home-dangling")
+async def home_row_of_another_node(tr, s):
+    tr.set(s.keys.home(b"o" * 16, s.large.content), b"")
+
+
+@damage("version-missing", beside={"counters"})
+async def row_of_the_live_version_lost(tr, s):
+    tr.clear(s.version_row(s.newest))
+
+
+@damage("live-missing", "counters")
+async def live_row_lost(tr, s):
+    tr.clear(s.in_versioned.current.key("k"))
+    await wrong_objects(tr, s)
+
+
+async def wrong_objects(tr, s):
+    tr.add(s.in_versioned.count + b"\x15\x01" + b"\x02objects\x00", 5)
+
+
+@damage("live-stale")
+async def live_row_of_an_older_version(tr, s):
+    tr.set(s.in_versioned.current.key("k"), await tr.get(s.version_row(s.middle)))
+
+
+@damage("live-stale", "counters")
+async def live_row_under_a_delete_marker(tr, s):
+    versions = s.in_versioned.version
+    rows = await tr.get_range(versions.key("hidden"), versions.after("hidden"))
+    tr.set(s.in_versioned.current.key("hidden"), rows[1][1])
+    await wrong_objects(tr, s)
+
+
+@damage("live-differs")
+async def live_row_that_differs_from_its_version(tr, s):
+    other = msgspec.structs.replace(s.newest, tags={"a": "b"})
+    tr.set(s.in_versioned.current.key("k"), records.object_version.encode(other))
+
+
+@damage("version-stamp", "inline-stray", mended=False)
+async def version_under_another_stamp(tr, s):
+    raw = await tr.get(s.version_row(s.middle))
+    tr.clear(s.version_row(s.middle))
+    tr.set(s.in_versioned.version.key("k") + pack_stamp(s.middle.stamp - 25_600), raw)
+
+
+@damage("null-missing")
+async def null_row_lost(tr, s):
+    tr.clear(s.in_versioned.null.key("k"))
+
+
+@damage("null-dangling")
+async def null_row_of_nothing(tr, s):
+    tr.set(s.in_versioned.null.key("x"), (1 << 60).to_bytes(8, "big"))
+
+
+@damage("version-unversioned", "counters", mended=False)
+async def version_in_a_bucket_without_versioning(tr, s):
+    version = msgspec.structs.replace(s.small, stamp=s.small.stamp - 256, null=False, size=0)
+    tr.set(s.in_plain.version.key("small") + pack_stamp(s.small.stamp - 256), records.object_version.encode(version))
+
+
+@damage("counters")
+async def counters_wrong(tr, s):
+    tr.add(s.in_plain.count + b"\x15\x01" + b"\x02bytes\x00", 1000)
+    tr.add(s.in_versioned.count + b"\x15\x02" + b"\x02noncurrent\x00", -3)
+
+
+@damage("access-index")
+async def access_key_missing_from_its_indexes(tr, s):
+    tr.clear(s.keys.access_owned("me").key(s.access.key_id))
+    tr.clear(s.keys.access_scoped("plain").key(s.access.key_id))
+
+
+@damage("access-dangling")
+async def access_indexes_of_nothing(tr, s):
+    tr.set(s.keys.access_owned("me").key("ghost"), b"")
+    tr.set(s.keys.access_scoped("plain").key("ghost"), b"")
+
+
+@damage("access-wrong", mended=False)
+async def access_key_under_another_id(tr, s):
+    tr.set(s.keys.access.key("other"), await tr.get(s.keys.access.key(s.access.key_id)))
+
+
+@damage("access-sealed", mended=False)
+async def access_key_sealed_with_an_unknown_key(tr, s):
+    row = s.keys.access.key(s.access.key_id)
+    record = msgspec.structs.replace(records.access.decode(await tr.get(row)), master=b"whatever")
+    tr.set(row, records.access.encode(record))
+
+
+@damage("item-unindexed")
+async def queue_item_without_its_index(tr, s):
+    tr.clear_range(*subspace(s.keys.queue_due))
+
+
+@damage("due-dangling")
+async def index_without_its_queue_item(tr, s):
+    tr.set(s.keys.queue_due_key(b"zone", 0, 5, b"i" * 16), b"")
+
+
+@damage("zone-unmarked", beside={"content-leaked", "blob-leaked"})
+async def zone_without_its_mark(tr, s):
+    tr.clear_range(*subspace(s.keys.queue_zones))
+
+
+@damage("zone-count")
+async def zone_count_wrong(tr, s):
+    tr.add((await first_row(tr, s.keys.queue_counts))[0], 3)
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_found_and_mended(name, tmp_path):
+    plant, kinds, mended, beside = DAMAGES[name]
+
+    async def main():
+        async with open_world("sqlite", tmp_path) as metadata:
+            scene = await Scene(metadata).build()
+            assert await findings(metadata) == []
+            await metadata.engine.transact(plant, scene)
+            seen = await findings(metadata)
+            assert {finding.kind for finding in seen} == kinds | beside
+            repaired = await findings(metadata, repair=True)
+            assert {finding.kind for finding in repaired} == kinds
+            assert all(finding.repaired == finding.repairable for finding in repaired)
+            left = await findings(metadata)
+            assert all(not finding.repairable for finding in left)
+            assert (left == []) == mended
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_sound_store_has_no_findings_and_repair_changes_nothing(kind, tmp_path):
+    async def main():
+        async with open_world(kind, tmp_path) as metadata:
+            await Scene(metadata).build()
+            before = await dump(metadata)
+            assert await findings(metadata, repair=True) == []
+            assert await dump(metadata) == before
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("repair", [False, True])
+def test_nothing_is_found_while_writers_run(seed, repair):
+    async def main():
+        engine = MemoryEngine(seed=seed)
+        metadata = await found(engine, grace_s=0)
+        rng = random.Random(seed)
+        buckets = [await metadata.create_bucket("plain", "me")]
+        buckets.append(await metadata.create_bucket("versioned", "me", versioning="Enabled"))
+        stop = False
+
+        async def write(name):
+            for number in range(25):
+                bucket, key = rng.choice(buckets), rng.choice("abc")
+                with contextlib.suppress(MetadataError):
+                    match rng.randrange(6):
+                        case 0:
+                            await metadata.put_object(bucket, key, large(b"%s%d" % (name, number), 100))
+                        case 1:
+                            await metadata.put_object(bucket, key, small(b"x" * rng.randrange(9)))
+                        case 2:
+                            await metadata.delete_object(bucket, key)
+                        case 3:
+                            await metadata.copy_object((bucket, key, None), None, buckets[0], "c", copy_draft)
+                        case 4:
+                            upload = await metadata.create_upload(bucket, key, UploadDraft())
+                            one = part(1, b"%s%dp" % (name, number))
+                            await metadata.put_part(bucket, key, upload.upload_id, one)
+                            if rng.random() < 0.5:
+                                await metadata.abort_upload(bucket, key, upload.upload_id)
+                            else:
+                                await metadata.complete_upload(
+                                    bucket,
+                                    key,
+                                    upload.upload_id,
+                                    listed(one),
+                                    combine=no_combine,
+                                    composite=no_composite,
+                                )
+                        case 5:
+                            await metadata.set_versioning("versioned", rng.choice(["Enabled", "Suspended"]))
+
+        async def consume():
+            while not stop:
+                for zone in await metadata.zones():
+                    for claimed in await metadata.claim(zone, 5, 3600):
+                        subject = claimed.item.subject
+                        if claimed.item.task == "reclaim":
+                            if await metadata.reclaim_content(subject) is not None:
+                                await metadata.forget_content(subject)
+                        elif await metadata.reclaim_blob(subject):
+                            await metadata.forget_blob(subject)
+                        assert await metadata.finish(claimed)
+                    await metadata.collect_zone(zone)
+                await asyncio.sleep(0)
+
+        consumer = asyncio.create_task(consume())
+        writers = asyncio.gather(write(b"one"), write(b"two"))
+        seen = []
+        while not writers.done():
+            seen += await findings(metadata, repair=repair)
+        await writers
+        stop = True
+        await consumer
+        assert seen == []
+        assert await findings(metadata) == []
+        await engine.close()
+
+    asyncio.run(main())
+
+
+# --- files
+
+
+def with_files(tmp_path, story):
+    async def main():
+        blocks = BlockStore.open(tmp_path / "cache", block_size=BLOCK)
+        try:
+            engine = MemoryEngine()
+            metadata = await found(engine)
+            metadata = await type(metadata).open(
+                engine, master_key=metadata._master, node_id=blocks.node_id, region="here"
+            )
+            await story(metadata, blocks)
+            await engine.close()
+        finally:
+            blocks.close()
+
+    asyncio.run(main())
+
+
+async def stored(metadata, blocks, bucket, key, data):
+    blob = await put(blocks, data)
+    draft = msgspec.structs.replace(large(b"x", len(data)), blob=blob, etag=etag_of(data))
+    return await metadata.put_object(bucket, key, draft)
+
+
+def test_files_that_agree_with_their_rows(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        await stored(metadata, blocks, bucket, "k", b"d" * 200_000)
+        assert await findings(metadata, blocks, repair=True) == []
+
+    with_files(tmp_path, story)
+
+
+def test_a_file_that_no_row_knows_goes(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        await stored(metadata, blocks, bucket, "k", b"d" * 1000)
+        kept = stored_files(tmp_path / "cache")
+        orphan = await put(blocks, b"o" * 200_000)
+        (finding,) = await findings(metadata, blocks)
+        assert (finding.kind, finding.key, finding.repairable) == ("file-orphan", orphan.hex(), True)
+        (finding,) = await findings(metadata, blocks, repair=True)
+        assert finding.repaired
+        assert stored_files(tmp_path / "cache") == kept
+        assert await findings(metadata, blocks) == []
+
+    with_files(tmp_path, story)
+
+
+def test_a_row_that_was_lost_does_not_cost_the_file(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        version = await stored(metadata, blocks, bucket, "k", b"d" * 1000)
+
+        async def lose(tr):
+            tr.clear(metadata.context.keys.blob(version.content))
+
+        await metadata.engine.transact(lose)
+        kept = stored_files(tmp_path / "cache")
+        assert {finding.kind for finding in await findings(metadata, blocks)} == {"blob-row-missing"}
+        await findings(metadata, blocks, repair=True)
+        assert await findings(metadata, blocks) == []
+        assert stored_files(tmp_path / "cache") == kept
+
+    with_files(tmp_path, story)
+
+
+def test_missing_short_and_damaged_files_are_reported(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        missing = await stored(metadata, blocks, bucket, "missing", b"m" * 1000)
+        damaged = await stored(metadata, blocks, bucket, "damaged", b"d" * 1000)
+        blob = await put(blocks, b"s" * 1000)
+        draft = msgspec.structs.replace(large(b"x", 2000), blob=blob)
+        await metadata.put_object(bucket, "short", draft)
+        for path in stored_files(tmp_path / "cache"):
+            if missing.content.hex() in path.name:
+                path.unlink()
+            if damaged.content.hex() in path.name:
+                path.chmod(0o600)
+                path.write_bytes(path.read_bytes()[:-10])
+        for repair in (False, True):
+            seen = {(finding.kind, finding.key) for finding in await findings(metadata, blocks, repair=repair)}
+            assert seen == {
+                ("file-missing", missing.content.hex()),
+                ("file-damaged", damaged.content.hex()),
+                ("file-size", blob.hex()),
+            }
+
+    with_files(tmp_path, story)
+
+
+def test_an_upload_under_way_is_no_orphan(tmp_path):
+    async def story(metadata, blocks):
+        writer = blocks.create_blob()
+        await writer.write(b"x" * 1000)
+        assert await findings(metadata, blocks, repair=True) == []
+        await writer.finish()
+        assert await findings(metadata, blocks, repair=True) == []
+        await writer.abort()
+
+    with_files(tmp_path, story)

@@ -1,0 +1,1 @@
+"""For operators: checking and mending a store (`fsck`)."""
