@@ -45,7 +45,7 @@ def pack_bytes(data: bytes) -> bytes:
 
 
 def pack_int(number: int) -> bytes:
-    """A non-negative integer below 2**64 as a tuple element."""
+    """A non-negative integer below 2**64 - 1 as a tuple element."""
     if number == 0:
         return b"\x14"
     size = (number.bit_length() + 7) >> 3
