@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.metadata.world import etag_of, large, open_world, small
+from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import (
     MethodNotAllowed,
     NoSuchKey,
@@ -50,7 +51,11 @@ class BucketMachine(RuleBasedStateMachine):
     def do(self, awaitable):
         return self.loop.run_until_complete(awaitable)
 
+    async def findings(self):
+        return [finding async for finding in fsck(self.metadata, pause_s=0)]
+
     def teardown(self):
+        assert self.do(self.findings()) == []
         self.do(self.world.__aexit__(None, None, None))
         self.loop.close()
         self.folder.cleanup()
