@@ -117,7 +117,9 @@ def test_while_keys_compete_each_runs_a_few_and_the_rest_wait_in_order() -> None
         with gate.admit("other", 0):
             releases = [asyncio.Event() for _ in range(30)]
             tasks = [asyncio.create_task(hold(gate.admit("flood", 0), entered, str(n), releases[n])) for n in range(30)]
-            await asyncio.sleep(0)
+            for rounds in range(1, 6):
+                await asyncio.sleep(0)
+                assert len(entered) <= 2 * rounds
             assert entered == [str(n) for n in range(8)]
             late = asyncio.Event()
             honest = asyncio.create_task(hold(gate.admit("other", 0), entered, "honest", late))
@@ -126,7 +128,8 @@ def test_while_keys_compete_each_runs_a_few_and_the_rest_wait_in_order() -> None
             for n in range(22):
                 releases[n].set()
                 await tasks[n]
-                await asyncio.sleep(0)
+                for _ in range(3):
+                    await asyncio.sleep(0)
                 assert entered[-1] == str(n + 8)
             late.set()
             for release in releases:
@@ -167,5 +170,26 @@ def test_a_request_cancelled_in_line_gives_its_place_up() -> None:
             await asyncio.gather(*tasks[:8], tasks[9])
         assert entered == [*(str(n) for n in range(8)), "9"]
         assert gate.requests == 0
+
+    run(main())
+
+
+def test_rounds_are_counted_only_while_something_starts() -> None:
+    async def main() -> None:
+        gate, _ = admission()
+        entered: list[str] = []
+        release = asyncio.Event()
+        with gate.admit("other", 0):
+            tasks = [asyncio.create_task(hold(gate.admit("flood", 0), entered, str(n), release)) for n in range(12)]
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert len(entered) == 8  # all turns are taken, and nothing spins until one is given back
+            assert not gate._counting
+            release.set()
+            await asyncio.gather(*tasks)
+            assert len(entered) == 12
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not gate._counting
 
     run(main())

@@ -5,9 +5,10 @@ Two things are decided for each request, both per process and without I/O:
 - *Whether it is let in at all.* Bounds on requests in flight, over all and per key, and on memory for bodies. A
   key may not hold more than its share of what is left when others are about. Beyond a bound: 503 SlowDown with
   Retry-After, before anything of the body is read.
-- *When its turn comes.* While other keys are active too, a key runs only a few small requests at a time; its others
-  wait in line, which costs nothing, instead of standing between another key's request and the processor. A key that
-  is alone never waits. Large bodies take no turn: their pace is the network's, and waiting would stall them.
+- *When its turn comes.* While other keys are active too, a key runs only a few small requests at a time, and starts no
+  more than two in one round of the event loop; its others wait in line, which costs nothing, instead of standing
+  between another key's request and the processor. A key that is alone never waits. Large bodies take no turn: their
+  pace is the network's, and waiting would stall them.
 
 What this does not do: count bytes per second, or know buckets. The decisions are a pure function of the calls made
 and the clock given; only `async with` touches the event loop, to wait for the turn.
@@ -29,6 +30,7 @@ _BODY_MEMORY_BYTES = 2 * 1024 * 1024  # what one upload holds at most: the recei
 _LARGE_BYTES = 256 * 1024
 _TURNS = 16  # small requests that run at once while keys compete, shared among them
 _LEAST_TURNS = 4  # but never fewer than this for a key: group commit needs some company
+_STARTS = 2  # of a key in one round of the event loop while keys compete; a small read runs to its end at once
 _RECENT_S = 1.0  # a key counts as active for this long after its last request
 _RETRY_AFTER_S = "1"
 
@@ -56,6 +58,8 @@ class Admission:
         self.requests = 0
         self.body_memory_bytes = 0
         self._now_s = now_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._counting = False  # whether `_round` is scheduled
         self._keys: dict[str, _Key] = {}  # those with requests in flight
         self._recent: dict[str, float] = {}  # key -> time of its last request, oldest first
 
@@ -116,12 +120,54 @@ class Admission:
 
     def _take_turn(self, permit: Permit) -> bool:
         key = permit._key
-        if key.running < self._turns():
-            key.running += 1
-            permit._runs = True
+        if self._may_start(key):
+            self._start(permit)
             return True
         key.waiting.append(permit)
         return False
+
+    def _may_start(self, key: _Key) -> bool:
+        if key.running >= self._turns():
+            return False
+        return key.started < _STARTS or len(self._recent) <= 1
+
+    def _start(self, permit: Permit) -> None:
+        permit._key.running += 1
+        permit._key.started += 1
+        permit._runs = True
+
+    def next_round(self) -> bool:
+        """A round of the event loop is over: let every key start some more.
+
+        Returns:
+            Whether anything started, so that the next round has to be counted too. Where nothing did, whoever is
+            still waiting waits for a request to end, not for a round.
+        """
+        started = False
+        for key in self._keys.values():
+            key.started = 0
+            self._start_waiting(key)
+            started = started or key.started > 0
+        return started
+
+    def _start_waiting(self, key: _Key) -> None:
+        while key.waiting and self._may_start(key):
+            following = key.waiting.popleft()
+            self._start(following)
+            following._wake()
+
+    def count_rounds(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See that `next_round` is called once in every round of `loop`, for as long as it asks for."""
+        self._loop = loop
+        if not self._counting:
+            self._counting = True
+            loop.call_soon(self._round, loop)
+
+    def _round(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.next_round():
+            loop.call_soon(self._round, loop)
+        else:
+            self._counting = False
 
     def _release(self, permit: Permit) -> None:
         key = permit._key
@@ -134,24 +180,22 @@ class Admission:
             permit._runs = False
         elif permit in key.waiting:
             key.waiting.remove(permit)
-        turns = self._turns()
-        while key.waiting and key.running < turns:
-            following = key.waiting.popleft()
-            key.running += 1
-            following._runs = True
-            following._wake()
+        self._start_waiting(key)
+        if key.started and self._loop is not None:
+            self.count_rounds(self._loop)
         if not key.requests:
             del self._keys[permit._key_id]
 
 
 class _Key:
-    __slots__ = ("memory_bytes", "requests", "running", "waiting")
+    __slots__ = ("memory_bytes", "requests", "running", "started", "waiting")
 
     def __init__(self) -> None:
         self.requests = 0
         self.memory_bytes = 0
         self.running = 0  # of the requests, those that have a turn
-        self.waiting: deque[Permit] = deque()  # invariant: not empty only while `running` is at least 1
+        self.started = 0  # in this round of the event loop
+        self.waiting: deque[Permit] = deque()  # invariant: not empty only while one runs or has started in this round
 
 
 class Permit:
@@ -169,8 +213,15 @@ class Permit:
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
-        if self._takes_turn and not self._admission._take_turn(self):
-            self._waiter = asyncio.get_running_loop().create_future()
+        if not self._takes_turn:
+            return self
+        admission = self._admission
+        runs = admission._take_turn(self)
+        if not runs or len(admission._recent) > 1:
+            loop = asyncio.get_running_loop()
+            admission.count_rounds(loop)
+        if not runs:
+            self._waiter = loop.create_future()
             try:
                 await self._waiter
             except BaseException:
