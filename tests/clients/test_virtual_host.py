@@ -7,7 +7,6 @@ import socket
 import ssl
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 

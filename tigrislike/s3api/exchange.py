@@ -97,6 +97,11 @@ class Exchange:
         connection = self.connection
         if connection.front.draining:
             self.keep_alive = False
+        if self.awaits_continue and not self.more_body:
+            # Nothing is awaited, and RFC 9110 (10.1.1) lets a server say nothing. But botocore before 1.44, which
+            # expects 100 before an empty body too, takes a final answer in its place for a refusal, and then misreads
+            # the next answer on the connection: its user waits for the read time-out.
+            self._continue()
         task = connection.loop.create_task(self._run())
         connection.front.tasks.add(task)
         task.add_done_callback(connection.front.tasks.discard)
@@ -157,13 +162,18 @@ class Exchange:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
+    def _continue(self) -> None:
+        """Tell the client to send the body."""
+        self.awaits_continue = False
+        if not self.disconnected:
+            self.connection.transport.write(_CONTINUE)
+
     async def receive(self) -> dict[str, Any]:
         """All of the body that has arrived since the last call, waiting for some; after its end, the disconnect."""
         connection = self.connection
         if self.awaits_continue:
-            self.awaits_continue = False
+            self._continue()
             if not self.disconnected:
-                connection.transport.write(_CONTINUE)
                 connection._enter_phase()
         while not self.disconnected and not self.done:
             if self.body or not (self.more_body or self.body_delivered):

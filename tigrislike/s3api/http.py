@@ -363,7 +363,7 @@ class HttpProtocol(asyncio.Protocol):
                 if value.strip().lower() != b"chunked" or version == "1.0":
                     raise S3Error("NotImplemented")
                 exchange.chunked_body = True
-            elif name == b"expect" and version == "1.1":
+            elif name == b"expect" and value.strip() and version == "1.1":
                 if value.strip().lower() != b"100-continue":
                     raise S3Error("InvalidRequest", "The only Expect understood is 100-continue.", status=417)
                 exchange.awaits_continue = True
@@ -378,7 +378,6 @@ class HttpProtocol(asyncio.Protocol):
                 raise S3Error("NotImplemented")
             exchange.keep_alive = False
         exchange.more_body = exchange.chunked_body or length > 0
-        exchange.awaits_continue = exchange.awaits_continue and exchange.more_body
         exchange.length_left = self.body_left = length
         if raw_path[:1] != b"/":
             raw_path = self._absolute_form(exchange, raw_path)
