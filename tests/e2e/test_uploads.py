@@ -119,12 +119,48 @@ def test_bad_part_numbers(s3: Any, bucket: str) -> None:
 def test_an_aborted_upload_is_gone(s3: Any, bucket: str) -> None:
     upload = begin(s3, bucket)
     send(s3, bucket, upload, 1, b"x" * 6 * MIB)
-    assert code(s3.delete_bucket, Bucket=bucket) == "BucketNotEmpty"
     s3.abort_multipart_upload(Bucket=bucket, Key="k", UploadId=upload)
     assert code(s3.abort_multipart_upload, Bucket=bucket, Key="k", UploadId=upload) == "NoSuchUpload"
     assert code(send, s3=s3, bucket=bucket, upload=upload, number=1, body=b"x") == "NoSuchUpload"
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
+
+
+def test_unfinished_uploads_go_with_their_bucket_but_do_not_keep_it(s3: Any, bucket: str) -> None:
+    uploads = [begin(s3, bucket) for _ in range(3)]
+    send(s3, bucket, uploads[0], 1, b"x" * 6 * MIB)
+    s3.put_object(Bucket=bucket, Key="object", Body=b"x")
+    assert code(s3.delete_bucket, Bucket=bucket) == "BucketNotEmpty"
+    assert len(s3.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 3
+    s3.delete_object(Bucket=bucket, Key="object")
     s3.delete_bucket(Bucket=bucket)
+    assert code(send, s3=s3, bucket=bucket, upload=uploads[0], number=1, body=b"x") == "NoSuchBucket"
+    s3.create_bucket(Bucket=bucket)
+    assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_part_is_read_with_its_own_checksum(s3: Any, bucket: str) -> None:
+    made = s3.create_multipart_upload(Bucket=bucket, Key="k", ChecksumAlgorithm="SHA256")
+    bodies = [os.urandom(5 * MIB), b"last"]
+    parts = [
+        s3.upload_part(
+            Bucket=bucket, Key="k", UploadId=made["UploadId"], PartNumber=n, Body=body, ChecksumAlgorithm="SHA256"
+        )
+        for n, body in enumerate(bodies, 1)
+    ]
+    listed = [
+        {"PartNumber": n, "ETag": part["ETag"], "ChecksumSHA256": part["ChecksumSHA256"]}
+        for n, part in enumerate(parts, 1)
+    ]
+    done = complete(s3, bucket, made["UploadId"], listed)
+    for number, (body, part) in enumerate(zip(bodies, parts, strict=True), 1):
+        for answer in (
+            s3.get_object(Bucket=bucket, Key="k", PartNumber=number, ChecksumMode="ENABLED"),
+            s3.head_object(Bucket=bucket, Key="k", PartNumber=number, ChecksumMode="ENABLED"),
+        ):
+            assert (answer["ChecksumSHA256"], answer["ChecksumType"]) == (part["ChecksumSHA256"], "COMPOSITE")
+            assert (answer["ContentLength"], answer["PartsCount"]) == (len(body), 2)
+    whole = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    assert whole["ChecksumSHA256"] == done["ChecksumSHA256"]
 
 
 def test_a_part_sent_again_replaces_the_first(s3: Any, bucket: str) -> None:

@@ -78,6 +78,29 @@ def test_what_is_no_address_is_refused(path: bytes) -> None:
         parse_query(b"a=%ff")
 
 
+@pytest.mark.parametrize("path", [b"//", b"//b/k", b"///", b"http://host//k"])
+def test_a_key_without_a_bucket_is_refused(path: bytes) -> None:
+    with pytest.raises(S3Error) as caught:
+        request(path)
+    assert caught.value.code == "InvalidBucketName"
+
+
+def test_a_presigned_query_carries_headers() -> None:
+    query = (
+        b"X-Amz-Meta-Colour=blue&x-amz-acl=private&X-Amz-Date=20260101T000000Z&X-Amz-Signature=0&x-id=PutObject"
+        b"&x-amz-checksum-crc32=AAAAAA%3D%3D&x-amz-sdk-checksum-algorithm=CRC32&x-amz-checksum-algorithm=SHA256"
+    )
+    parsed = request(b"/b/k", query=query)
+    parsed.headers["x-amz-acl"] = "public-read"
+    parsed.adopt_query_headers()
+    assert parsed.headers == {
+        "host": "localhost:9000",
+        "x-amz-meta-colour": "blue",
+        "x-amz-acl": "public-read",
+        "x-amz-checksum-algorithm": "SHA256",
+    }
+
+
 def test_request_ids_differ() -> None:
     ids = {new_request_id() for _ in range(1000)}
     assert len(ids) == 1000

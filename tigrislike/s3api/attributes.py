@@ -6,9 +6,10 @@ every operation that writes or reads objects.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.tags import parse_tagging_header
 
 Input = dict[str, Any]
@@ -24,6 +25,7 @@ STORED_HEADERS = (
     "Expires",
     "WebsiteRedirectLocation",
 )
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]*", re.ASCII)  # RFC 9110's token, or nothing
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
 _ENCRYPTION = (
     "ServerSideEncryption",
@@ -52,12 +54,19 @@ def refuse_unsupported(inp: Input) -> None:
 
 
 def object_headers(inp: Input) -> dict[str, str]:
-    """The content headers to keep, by model member name. `aws-chunked` is the transfer's coding, not the object's."""
+    """The content headers to keep, by model member name. `aws-chunked` is the transfer's coding, not the object's.
+
+    Raises:
+        S3Error: InvalidRedirectLocation.
+    """
     headers: dict[str, str] = {}
     for name in STORED_HEADERS:
         value = inp.get(name)
         if value:
             headers[name] = value
+    redirect = headers.get("WebsiteRedirectLocation", "/")
+    if not redirect.startswith(("/", "http://", "https://")):
+        raise S3Error("InvalidRedirectLocation")
     encoding = headers.get("ContentEncoding")
     if encoding is not None and "aws-chunked" in encoding:
         codings = [coding.strip() for coding in encoding.split(",")]
@@ -73,9 +82,13 @@ def user_metadata(inp: Input) -> dict[str, str]:
     """The `x-amz-meta-` pairs.
 
     Raises:
-        S3Error: MetadataTooLarge beyond 2 KB of names and values in UTF-8.
+        S3Error: MetadataTooLarge beyond 2 KB of names and values in UTF-8; InvalidArgument for a name that no header
+            can have, as a form's field or a presigned URL's parameter can.
     """
     metadata: dict[str, str] = inp.get("Metadata") or {}
+    for name in metadata:
+        if not _HEADER_NAME.fullmatch(name):
+            raise invalid_argument("The name of a metadata header is not valid", f"x-amz-meta-{name}", metadata[name])
     size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
     if size > MAX_METADATA_BYTES:
         raise S3Error("MetadataTooLarge", extra={"Size": str(size), "MaxSizeAllowed": str(MAX_METADATA_BYTES)})

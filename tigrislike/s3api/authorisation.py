@@ -64,14 +64,15 @@ def authorise_service(identity: Identity, operation: str) -> None:
 def authorise_name(identity: Identity, operation: str, bucket: str) -> None:
     """Decide as far as the bucket's name alone allows, before it is known to exist.
 
-    A scoped key is refused every other name here, so that it cannot learn which buckets exist.
+    A scoped key is refused every other name here, so that it cannot learn which buckets exist. As in S3, anybody may:
+    a request without a signature hears NoSuchBucket before AccessDenied.
 
     Raises:
         S3Error: AccessDenied.
     """
     if identity.bucket and (identity.bucket != bucket or operation in _OWNER_ONLY):
         raise S3Error("AccessDenied")
-    if identity.anonymous and operation not in _PUBLIC_OPERATIONS:
+    if identity.anonymous and operation == "CreateBucket":
         raise S3Error("AccessDenied")
 
 

@@ -101,6 +101,10 @@ ERRORS: Final[dict[str, tuple[int, str]]] = {
     ),
     "InvalidPrefix": (400, "The specified prefix is not valid."),
     "InvalidRange": (416, "The requested range is not satisfiable"),
+    "InvalidRedirectLocation": (
+        400,
+        "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.",
+    ),
     "InvalidRegion": (403, "The request is not valid for this region."),
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidSecurity": (403, "The provided security credentials are not valid."),

@@ -26,6 +26,7 @@ from tigrislike.s3api.protocol import Protocol
 from tigrislike.s3api.request import Request
 from tigrislike.s3api.text import escape
 
+_FRAMING = ("content-length", "transfer-encoding")
 _MAX_TAGGING_BYTES = 64 * 1024
 
 
@@ -81,7 +82,7 @@ class FormFile(Payload):
 
     def __init__(self, body: FormBody, form: PostForm, policy: Policy, request: Request) -> None:
         # The form's length bounds the file's, which is all that deciding where to keep it needs.
-        headers = {**form.headers, "content-length": request.headers.get("content-length", "")}
+        headers = {name: request.headers[name] for name in _FRAMING if name in request.headers} | form.headers
         super().__init__(request.receive, headers, None)
         self._body = body
         self._policy = policy

@@ -12,8 +12,9 @@ from tigrislike.s3api.errors import S3Error
 
 _RANGE = re.compile(r"bytes=\s*(\d*)\s*-\s*(\d*)\s*\Z", re.ASCII | re.IGNORECASE)
 _COPY_RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
-# Far beyond any object; longer digit strings would only cost time to convert.
-_MAX_DIGITS = 19
+# Far beyond any object; longer digit strings mean the same and would only cost time to convert.
+_BEYOND_DIGITS = 19
+_BEYOND = 10**_BEYOND_DIGITS
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
@@ -26,19 +27,24 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     if match is None:
         return None
     first, last = match[1], match[2]
-    if (not first and not last) or len(first) > _MAX_DIGITS or len(last) > _MAX_DIGITS:
+    if not first and not last:
         return None
     if not first:
-        length = int(last)
+        length = _offset(last)
         if length == 0 or size == 0:
             raise invalid_range(header, size)
         return max(0, size - length), size
-    start = int(first)
-    if last and int(last) < start:
+    start, end = _offset(first), _offset(last) if last else _BEYOND
+    if end < start:
         return None
     if start >= size:
         raise invalid_range(header, size)
-    return start, min(int(last) + 1, size) if last else size
+    return start, min(end + 1, size)
+
+
+def _offset(digits: str) -> int:
+    digits = digits.lstrip("0")
+    return int(digits or "0") if len(digits) < _BEYOND_DIGITS else _BEYOND
 
 
 def parse_copy_range(header: str, size: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+from tigrislike.s3api import checksums
 from tigrislike.s3api.authorisation import ANONYMOUS, Identity
 from tigrislike.s3api.errors import S3Error
 
@@ -21,6 +22,23 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 MAX_KEY_BYTES = 1024  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+
+# Parameters of the signature itself, and headers about a body.
+_NOT_ADOPTED = frozenset(
+    {
+        "x-amz-algorithm",
+        "x-amz-credential",
+        "x-amz-date",
+        "x-amz-expires",
+        "x-amz-signedheaders",
+        "x-amz-signature",
+        "x-amz-security-token",
+        "x-amz-content-sha256",
+        "x-amz-decoded-content-length",
+        "x-amz-trailer",
+        "x-amz-sdk-checksum-algorithm",
+    }
+)
 
 _process_part = os.urandom(4).hex().upper()
 _sequence = itertools.count(int.from_bytes(os.urandom(3), "big"))
@@ -76,7 +94,8 @@ class Request:
         """Fill in `bucket`, `key` and `query`.
 
         Raises:
-            S3Error: InvalidURI where the path or query is not percent-encoded UTF-8.
+            S3Error: InvalidURI where the path or query is not percent-encoded UTF-8; InvalidBucketName where a key or
+                a further slash comes without a bucket.
         """
         if self.raw_query:
             self.query = parse_query(self.raw_query)
@@ -96,8 +115,22 @@ class Request:
             return
         name, slash, key = tail.partition(b"/")
         self.bucket = decode_path(name)
+        if slash and not name:
+            raise S3Error("InvalidBucketName", extra={"BucketName": ""})
         if slash and key:
             self.key = decode_path(key)
+
+    def adopt_query_headers(self) -> None:
+        """Take the headers that a presigned URL carries in its query, as signers put them there who cannot know what
+        the URL's user will send: metadata, ACL, storage class, copy source. A header that is sent wins.
+
+        Those about the body stay where they are: the signer had not seen it. S3 ignores such a checksum as well
+        (aws/aws-sdk-go-v2#2610), and the JavaScript SDK signs one of an empty body into every URL.
+        """
+        for name, value in self.query.items():
+            header = name.lower()
+            if header.startswith("x-amz-") and header not in _NOT_ADOPTED and header not in checksums.HEADERS:
+                self.headers.setdefault(header, value)
 
     async def buffer_body(self, limit: int) -> str:
         """Read the whole body into memory, to be received again from there, and return its SHA-256 in hex.

@@ -51,7 +51,7 @@ def parse_tagging_header(header: str) -> dict[str, str]:
         S3Error: InvalidArgument where it is not such a string; as `check_tags` otherwise.
     """
     try:
-        pairs = parse_qsl(header, keep_blank_values=True, strict_parsing=bool(header), errors="strict")
+        pairs = parse_qsl(header, keep_blank_values=True, errors="strict")
     except ValueError:
         raise S3Error(
             "InvalidArgument",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from tigrislike.metadata.errors import BucketNotEmpty, NoSuchUpload
 from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
@@ -68,8 +71,27 @@ async def head_bucket(ctx: Context, inp: Input) -> Output:
 
 @operation("DeleteBucket")
 async def delete_bucket(ctx: Context, inp: Input) -> Output:
-    await ctx.metadata.delete_bucket(ctx.bucket.name)
+    try:
+        await ctx.metadata.delete_bucket(ctx.bucket.name)
+    except BucketNotEmpty:
+        # Only objects keep a bucket: what was begun and never completed goes with it. An object that comes in between
+        # keeps the bucket all the same, though not those uploads.
+        page = await ctx.metadata.list_versions(ctx.bucket, limit=1)
+        if page.entries:
+            raise
+        await _abort_uploads(ctx)
+        await ctx.metadata.delete_bucket(ctx.bucket.name)
     return {}
+
+
+async def _abort_uploads(ctx: Context) -> None:
+    while True:
+        page = await ctx.metadata.list_uploads(ctx.bucket)
+        for key, upload in page.entries:
+            with contextlib.suppress(NoSuchUpload):  # its owner completed or aborted it meanwhile
+                await ctx.metadata.abort_upload(ctx.bucket, key, upload.upload_id)
+        if not page.truncated:
+            return
 
 
 @operation("GetBucketLocation")

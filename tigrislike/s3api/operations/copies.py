@@ -33,15 +33,17 @@ def parse_copy_source(header: str) -> tuple[str, str, str | None]:
     """Bucket, key and version id of an `x-amz-copy-source`: `[/]bucket/key[?versionId=id]`, percent-encoded.
 
     Raises:
-        S3Error: InvalidArgument where it names no bucket and key.
+        S3Error: InvalidArgument where it names no bucket and key, or an empty version id.
     """
-    path, _, query = header.partition("?versionId=")
+    path, versioned, version_id = header.partition("?versionId=")
     bucket, _, key = unquote(path, errors="strict").removeprefix("/").partition("/")
     if not bucket or not key:
         raise invalid_argument(
             "Copy Source must mention the source bucket and key: sourcebucket/sourcekey", "x-amz-copy-source", header
         )
-    return bucket, key, query or None
+    if versioned and not version_id:
+        raise invalid_argument("Version id cannot be the empty string", "x-amz-copy-source", header)
+    return bucket, key, version_id or None
 
 
 async def find_source(ctx: Context, inp: Input) -> Source:
@@ -139,7 +141,7 @@ def _replacements(inp: Input, replace: bool) -> dict[str, Any]:
     if replace:
         fields.update(content_type=inp.get("ContentType", ""), headers=object_headers(inp), metadata=user_metadata(inp))
     elif "WebsiteRedirectLocation" in inp:
-        fields["headers"] = {"WebsiteRedirectLocation": inp["WebsiteRedirectLocation"]}
+        fields["headers"] = object_headers({"WebsiteRedirectLocation": inp["WebsiteRedirectLocation"]})
     if inp.get("TaggingDirective") == "REPLACE":
         fields["tags"] = object_tags(inp)
     return fields

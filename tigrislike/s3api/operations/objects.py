@@ -113,6 +113,9 @@ async def head_object(ctx: Context, inp: Input) -> Output:
 
 
 async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
+    if ctx.request.identity.anonymous and "VersionId" in inp:
+        # Public is what is current: what its owner has replaced or deleted is not.
+        raise S3Error("AccessDenied")
     versioned = bool(ctx.bucket.versioning)
     part_number = inp.get("PartNumber")
     range_header = inp.get("Range")
@@ -138,21 +141,25 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
 
     start, stop = 0, version.size
     partial = False
+    checksum = stored_checksum(version)
     if part_number is not None:
         assert found is not None
         start, stop = _part_range(found, part_number)
         partial = version.size > 0
         if version.parts:
             output["PartsCount"] = version.parts
+            checksum = _part_checksum(found, part_number)
     elif range_header is not None:
         span = parse_range(range_header, version.size)
         if span is not None:
             start, stop = span
             partial = True
+            if span != (0, version.size):
+                checksum = {}
     if partial:
         output["ContentRange"] = content_range(start, stop, version.size)
-    if inp.get("ChecksumMode") == "ENABLED" and (start, stop) == (0, version.size):
-        output.update(stored_checksum(version))
+    if inp.get("ChecksumMode") == "ENABLED":
+        output.update(checksum)
     output["ContentLength"] = stop - start
     if body:
         assert found is not None
@@ -172,6 +179,15 @@ def _part_range(found: Any, number: int) -> tuple[int, int]:
             return start, start + part.size
         start += part.size
     raise _no_such_part(number)
+
+
+def _part_checksum(found: Any, number: int) -> Output:
+    """The checksum of one part of a multipart object, empty where it was uploaded without one."""
+    version = found.version
+    for part in found.parts:
+        if part.number == number and part.checksum and version.checksum_algorithm:
+            return {f"Checksum{version.checksum_algorithm}": part.checksum, "ChecksumType": version.checksum_type}
+    return {}
 
 
 def _no_such_part(number: int) -> S3Error:
