@@ -247,5 +247,52 @@ def _rotate_master_key(
         _fail(str(error))
 
 
+def _fsck(
+    settings: Settings,
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended without losing anything still readable.")
+    ] = False,
+    pause: Annotated[
+        float, typer.Option(help="Seconds to rest between the small steps of the check.", metavar="SECONDS", min=0)
+    ] = 0.002,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each finding.")] = False,
+) -> None:
+    """Check records, references, contents, block files and counters against each other, while the store runs.
+
+    Prints a line for each finding. Exits 0 where all is well or was mended, 1 where something is left.
+    """
+    import asyncio
+
+    import msgspec
+
+    from tigrislike.admin.fsck import fsck
+    from tigrislike.bytecache import BytesError
+    from tigrislike.metadata import MetadataError
+    from tigrislike.metadata.kv import EngineError
+    from tigrislike.node import Node
+
+    async def check() -> tuple[int, int]:
+        found = left = 0
+        async with Node.opened(settings) as node:
+            async for finding in fsck(node.metadata, node.blocks, repair=repair, pause_s=pause):
+                found += 1
+                left += not finding.repaired
+                if as_json:
+                    typer.echo(msgspec.json.encode(finding).decode())
+                else:
+                    fate = "repaired" if finding.repaired else "repairable" if finding.repairable else "not repairable"
+                    typer.echo(f"{finding.kind} {finding.key}: {finding.detail} ({fate})")
+        return found, left
+
+    try:
+        found, left = asyncio.run(check())
+    except (MetadataError, EngineError, BytesError, OSError, ValueError) as error:
+        _fail(str(error))
+    typer.echo(f"{found} findings, {found - left} repaired", err=True)
+    raise typer.Exit(1 if left else 0)
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+admin.command("fsck")(_with_settings(_fsck, _STORE))
 admin.command("rotate-master-key")(_with_settings(_rotate_master_key, _STORE))
