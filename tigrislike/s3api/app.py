@@ -118,6 +118,8 @@ class Gateway:
         claimed = claim(request.method, request.raw_path, request.raw_query, request.raw_headers)
         if claimed is None and is_form(request):
             return await post_object(self._services, self._protocol, self._admission, request)
+        if claimed is not None and claimed.presigned:
+            request.adopt_query_headers()
         operation = self._protocol.route(request.method, request.level, request.query, request.headers)
         request.notes["operation"] = operation.name
         if operation.name not in _PROVING:
