@@ -138,7 +138,7 @@ class Caller:
             **{name.lower(): value for name, value in (headers or {}).items()},
         }
         names = sorted(set(signed) - set(unsigned))
-        lines = "".join(f"{name}:{' '.join(signed[name].split())}\n" for name in names)
+        lines = "".join(f"{name}:{collapsed(signed[name])}\n" for name in names)
         canonical = "\n".join(
             [method, path, sorted_query(query), lines, ";".join(names), signed["x-amz-content-sha256"]]
         )
@@ -226,6 +226,11 @@ def sorted_query(query: str) -> str:
     segments = [segment.partition("=") for segment in query.split("&") if segment]
     pairs = sorted((canonical(name), canonical(value)) for name, _, value in segments)
     return "&".join(f"{name}={value}" for name, value in pairs)
+
+
+def collapsed(value: str) -> str:
+    """A header value as it is signed."""
+    return b" ".join(value.encode("latin-1").split()).decode("latin-1")
 
 
 def canonical(text: str) -> str:
