@@ -63,7 +63,7 @@ async def fill(metadata: Metadata, bucket: Bucket, count: int) -> None:
 
 
 async def pages_cost(path: Path, count: int) -> dict[str, tuple[int, int]]:
-    """(ranges, rows) read for a page of a thousand keys, from the start and from the middle, and for the ten prefixes."""
+    """(ranges, rows) read for pages of a thousand keys from three places, and for the ten prefixes."""
     engine = CountingReads(await open_engine(f"sqlite:///{path}"))
     try:
         metadata = await Metadata.open(engine, master_key=MasterKey(b"k" * 32), node_id=b"n" * 16, region="here")
