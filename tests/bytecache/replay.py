@@ -32,7 +32,10 @@ class Write(NamedTuple):
 
 
 class Truncate(NamedTuple):
+    """Cut a file to `size` bytes, or lengthen it with zeros."""
+
     file: int
+    size: int = 0
 
 
 class SyncFile(NamedTuple):
@@ -328,7 +331,8 @@ def _apply_perhaps(data: bytearray, step: Write | Truncate, rng: random.Random) 
 
 def _apply(data: bytearray, step: Write | Truncate) -> None:
     if isinstance(step, Truncate):
-        data.clear()
+        del data[step.size :]
+        data.extend(bytes(step.size - len(data)))
         return
     if len(data) < step.offset:
         data.extend(bytes(step.offset - len(data)))

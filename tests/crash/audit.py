@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tigrislike.bytecache import BlockStore
@@ -263,14 +264,18 @@ async def audit(metadata: Metadata, blocks: BlockStore) -> list[str]:
     return found
 
 
-async def assert_nothing_owed(metadata: Metadata, blocks: BlockStore) -> None:
-    """After everything due has been reclaimed: no work, no dead row, and files for live blobs only."""
+async def assert_nothing_owed(metadata: Metadata, blocks: BlockStore, cache: Path) -> None:
+    """After everything due has been reclaimed: no contradiction, no work, no dead row, and files of live blobs only.
+
+    `cache` is the block store's directory.
+    """
     rows = Rows(metadata, await dump(metadata))
+    assert list(complaints_of(rows, blocks.node_id)) == []
     assert not rows.items, list(rows.items.values())[:3]
-    assert not rows.dead_letters, list(rows.dead_letters.values())[:3]
     assert all(blob.state == LIVE for blob in rows.blobs.values())
     assert all(content.state == LIVE for content in rows.contents.values())
-    on_disk = {blob.blob_id async for blob in blocks.blobs()}
+    files = [path for tree in ("home", "incoming") for path in (cache / tree).glob("*/*")]
+    on_disk = {bytes.fromhex(path.name.partition(".")[0]) for path in files}
     assert on_disk == rows.blobs.keys(), (len(on_disk), len(rows.blobs))
 
 

@@ -7,12 +7,14 @@ be sent in pieces, and a client may vanish in the middle of one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from urllib.parse import quote, urlencode
 
 from tests.e2e.wire import UNSIGNED, Answer, Caller
@@ -23,6 +25,7 @@ from tigrislike.metadata import MasterKey, Metadata
 from tigrislike.metadata.kv import Clock, Engine
 from tigrislike.metadata.kv.sqlite import SqliteEngine
 from tigrislike.s3api.app import create_app
+from tigrislike.s3api.protocol import Protocol, load_protocol
 
 BLOCK = 64 * 1024
 """Small blocks, so that an object of several is cheap."""
@@ -147,13 +150,20 @@ async def opened(
                 engine, master_key=MASTER, node_id=blocks.node_id, region="here", reclaim_grace_s=grace_s
             )
             await metadata.ensure_root(KEY_ID, SECRET)
-            app = create_app(metadata=metadata, blocks=blocks, settings=settings)
+            with mock.patch("tigrislike.s3api.app.load_protocol", _protocol):
+                app = create_app(metadata=metadata, blocks=blocks, settings=settings)
             caller = Caller(SimpleNamespace(endpoint=f"http://{HOST}"), KEY_ID, SECRET)
             yield InProcessNode(engine, metadata, blocks, app, caller)
         finally:
             await engine.close()
     finally:
         blocks.close()
+
+
+@functools.cache
+def _protocol() -> Protocol:
+    """The compiled S3 model: it never changes, and nodes are opened here by the hundred."""
+    return load_protocol()
 
 
 def text_of(answer: Answer, name: str) -> str:

@@ -85,7 +85,7 @@ async def reclaim_all(data_dir: Path) -> None:
             assert stats.failed == 0
     async with at_rest(data_dir, days_later=3) as (metadata, blocks):
         assert await audit(metadata, blocks) == []
-        await assert_nothing_owed(metadata, blocks)
+        await assert_nothing_owed(metadata, blocks, data_dir / "cache")
 
 
 class Lives:

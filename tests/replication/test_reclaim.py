@@ -95,7 +95,7 @@ class World:
     async def clean(self) -> None:
         """Nothing is left to do, and nothing is left over."""
         await self.sound()
-        await assert_nothing_owed(self.node.metadata, self.node.blocks)
+        await assert_nothing_owed(self.node.metadata, self.node.blocks, self.cache)
 
 
 @contextlib.asynccontextmanager
