@@ -121,9 +121,7 @@ SMALL_OPERATIONS = st.one_of(
 )
 
 
-def explained_by_some_order(
-    histories: list[list[Any]], results: list[Any], final: dict[bytes, bytes]
-) -> bool:
+def explained_by_some_order(histories: list[list[Any]], results: list[Any], final: dict[bytes, bytes]) -> bool:
     """Whether running the transactions one at a time, in some order, gives these results and this end."""
     for order in itertools.permutations(range(len(histories))):
         model: dict[bytes, bytes] = {}

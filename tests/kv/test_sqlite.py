@@ -584,9 +584,7 @@ def test_a_foreign_lock_on_the_file_is_busy_not_a_hang(path: str, monkeypatch: p
         engine = await SqliteEngine.open(path)
         shell = apsw.Connection(path)
         shell.execute("BEGIN IMMEDIATE")
-        results = await asyncio.gather(
-            *(engine.transact(put, b"%d" % n) for n in range(3)), return_exceptions=True
-        )
+        results = await asyncio.gather(*(engine.transact(put, b"%d" % n) for n in range(3)), return_exceptions=True)
         assert {type(result) for result in results} == {EngineBusy}
         shell.execute("ROLLBACK")
         shell.close()

@@ -301,9 +301,7 @@ def test_combined_crcs_are_the_crc_of_the_whole(algorithm: str, parts: list[byte
 
 
 @pytest.mark.parametrize("algorithm", CRCS)
-@given(
-    values=st.lists(st.tuples(st.binary(min_size=8, max_size=8), st.integers(0, 5 << 40)), min_size=1, max_size=4)
-)
+@given(values=st.lists(st.tuples(st.binary(min_size=8, max_size=8), st.integers(0, 5 << 40)), min_size=1, max_size=4))
 @settings(deadline=None)
 def test_combining_agrees_with_awscrt_at_any_size(algorithm: str, values: list[tuple[bytes, int]]) -> None:
     size_bytes = ALGORITHMS[algorithm].size_bytes

@@ -64,9 +64,7 @@ def encode_unsigned(data: bytes, sizes: Iterable[int], trailers: bytes = b"") ->
 
 def decode(decoder: ChunkedDecoder, body: bytes, cuts: Iterable[int] = ()) -> bytes:
     bounds = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    out = b"".join(
-        bytes(piece) for start, stop in pairwise(bounds) for piece in decoder.feed(body[start:stop])
-    )
+    out = b"".join(bytes(piece) for start, stop in pairwise(bounds) for piece in decoder.feed(body[start:stop]))
     decoder.finish()
     return out
 

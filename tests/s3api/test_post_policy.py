@@ -114,7 +114,7 @@ def test_large_files_are_not_held_back_or_copied() -> None:
         ('form-data;name="File";filename="C:\\dir\\a.txt"', "File", "C:\\dir\\a.txt"),
         ('form-data; name="file"; filename="a\\"b"', "file", 'a"b'),
         ('form-data; name="file"; filename="a%22b"', "file", 'a"b'),
-        ("form-data; name=\"file\"; filename=\"x\"; filename*=UTF-8''%e2%82%ac.txt", "file", "€.txt"),
+        ('form-data; name="file"; filename="x"; filename*=UTF-8\'\'%e2%82%ac.txt', "file", "€.txt"),
         ('form-data; name="file"; filename="ключ"', "file", "ключ"),
         ('form-data; name="file"', "file", ""),
     ],

@@ -377,8 +377,24 @@ def test_a_policy_is_text() -> None:
 
 TAGS = st.sampled_from(
     [
-        "Tagging", "TagSet", "Tag", "Key", "Value", "Delete", "Object", "Quiet", "VersioningConfiguration", "Status",
-        "CompleteMultipartUpload", "Part", "PartNumber", "ETag", "AccessControlPolicy", "Grant", "Grantee", "Extra",
+        "Tagging",
+        "TagSet",
+        "Tag",
+        "Key",
+        "Value",
+        "Delete",
+        "Object",
+        "Quiet",
+        "VersioningConfiguration",
+        "Status",
+        "CompleteMultipartUpload",
+        "Part",
+        "PartNumber",
+        "ETag",
+        "AccessControlPolicy",
+        "Grant",
+        "Grantee",
+        "Extra",
     ]
 )
 DOCUMENTS = st.recursive(
@@ -390,11 +406,32 @@ DOCUMENTS = st.recursive(
 ).map(lambda text: text.encode("utf-8", "surrogatepass"))
 WIRE_NAMES = st.sampled_from(
     [
-        "max-keys", "partNumber", "uploadId", "versionId", "encoding-type", "fetch-owner", "list-type", "id",
-        "response-expires", "response-content-type", "version-id-marker", "x-amz-acl", "x-amz-meta-", "x-amz-meta-a",
-        "x-amz-storage-class", "if-modified-since", "x-amz-copy-source", "x-amz-object-attributes", "expires",
-        "x-amz-checksum-algorithm", "x-amz-if-match-size", "x-amz-if-match-last-modified-time", "content-length",
-        "x-amz-object-lock-retain-until-date", "x-amz-bypass-governance-retention", "x-amz-mfa",
+        "max-keys",
+        "partNumber",
+        "uploadId",
+        "versionId",
+        "encoding-type",
+        "fetch-owner",
+        "list-type",
+        "id",
+        "response-expires",
+        "response-content-type",
+        "version-id-marker",
+        "x-amz-acl",
+        "x-amz-meta-",
+        "x-amz-meta-a",
+        "x-amz-storage-class",
+        "if-modified-since",
+        "x-amz-copy-source",
+        "x-amz-object-attributes",
+        "expires",
+        "x-amz-checksum-algorithm",
+        "x-amz-if-match-size",
+        "x-amz-if-match-last-modified-time",
+        "content-length",
+        "x-amz-object-lock-retain-until-date",
+        "x-amz-bypass-governance-retention",
+        "x-amz-mfa",
     ]
 )
 VALUES = (

@@ -98,9 +98,7 @@ class Footer:
     def encode(self) -> bytes:
         """The footer's 4096 bytes."""
         count = len(self.checksums) // _CHECKSUM.size
-        head = _HEAD.pack(
-            _MAGIC, _VERSION, 0, self.block_size, self.blob_id, self.number, self.length, CHUNK, count
-        )
+        head = _HEAD.pack(_MAGIC, _VERSION, 0, self.block_size, self.blob_id, self.number, self.length, CHUNK, count)
         body = (head + self.checksums).ljust(FOOTER_BYTES - _CHECKSUM.size, b"\0")
         return body + _CHECKSUM.pack(checksum(body))
 

@@ -257,9 +257,7 @@ def _text(raw: bytes, what: str) -> str:
 
 
 def _preface_too_long() -> S3Error:
-    return S3Error(
-        "MaxPostPreDataLengthExceededError", extra={"MaxPostPreDataLengthBytes": str(MAX_PREFACE_BYTES)}
-    )
+    return S3Error("MaxPostPreDataLengthExceededError", extra={"MaxPostPreDataLengthBytes": str(MAX_PREFACE_BYTES)})
 
 
 def _malformed(what: str) -> S3Error:

@@ -283,9 +283,7 @@ def _wire_convert(shape: Mapping[str, Any], wire: str, shapes: Shapes) -> Conver
 
 def _integer(wire: str, low: int, high: int) -> Convert:
     low, high, argument, message = _BOUNDS.get(wire, (low, high, wire, ""))
-    unparsable = (
-        message if wire == "partNumber" else f"Provided {wire} not an integer or within integer range"
-    )
+    unparsable = message if wire == "partNumber" else f"Provided {wire} not an integer or within integer range"
 
     def convert(value: str) -> int:
         if _INTEGER.fullmatch(value) is None:

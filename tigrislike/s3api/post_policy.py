@@ -113,9 +113,7 @@ class Policy(msgspec.Struct, frozen=True):
             S3Error: EntityTooLarge.
         """
         if self.max_size is not None and received > self.max_size:
-            raise S3Error(
-                "EntityTooLarge", extra={"ProposedSize": str(received), "MaxSizeAllowed": str(self.max_size)}
-            )
+            raise S3Error("EntityTooLarge", extra={"ProposedSize": str(received), "MaxSizeAllowed": str(self.max_size)})
 
     def check_size(self, size: int) -> None:
         """Check the size of the whole file.
@@ -201,7 +199,7 @@ def claim(form: PostForm) -> PostClaim | None:
     token = fields.get("x-amz-security-token", "")
     if match is None or not (match[1] or token):
         raise invalid_argument(
-            'Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting '
+            "Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting "
             '"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".',
             "x-amz-credential",
             credential,
@@ -210,9 +208,7 @@ def claim(form: PostForm) -> PostClaim | None:
     try:
         parse_timestamp(date)
     except ValueError:
-        raise invalid_argument(
-            "X-Amz-Date must be formated via ISO8601 Long format", "x-amz-date", date
-        ) from None
+        raise invalid_argument("X-Amz-Date must be formated via ISO8601 Long format", "x-amz-date", date) from None
     if date[:8] != match[2]:
         raise invalid_argument(
             f'Invalid credential date {match[2]}. This date is not the same as X-Amz-Date: "{date[:8]}".',
@@ -275,9 +271,7 @@ def _check_conditions(conditions: list[Any], values: dict[str, str], sent: dict[
     for condition in conditions:
         if isinstance(condition, dict):
             if len(condition) != 1:
-                raise _invalid(
-                    "Invalid Simple-Condition: Simple-Conditions must have exactly one property specified."
-                )
+                raise _invalid("Invalid Simple-Condition: Simple-Conditions must have exactly one property specified.")
             ((name, wanted),) = condition.items()
             covered.add(_check_match("eq", f"${name}", wanted, values, condition))
         elif isinstance(condition, list) and len(condition) == 3 and isinstance(condition[0], str):

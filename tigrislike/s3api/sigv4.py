@@ -598,9 +598,7 @@ def _presign_expires(text: str) -> int:
 
 _TIMESTAMP = re.compile(r"((?:19[7-9]|2[0-9][0-9])[0-9])([0-9]{2})([0-9]{2})T([0-9]{2})([0-9]{2})([0-9]{2})Z")
 _SHA256 = re.compile(rb"[0-9a-f]{64}")
-_CREDENTIAL_FORM = (
-    'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
-)
+_CREDENTIAL_FORM = 'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
 
 
 def _not_signed(headers: dict[bytes, bytes], signed: frozenset[bytes]) -> list[bytes]:
@@ -609,9 +607,7 @@ def _not_signed(headers: dict[bytes, bytes], signed: frozenset[bytes]) -> list[b
     `x-amz-content-sha256` is signed in any case, by its value in the last line of the canonical request.
     """
     missing = [
-        name
-        for name in headers
-        if name[:6] == b"x-amz-" and name not in signed and name != b"x-amz-content-sha256"
+        name for name in headers if name[:6] == b"x-amz-" and name not in signed and name != b"x-amz-content-sha256"
     ]
     return missing if b"host" in signed else [b"host", *missing]
 

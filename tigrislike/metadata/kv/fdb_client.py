@@ -57,6 +57,7 @@ LIBRARY_MISSING = (
     "libfdb_c.so to LD_LIBRARY_PATH"
 )
 
+
 def load_binding() -> Any:
     """The `fdb` module at our API version.
 
