@@ -1,9 +1,10 @@
 """Addressing: which bucket and key a request line and Host header name."""
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib.parse import quote
 
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.request import Request, bucket_of_host, new_request_id, parse_query
