@@ -18,9 +18,12 @@ import tigrislike.supervisor as supervisor
 out = lambda text: os.write(1, text.encode() + b"\\n")
 how = sys.argv[1]
 
-def wait(lifeline):
-    stopped = []
+stopped = []
+
+def heed_stop():
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+
+def wait():
     while not stopped:
         time.sleep(0.01)
 
@@ -28,8 +31,9 @@ def agent(announce, lifeline):
     out("agent starts")
     if how == "agent fails":
         raise RuntimeError("no disk")
+    heed_stop()
     announce({"fact": 1})
-    wait(lifeline)
+    wait()
     out("agent stops")
     return 0
 
@@ -37,18 +41,20 @@ def front(announce, lifeline):
     if how == "front fails":
         return 3
     out("front starts")
+    heed_stop()
     announce({})
     if how == "front dies young":
         time.sleep(0.02)
         os._exit(9)
-    wait(lifeline)
+    wait()
     if how == "front hangs":
         time.sleep(60)
     out("front stops")
     return 0
 
 roles = [Role("agent", agent), Role("front", front, front=True, on_exit=lambda: out("front is gone"))]
-supervisor._STOP_GRACE_S = 0.2
+# Long enough for a busy machine; short where a child is to be cut off.
+supervisor._STOP_GRACE_S = 0.2 if how == "front hangs" else 20
 status = Supervisor(roles, 0.2, lambda facts: out(f"ready {facts['agent']['fact']}"), lambda: out("stopping")).run()
 out(f"status {status}")
 """
