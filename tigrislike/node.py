@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
 from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata
 from tigrislike.metadata.kv import Engine, open_engine
@@ -135,5 +137,10 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
 
 
 def _make_private(directory: Path) -> None:
-    """Make a directory that only its owner may enter; an existing one keeps the mode it has."""
+    """Make a directory that only its owner may enter, its name durable; an existing one keeps the mode it has."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Also where it was there already: whoever made it may have died before this line.
+    for path in {directory, *missing}:
+        if os.access(path.parent, os.R_OK):  # what is not ours to read was not made by us
+            sync_directory(FileSystem(), str(path.parent))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import os
 import random
 import shutil
 import time
@@ -28,9 +29,11 @@ from tests.crash.inprocess import BLOCK, InProcessNode, key_list, opened, part_l
 from tests.crash.recording import DiskRecorder, recording
 from tests.e2e.wire import Answer
 from tigrislike.bytecache import BytesError
+from tigrislike.config import Settings
 from tigrislike.metadata import MetadataError
 from tigrislike.metadata.kv import EngineError, ManualClock
 from tigrislike.metadata.records import part as part_codec
+from tigrislike.node import Node
 from tigrislike.replication.reclaim import reclaim_due
 
 Subject = tuple[str, ...]
@@ -335,6 +338,8 @@ def _cut(
     opened_at = next(at for at, step in enumerate(trace) if isinstance(step, Event) and step.name == "opened")
     cuts = 0
     for end, fate in choose(opened_at, len(trace)):
+        if end < opened_at:
+            shutil.rmtree(target, ignore_errors=True)
         target.mkdir(exist_ok=True)
         rebuild(trace[:end], target, fate, random.Random(f"{seed} {end} {cuts}"))
         for path in target.glob("metadata.db*"):
@@ -346,7 +351,7 @@ def _cut(
             raise
         if end < opened_at:
             shutil.rmtree(target)
-        else:  # the fan-out is durable by now, and slow to make and remove
+        else:  # the fan-out is durable by then, and slow to make and remove
             clear(target / "cache")
             for path in target.glob("metadata.db*"):
                 path.unlink()
@@ -396,3 +401,26 @@ def test_the_replay_notices_a_sync_that_is_left_out(scratch: Path, forgets: str)
 
     with pytest.raises((AssertionError, BytesError, EngineError, MetadataError)):
         _cut(scratch, short_life, lost, forgets=forgets)
+
+
+def test_the_directories_that_a_node_makes_have_durable_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything lies in them: a data directory whose own name goes with the power takes all of it along."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    settings = Settings(data_dir=tmp_path / "a" / "data", cache_dir=tmp_path / "b" / "c" / "cache", reserve_bytes=0)
+
+    async def start() -> None:
+        async with Node.opened(settings):
+            pass
+
+    asyncio.run(start())
+    assert {str(tmp_path), str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b" / "c")} <= set(synced)
+    synced.clear()
+    asyncio.run(start())
+    assert {str(tmp_path / "a"), str(tmp_path / "b" / "c")} <= set(synced), "the first start may have died too early"
