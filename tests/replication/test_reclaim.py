@@ -483,6 +483,29 @@ def test_what_fails_backs_off_and_ends_as_a_dead_letter_with_its_reason(scratch:
     play(scratch, story, fs=HookedFileSystem(only_unlinks))
 
 
+def test_a_cause_that_recurs_during_the_last_try_is_not_buried_with_it(scratch: Path) -> None:
+    async def story(it: World) -> None:
+        await it.put("k", data_of(1))
+        await it.copy("k", "copy")
+        await it.delete("k")
+        it.elapse(GRACE_S)
+        (zone,) = await it.node.metadata.zones()
+        for _ in range(owed.MAX_ATTEMPTS - 1):
+            (claimed,) = await it.node.metadata.claim(zone, 10, LEASE_S)
+            assert await it.node.metadata.fail(claimed, "as it happens")
+            it.elapse(100)
+        (claimed,) = await it.node.metadata.claim(zone, 10, LEASE_S)
+        await it.delete("copy")  # the last reference goes while the item is leased for the last time
+        assert await it.node.metadata.fail(claimed, "as it happens")
+        assert len((await it.rows()).dead_letters) == 1
+        it.elapse(GRACE_S)
+        assert await it.reclaim() == ReclaimStats(contents=1)
+        assert it.files() == 0
+        assert not (await it.rows()).items
+
+    play(scratch, story)
+
+
 def test_one_bad_item_does_not_hold_up_the_others(scratch: Path) -> None:
     bad: list[str] = []
 

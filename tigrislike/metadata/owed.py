@@ -172,8 +172,12 @@ async def fail(tr: Transaction, ctx: Context, claimed: Claimed, error: str, jitt
     _unindex(tr, ctx, claimed.zone, claimed.id, item)
     attempts = item.attempts + 1
     if attempts >= MAX_ATTEMPTS:
-        tr.clear(ctx.keys.queue_item(claimed.zone, claimed.id))
-        tr.add(ctx.keys.queue_count(claimed.zone), -1)
+        if item.again_ns >= 0:  # the cause recurred, which is as good as a new item: it gets tries of its own
+            again = _changed(item, lease=b"", vesting_ns=item.again_ns, again_ns=-1, attempts=0, error="")
+            _index(tr, ctx, claimed.zone, claimed.id, again)
+        else:
+            tr.clear(ctx.keys.queue_item(claimed.zone, claimed.id))
+            tr.add(ctx.keys.queue_count(claimed.zone), -1)
         letter = _changed(item, lease=b"", attempts=attempts, error=error[:1000], again_ns=-1)
         tr.set(ctx.keys.queue_dead_item(claimed.zone, claimed.id), item_codec.encode(letter))
         return True
