@@ -103,18 +103,10 @@ def test_a_tree_is_synchronised_both_ways(aws: Client, bucket: str, keys: Callab
 
 
 @pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"])
-def test_large_files_go_in_parts_with_a_checksum(
-    aws: Client, s3: Any, bucket: str, algorithm: str, either_store: RunningNode
-) -> None:
+def test_large_files_go_in_parts_with_a_checksum(aws: Client, s3: Any, bucket: str, algorithm: str) -> None:
     body = os.urandom(21 * MIB + 9)
     (aws.directory / "big").write_bytes(body)
-    status, output = aws.attempt("aws", "s3", "cp", "big", f"s3://{bucket}/big", "--checksum-algorithm", algorithm)
-    if "awscrt" in output or "Missing Dependency" in output:
-        # Version 1 of the command line computes these two only where the C runtime is installed beside it.
-        assert algorithm in {"CRC32C", "CRC64NVME"}
-        assert status != 0
-        return
-    assert status == 0, output
+    aws.run("aws", "s3", "cp", "big", f"s3://{bucket}/big", "--checksum-algorithm", algorithm)
     head = s3.head_object(Bucket=bucket, Key="big", ChecksumMode="ENABLED")
     assert head["ETag"].endswith('-3"')
     assert head[f"Checksum{algorithm}"]
@@ -218,6 +210,8 @@ def test_a_multipart_upload_by_hand(aws: Client, api: Callable[..., Any]) -> Non
 
 
 def test_errors_are_named(aws: Client, bucket: str) -> None:
+    (aws.directory / "file").write_bytes(b"x")
+    aws.run("aws", "s3api", "put-object", f"--bucket={bucket}", "--key=k", "--body=file")
     for code, arguments in {
         "NoSuchKey": ("get-object", f"--bucket={bucket}", "--key=nothing", "out"),
         "NoSuchBucket": ("list-objects-v2", "--bucket=no-such-bucket-at-all"),
@@ -225,8 +219,6 @@ def test_errors_are_named(aws: Client, bucket: str) -> None:
         "NoSuchUpload": ("list-parts", f"--bucket={bucket}", "--key=k", "--upload-id=" + "0" * 32),
         "InvalidRange": ("get-object", f"--bucket={bucket}", "--key=k", "--range=bytes=5-", "out"),
     }.items():
-        (aws.directory / "file").write_bytes(b"x")
-        aws.run("aws", "s3api", "put-object", f"--bucket={bucket}", "--key=k", "--body=file")
         status, output = aws.attempt("aws", "s3api", *arguments)
         assert status != 0, arguments
         assert f"({code})" in output
