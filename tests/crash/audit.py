@@ -1,7 +1,7 @@
 """The whole truth of a stopped or quiet node: every row of its database and every block file, held against each other.
 
 Independent of the code that it judges where that is possible: it walks raw rows and counts for itself. What it finds is
-a list of complaints, empty when nothing is lost, leaked or miscounted.
+a list of complaints, empty when nothing is lost, leaked or miscounted. The node's own fsck has to agree.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.keyspace import unpack_bytes, unpack_int, unpack_stamp, unpack_text
@@ -266,6 +267,7 @@ async def audit(metadata: Metadata, blocks: BlockStore) -> list[str]:
     for blob_id, blob_row in rows.blobs.items():
         if on_disk.get(blob_id) != blob_row.size and not rows.is_doomed(blob_id):
             found.append(f"lost: blob {blob_id.hex()} of {blob_row.size} bytes has {on_disk.get(blob_id)} on disk")
+    found += [f"fsck: {finding}" async for finding in fsck(metadata, blocks, pause_s=0)]
     return found
 
 

@@ -197,8 +197,7 @@ def _fail_each(
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("forever", [False, True])
-def test_no_space_for_blocks_at_any_call(scratch: Path, forever: bool) -> None:
+def _no_space_for_blocks(scratch: Path, step: int, *, forever: bool) -> int:
     faults = FailNth(errno.ENOSPC)
 
     def heal() -> bool:
@@ -206,10 +205,18 @@ def test_no_space_for_blocks_at_any_call(scratch: Path, forever: bool) -> None:
         return bool(faults.failed)
 
     fs = HookedFileSystem(_only_where_space_is_taken(faults))
-    broken = _fail_each(
-        scratch, lambda nth: faults.arm(nth, forever=forever), heal, 1 + 2 * forever, certain=True, fs=fs
-    )
-    assert broken > 10
+    return _fail_each(scratch, lambda nth: faults.arm(nth, forever=forever), heal, step, certain=True, fs=fs)
+
+
+@pytest.mark.parametrize("forever", [False, True])
+def test_no_space_for_blocks_at_some_calls(scratch: Path, forever: bool) -> None:
+    assert _no_space_for_blocks(scratch, 4, forever=forever) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forever", [False, True])
+def test_no_space_for_blocks_at_any_call(scratch: Path, forever: bool) -> None:
+    assert _no_space_for_blocks(scratch, 1, forever=forever) > 30
 
 
 def _breaking(vfs: FailingVfs, error: apsw.Error, kinds: str, times: int) -> Callable[[int], None]:

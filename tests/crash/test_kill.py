@@ -196,7 +196,7 @@ def _live(lives: Lives, rounds: int) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_a_node_killed_while_clients_write_loses_nothing_and_tears_nothing(tmp_path: Path, seed: int) -> None:
-    _live(Lives(tmp_path / "data", seed), rounds=3)
+    _live(Lives(tmp_path / "data", seed), rounds=2)
 
 
 @pytest.mark.slow

@@ -390,7 +390,7 @@ def test_power_cuts_in_a_long_life(scratch: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_many_power_cuts_in_a_long_life(scratch: Path, seed: int) -> None:
-    assert _cut(scratch, long_life, _sampled(500, seed), seed=seed) == 500
+    assert _cut(scratch, long_life, _sampled(400, seed), seed=seed) == 400
 
 
 @pytest.mark.parametrize("forgets", ["data", "names", "database"])

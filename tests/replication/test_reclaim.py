@@ -19,6 +19,7 @@ import pytest
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tests.crash.audit import Rows, assert_nothing_owed, audit, dump
 from tests.crash.inprocess import BLOCK, InProcessNode, opened, part_list, text_of
+from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import owed
 from tigrislike.metadata.errors import ContentGone
 from tigrislike.metadata.kv import ManualClock
@@ -383,6 +384,37 @@ def test_a_block_that_is_being_sent_is_not_cut_even_by_its_reclaiming(scratch: P
         await it.clean()
 
     play(scratch, story)
+
+
+def test_fsck_sees_no_damage_in_what_is_being_reclaimed(scratch: Path) -> None:
+    """Between the files' removal and that of their records, and with a removal half done."""
+    halfway: list[bool] = []
+
+    def hook(name: str, args: tuple[object, ...]) -> None:
+        if halfway and name == "unlink" and "home" in str(args[0]) and str(args[0]).endswith(".1"):
+            raise OSError(errno.EIO, "killed")
+
+    async def story(it: World) -> None:
+        found: list[Any] = []
+        real = it.node.metadata.forget_content
+
+        async def look_first(content_id: bytes) -> None:
+            found.extend([finding async for finding in fsck(it.node.metadata, it.node.blocks, pause_s=0)])
+            await real(content_id)
+
+        it.node.metadata.forget_content = look_first  # type: ignore[method-assign]
+        for key in ("a", "b"):
+            await it.put(key, data_of(1))
+            await it.delete(key)
+            it.elapse(GRACE_S)
+            stats = await it.reclaim()
+            assert (stats.contents, stats.failed) == ((0, 1) if halfway else (1, 0))
+            assert found == []
+            halfway.append(True)
+        assert it.files() == 2, "the last two of four blocks are gone"
+        await it.sound()
+
+    play(scratch, story, fs=HookedFileSystem(hook))
 
 
 # -- Leases ----------------------------------------------------------------------------------------------------------

@@ -291,15 +291,16 @@ class _Fsck:
             name = stored.blob_id.hex()
             if stored.place == "incoming":
                 continue  # an upload under way, or a dead one: the sweeper's business
-            for damage in stored.damage:
-                yield Finding("file-damaged", name, damage, False)
             blob = await self.metadata.blob(stored.blob_id)
             if blob is None:
                 orphan = await self.orphan_file(stored)
                 if orphan is not None:
                     yield orphan
-            elif blob.state == LIVE and not stored.damage and blob.size != stored.size:
-                yield Finding("file-size", name, f"has {stored.size} bytes, its row says {blob.size}", False)
+            elif (stored.damage or blob.size != stored.size) and await self.needed(stored.blob_id):
+                for damage in stored.damage:
+                    yield Finding("file-damaged", name, damage, False)
+                if not stored.damage:
+                    yield Finding("file-size", name, f"has {stored.size} bytes, its row says {blob.size}", False)
             await self.pause()
 
         async def ours(tr: Transaction, key: bytes, value: bytes) -> tuple[bytes, int] | None:
@@ -330,10 +331,21 @@ class _Fsck:
 
     async def missing(self, blob_id: bytes, size: int) -> bool:
         """Whether a live blob has no files: it may have been committed, or reclaimed, since the disk was read."""
-        if await self.present(blob_id, size):
-            return False
-        blob = await self.metadata.blob(blob_id)
-        return blob is not None and blob.state == LIVE
+        return not await self.present(blob_id, size) and await self.needed(blob_id)
+
+    async def needed(self, blob_id: bytes) -> bool:
+        """Whether a blob's files must be there and whole. Those of a dead content are being reclaimed, and may be gone
+        in any part while the blob's own row still says live."""
+
+        async def look(tr: Transaction) -> bool:
+            raw = await tr.get(self.ctx.keys.blob(blob_id))
+            if raw is None:
+                return False
+            blob = records.blob.decode(raw)
+            content = await tr.get(self.ctx.keys.content(blob.content))
+            return blob.state == LIVE and (content is None or records.content.decode(content).state == LIVE)
+
+        return await self.engine.read(look)
 
     async def present(self, blob_id: bytes, size: int) -> bool:
         """Whether the blob's first block is on the disk now."""
