@@ -16,13 +16,13 @@ CLIENTS := $(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/client
 run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
 
-test: .venv/.installed-test clients
+test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
 
-test-slow: .venv/.installed-test clients
+test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
 
-soak: .venv/.installed-test clients
+soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
 
 bench: .venv/.installed-bench
@@ -33,7 +33,8 @@ lint: .venv/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Clients under test live apart, each with what its constraints file says, as they do on a user's machine.
+# Clients under test live apart, each with what its constraints file says, as they do on a user's machine. The tests make
+# the environments that they need; this makes all of them beforehand.
 clients: $(CLIENTS:%=.venvs/%/.installed)
 
 .venvs/%/.installed: tests/clients/requirements-%.txt

@@ -49,6 +49,7 @@ class RunningNode:
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key_id,
             "AWS_SECRET_ACCESS_KEY": self.secret_access_key,
+            "AWS_DEFAULT_REGION": "auto",
             "AWS_REGION": "auto",
         }
         return variables | ({"AWS_CA_BUNDLE": self.ca_bundle} if self.ca_bundle else {})

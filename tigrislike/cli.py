@@ -153,6 +153,7 @@ tigrislike {__version__} is ready
 export AWS_ENDPOINT_URL={ready.endpoint}
 export AWS_ACCESS_KEY_ID={ready.access_key_id}
 export AWS_SECRET_ACCESS_KEY={secret}
+export AWS_DEFAULT_REGION=auto
 export AWS_REGION=auto
 """
 

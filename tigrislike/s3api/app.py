@@ -47,6 +47,7 @@ RESERVED = frozenset({b"healthz", b"readyz", b"_tigrislike"})
 # Reads whose own transaction proves that the records they rest on are current, so that nothing is read before it.
 _PROVING = frozenset({"GetObject", "HeadObject"})
 _ATTEMPTS = 8
+MAX_BUFFERED_BODY = 2 * 1024 * 1024
 _PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
 RETRY_AFTER_S = "1"
 # Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
@@ -139,7 +140,8 @@ class Gateway:
     async def _perform(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
         verified = None
         if claimed is not None:
-            verified = await authenticate(self._metadata, request, claimed)
+            body_sha256 = await self._body_sha256(request, claimed) if claimed.body_sha256_missing else None
+            verified = await authenticate(self._metadata, request, claimed, body_sha256)
         bucket = await self._authorise(request, operation)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
@@ -176,6 +178,14 @@ class Gateway:
         content = output.pop("Body", None)
         status, headers, document = operation.serialise(output, 206 if "ContentRange" in output else None)
         return status, headers, document if content is None else content
+
+    async def _body_sha256(self, request: Request, claimed: Claim) -> str:
+        """The digest that a signer left out of the headers and signed all the same (plain SigV4, as old curls do).
+
+        The body has to be in memory before the signature can be checked, so it is small, and admitted like any other.
+        """
+        with self._admission.admit(claimed.access_key_id, MAX_BUFFERED_BODY):
+            return await request.buffer_body(MAX_BUFFERED_BODY)
 
     async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
         """The bucket that the request addresses, None where it addresses none (yet).

@@ -13,13 +13,13 @@ from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.request import Request
 from tigrislike.s3api.sigv4 import Claim, Verified
 
-# A signer that leaves out x-amz-content-sha256 (plain SigV4, as curl does) has signed the digest of the whole body, so
-# the body has to be in memory before the signature can be checked.
-MAX_BUFFERED_BODY = 16 * 1024 * 1024
 
-
-async def authenticate(metadata: Metadata, request: Request, claimed: Claim) -> Verified:
+async def authenticate(
+    metadata: Metadata, request: Request, claimed: Claim, body_sha256: str | None = None
+) -> Verified:
     """Check the signature and put the caller's identity into the request.
+
+    `body_sha256` is what `claimed.body_sha256_missing` asks for, in hex.
 
     Raises:
         S3Error: InvalidAccessKeyId, SignatureDoesNotMatch and the other refusals of `sigv4`.
@@ -27,7 +27,6 @@ async def authenticate(metadata: Metadata, request: Request, claimed: Claim) -> 
     key = await metadata.access_key(claimed.access_key_id)
     if key is None:
         raise S3Error("InvalidAccessKeyId", extra={"AWSAccessKeyId": claimed.access_key_id})
-    body_sha256 = await request.buffer_body(MAX_BUFFERED_BODY) if claimed.body_sha256_missing else None
     verified = claimed.verify(key.secret, time.time(), body_sha256=body_sha256)
     request.identity = Identity(key.key_id, key.owner, key.bucket)
     request.notes["access_key"] = key.key_id

@@ -79,7 +79,8 @@ def _managed(
             if claimed is None:
                 raise S3Error("AccessDenied")
             await services.metadata.refresh()
-            verified = await authenticate(services.metadata, request, claimed)
+            body_sha256 = await request.buffer_body(_MAX_DOCUMENT) if claimed.body_sha256_missing else None
+            verified = await authenticate(services.metadata, request, claimed, body_sha256)
             if not request.identity.root:
                 raise S3Error("AccessDenied")
             document = await call(request, Payload(request.receive, request.headers, verified))
