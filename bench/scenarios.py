@@ -36,7 +36,7 @@ class Scale:
     puts: tuple[tuple[str, int], ...] = (("1k", 24_000), ("64k", 2048), ("1m", 160))
     listed_keys: int = 100_000
     large_bytes: int = GIB
-    load_s: float = 400.0
+    load_s: float = 900.0  # rclone needs most of it for a directory of 100,000 files
 
     def bytes_per_round(self) -> int:
         return sum(2 * count * SIZES[size] for size, count in self.puts) + self.large_bytes
