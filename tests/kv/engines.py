@@ -19,8 +19,11 @@ from .memory_engine import MemoryEngine
 
 
 def cluster_file() -> str | None:
-    """The FoundationDB cluster that tests may write to, if one was given."""
-    return os.environ.get("TIGRISLIKE_TEST_FDB") or os.environ.get("FDB_CLUSTER_FILE")
+    """The FoundationDB cluster that tests may write to, if one was given.
+
+    FDB_CLUSTER_FILE is not asked: what it names may be in use, and this suite clears what it tests.
+    """
+    return os.environ.get("TIGRISLIKE_TEST_FDB")
 
 
 @dataclass
@@ -54,12 +57,14 @@ class EngineUnderTest:
         else:
             from tigrislike.metadata.kv.fdb import FdbEngine
 
+            await on_the_cluster(clear_for_a_test)
             engine = await FdbEngine.open(cluster_file(), clock=clock, faults=faults)
-            await engine.transact(_clear_everything)
         try:
             yield engine
         finally:
             await engine.close()
+            if self.name == "fdb":
+                await on_the_cluster(clear_after_a_test)
 
     def run(
         self, body: Callable[[Engine], Awaitable[Any]], *, clock: Clock | None = None, faults: Faults | None = None
@@ -71,27 +76,59 @@ class EngineUnderTest:
         return asyncio.run(main())
 
 
-async def _clear_everything(tr: Any) -> None:
+TEST_CLUSTER = b"\x00tigrislike-test-cluster"
+"""The key that marks a database as one that tests may clear."""
+
+UNDER_TEST = b"\xfe/tigrislike-test-cluster"
+"""Says the same while a test runs, which may look at every key below 0xfd."""
+
+
+class NotATestCluster(Exception):
+    """The database holds something that no test put there."""
+
+
+async def on_the_cluster(fn: Callable[..., Awaitable[Any]], timeout_s: float = 10.0) -> Any:
+    """Run a transaction function on the tests' cluster, by an engine of its own."""
+    from tigrislike.metadata.kv.fdb import FdbEngine
+
+    engine = await FdbEngine.open(cluster_file(), timeout_s=timeout_s)
+    try:
+        return await engine.transact(fn)
+    finally:
+        await engine.close()
+
+
+async def clear_for_a_test(tr: Any) -> None:
+    """Clear the database, if it is empty or marked as a test's.
+
+    Raises:
+        NotATestCluster: it is neither.
+    """
+    marks = [tr.get(TEST_CLUSTER), tr.get(UNDER_TEST)]
+    first = await tr.get_range(b"", b"\xff", limit=1)
+    if first and all([await mark is None for mark in marks]):
+        raise NotATestCluster(
+            f"the FoundationDB cluster {cluster_file()} is not empty (its first key is {first[0][0]!r}) and not marked "
+            f"as a test cluster: give tests a cluster of their own, or set the key {TEST_CLUSTER!r} in this one"
+        )
     tr.clear_range(b"", b"\xff")
+    tr.set(UNDER_TEST, b"")
+
+
+async def clear_after_a_test(tr: Any) -> None:
+    """Leave nothing but the mark."""
+    tr.clear_range(b"", b"\xff")
+    tr.set(TEST_CLUSTER, b"")
 
 
 @functools.cache
 def fdb_unreachable() -> str:
     """Why FoundationDB cannot be tested here; empty if it can."""
     if cluster_file() is None:
-        return "no FoundationDB cluster: set TIGRISLIKE_TEST_FDB or FDB_CLUSTER_FILE to a cluster file"
-
-    async def probe() -> None:
-        from tigrislike.metadata.kv.fdb import FdbEngine
-
-        engine = await FdbEngine.open(cluster_file(), timeout_s=3.0)
-        try:
-            await engine.read(_probe)
-        finally:
-            await engine.close()
+        return "no FoundationDB cluster: set TIGRISLIKE_TEST_FDB to a cluster file"
 
     try:
-        asyncio.run(probe())
+        asyncio.run(on_the_cluster(_probe, timeout_s=3.0))
     except Exception as error:
         return f"FoundationDB at {cluster_file()} does not answer: {error}"
     return ""

@@ -256,7 +256,14 @@ class Watch:
 class FakeFdb:
     """An `FdbEngine` on this client. `client` plans its errors; `transactions` are all that were made."""
 
-    def __init__(self, *, clock: Clock | None = None, faults: Faults | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        faults: Faults | None = None,
+        timeout_s: float = 10.0,
+        prefix: bytes = b"",
+    ) -> None:
         from tigrislike.metadata.kv.clock import SystemClock
 
         self.client = Client()
@@ -275,7 +282,7 @@ class FakeFdb:
             impl=SimpleNamespace(KeyValueStruct=KeyValueStruct),
         )
         database = SimpleNamespace(create_transaction=create_transaction)
-        self.engine = FdbEngine(binding, database, clock or SystemClock(), faults, timeout_s)
+        self.engine = FdbEngine(binding, database, clock or SystemClock(), faults, timeout_s, prefix)
 
     async def close(self) -> None:
         await self.engine.close()

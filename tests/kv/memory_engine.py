@@ -160,6 +160,8 @@ class MemoryEngine:
         commits: transactions that took effect, and `conflicts`: that were refused; for tests that want both.
     """
 
+    prefix = b""
+
     def __init__(
         self, *, seed: int = 0, faults: Faults | None = None, clock: Clock | None = None, timeout_s: float = 60.0
     ) -> None:

@@ -237,6 +237,66 @@ def test_an_unusable_cluster_file_is_unavailable(monkeypatch: pytest.MonkeyPatch
         asyncio.run(open_engine("fdb:///absent/fdb.cluster"))
 
 
+@pytest.mark.parametrize(
+    ("query", "prefix"),
+    [("", b""), ("?prefix=store-1", b"store-1"), ("?prefix=a%2Fb%20c", b"a/b c"), ("?prefix=", b"")],
+)
+def test_the_url_says_where_in_the_cluster_the_keys_lie(
+    monkeypatch: pytest.MonkeyPatch, query: str, prefix: bytes
+) -> None:
+    opened: list[str | None] = []
+
+    class Binding:
+        FDBError = RuntimeError
+
+        def api_version(self, _version: int) -> None: ...
+
+        def open(self, cluster_file: str | None) -> object:
+            opened.append(cluster_file)
+            return object()
+
+    async def main(url: str) -> bytes:
+        engine = await open_engine(url)
+        try:
+            return engine.prefix
+        finally:
+            await engine.close()
+
+    monkeypatch.setitem(sys.modules, "fdb", Binding())  # type: ignore[arg-type]
+    assert asyncio.run(main(f"fdb:///etc/fdb.cluster{query}")) == prefix
+    assert asyncio.run(main(f"fdb:///{query}")) == prefix
+    assert asyncio.run(main(f"fdb:{query}")) == prefix
+    assert opened == ["/etc/fdb.cluster", None, None]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?prefix",
+        "?other=1",
+        "?prefix=a&other=1",
+        "?prefix=a&prefix=b",
+        "?prefix=%FF",
+        "?prefix=%00",
+        "?prefix=%C3%A9",
+        "?prefix=" + "a" * 65,
+        "#fragment",
+    ],
+)
+def test_a_url_with_other_options_is_refused(query: str) -> None:
+    with pytest.raises(ValueError, match="metadata URL"):
+        asyncio.run(open_engine(f"fdb:///etc/fdb.cluster{query}"))
+
+
+def test_marks_lie_under_the_stores_prefix() -> None:
+    async def body(fake: FakeFdb) -> None:
+        await fake.engine.transact(increment)
+        written = [key for key, _ in fake.store.range_at(fake.store.version, b"", b"\xff")]
+        assert [key.startswith(b"store-1/\xfe/done/") for key in written] == [False, True]
+
+    run(body, prefix=b"store-1/")
+
+
 def test_importing_the_package_loads_no_client_library() -> None:
     program = "import sys, tigrislike.metadata.kv, tigrislike.metadata.kv.fdb; sys.exit('fdb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

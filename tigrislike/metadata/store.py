@@ -93,11 +93,10 @@ class Metadata:
         master_key: MasterKey,
         node_id: bytes,
         region: str,
-        prefix: bytes = b"",
         cluster_number: int = 0,
         reclaim_grace_s: float = 3600,
     ) -> Metadata:
-        """Open the keyspace under `prefix`, or found it.
+        """Open the keyspace under the engine's prefix, or found it.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
@@ -108,7 +107,7 @@ class Metadata:
         """
         home = Home(region, node_id)
         grace_ns = int(reclaim_grace_s * 1_000_000_000)
-        keys = Keyspace(prefix)
+        keys = Keyspace(engine.prefix)
         founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)

@@ -6,7 +6,7 @@ functions, `errors.py` draws the tree of errors, `limits.py` holds FoundationDB'
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .clock import Clock, ManualClock, SystemClock
 from .engine import Engine, Ready, Transaction, Watch
@@ -55,12 +55,17 @@ __all__ = [
     "open_engine",
 ]
 
+PREFIX_LENGTH = 64
+"""It is repeated in every key."""
+
 
 async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | None = None) -> Engine:
-    """Open the engine that `url` names: `sqlite:///FILE` or `fdb:///CLUSTERFILE`.
+    """Open the engine that `url` names: `sqlite:///FILE` or `fdb:///CLUSTERFILE[?prefix=TEXT]`.
 
     The part after `//` is an absolute path, percent-encoded where need be; `sqlite:FILE` names a relative one.
-    `fdb:` alone takes FoundationDB's default cluster file. Open after fork, once per process and event loop.
+    `fdb:///` alone takes the cluster file that FDB_CLUSTER_FILE names, else FoundationDB's default. `prefix` is where in
+    the cluster this store's keys lie, so that several can share one; none may begin with another's. Open after fork,
+    once per process and event loop.
 
     Raises:
         ValueError: the URL names no engine, or has parts that are not understood.
@@ -68,7 +73,7 @@ async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | 
         UnknownFormat, CorruptStore: the SQLite file is not usable.
     """
     parts = urlsplit(url)
-    if parts.netloc or parts.query or parts.fragment:
+    if parts.netloc or parts.fragment or (parts.query and parts.scheme != "fdb"):
         raise ValueError(f"metadata URL {url!r}: write sqlite:///absolute/path or fdb:///absolute/path, nothing else")
     path = unquote(parts.path)
     match parts.scheme:
@@ -79,5 +84,19 @@ async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | 
         case "fdb":
             from .fdb import FdbEngine
 
-            return await FdbEngine.open(path or None, clock=clock, faults=faults)
+            cluster_file = None if path in ("", "/") else path
+            return await FdbEngine.open(cluster_file, prefix=_prefix(url, parts.query), clock=clock, faults=faults)
     raise ValueError(f"metadata URL {url!r} names no engine: write sqlite:///FILE or fdb:///CLUSTERFILE")
+
+
+def _prefix(url: str, query: str) -> bytes:
+    try:
+        options = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict")
+    except ValueError as error:
+        raise ValueError(f"metadata URL {url!r}: {error}") from error
+    if len(options) > 1 or any(name != "prefix" for name, _ in options):
+        raise ValueError(f"metadata URL {url!r}: the one option is ?prefix=TEXT")
+    prefix = options[0][1] if options else ""
+    if len(prefix) > PREFIX_LENGTH or not prefix.isascii() or not prefix.isprintable():
+        raise ValueError(f"metadata URL {url!r}: a prefix is at most {PREFIX_LENGTH} printable ASCII characters")
+    return prefix.encode()

@@ -114,7 +114,15 @@ class Transaction(Protocol):
 
 
 class Engine(Protocol):
-    """A strictly serialisable, durable, ordered key-value store. Bound to the event loop that opened it."""
+    """A strictly serialisable, durable, ordered key-value store. Bound to the event loop that opened it.
+
+    Keys are given in full: the engine adds no prefix to them.
+    """
+
+    @property
+    def prefix(self) -> bytes:
+        """Where in the database this store's keys lie; b"" where it has the database to itself."""
+        ...
 
     async def transact(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run `fn(tr, *args)` to a commit, again after every conflict, and return (or raise) what it did.

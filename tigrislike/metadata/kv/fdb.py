@@ -22,8 +22,8 @@ from .retry import Runner
 
 T = TypeVar("T")
 
-DONE_PREFIX = b"\xfe/done/"
-"""Where attempts leave their mark. Tuple-encoded keys never begin with 0xfe."""
+DONE = b"\xfe/done/"
+"""Where attempts leave their mark, under the store's prefix. Tuple-encoded keys never begin with 0xfe."""
 
 TIMEOUT_S = 10.0
 """For one `transact` or `read`, retries and all."""
@@ -32,7 +32,16 @@ TIMEOUT_S = 10.0
 class FdbEngine:
     """An `Engine` on a FoundationDB cluster. Made by `FdbEngine.open`."""
 
-    def __init__(self, binding: Any, database: Any, clock: Clock, faults: Faults | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        binding: Any,
+        database: Any,
+        clock: Clock,
+        faults: Faults | None,
+        timeout_s: float,
+        prefix: bytes = b"",
+    ) -> None:
+        self.prefix = prefix
         self._clock = clock
         self._closed = False
         bridge = Bridge()
@@ -46,7 +55,7 @@ class FdbEngine:
             return Runner(
                 lambda left_s: begin(read_only, left_s),
                 clock,
-                done_prefix=DONE_PREFIX,
+                done_prefix=prefix + DONE,
                 timeout_s=timeout_s,
                 faults=faults,
             )
@@ -59,11 +68,14 @@ class FdbEngine:
         cls,
         cluster_file: str | None = None,
         *,
+        prefix: bytes = b"",
         clock: Clock | None = None,
         faults: Faults | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> FdbEngine:
         """Open the cluster that `cluster_file` names (None: FoundationDB's default). Does not wait for it to answer.
+
+        `prefix` is where this store's keys lie.
 
         Raises:
             EngineUnavailable: the client library is missing, or the cluster file unusable.
@@ -73,7 +85,7 @@ class FdbEngine:
             database = binding.open(cluster_file)
         except binding.FDBError as error:
             raise EngineUnavailable(f"cluster file {cluster_file or '(default)'}: {reason_of(error)}") from error
-        return cls(binding, database, clock or SystemClock(), faults, timeout_s)
+        return cls(binding, database, clock or SystemClock(), faults, timeout_s, prefix)
 
     async def transact(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         if self._closed:

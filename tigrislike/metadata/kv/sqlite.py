@@ -59,6 +59,8 @@ CHECKPOINT_PAUSE_NS = 250_000_000
 class SqliteEngine:
     """An `Engine` on one SQLite file. Made by `SqliteEngine.open`."""
 
+    prefix = b""
+
     def __init__(
         self, path: str, reader: apsw.Connection, clock: Clock, faults: Faults | None, vfs: str | None
     ) -> None:
