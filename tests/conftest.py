@@ -1,4 +1,5 @@
-"""Fixtures for every test: running nodes. And the rule that no test is skipped unless the project says so."""
+"""Fixtures for every test: running nodes. Which engine is under test, and whether there is a cluster for the tests that
+need one. And the rule that no test is skipped unless the project says so."""
 
 from __future__ import annotations
 
@@ -9,9 +10,28 @@ from pathlib import Path
 
 import pytest
 
+from tests import clusters
 from tests.nodes import RunningNode, running_node
 
 SKIPS = pytest.StashKey[list[tuple[str, str]]]()
+
+
+# -- FoundationDB ----------------------------------------------------------------------------------------------------
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    reason = clusters.no_cluster()
+    with_cluster = f"what needs it is skipped: {reason}" if reason else "its cluster answers"
+    return f"metadata engine: {clusters.engine_under_test()}; FoundationDB: {with_cluster}"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Skipped here, not by a mark on each item, so that the summary has one line for all of them.
+    if item.get_closest_marker("fdb") is not None and clusters.cluster_file() is None:
+        pytest.skip(clusters.SKIP_REASON)
+
+
+# -- Nodes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +74,8 @@ def either_store(request: pytest.FixtureRequest) -> RunningNode:
 
 # -- Skips -----------------------------------------------------------------------------------------------------------
 # With ALLOWED_SKIPS=FILE a run fails when a test is skipped that no line of the file allows. A line is a pattern over
-# test ids, a space, and the reason: a skip that nobody decided on is a hole in the net.
+# test ids, a space, and the reason: a skip that nobody decided on is a hole in the net. The pattern `@fdb` is every
+# test that was skipped for want of a FoundationDB cluster.
 
 
 def _allowed(path: Path) -> list[str]:
@@ -70,6 +91,10 @@ def _allowed(path: Path) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SKIPS] = []
+    try:
+        clusters.engine_under_test()
+    except clusters.NoCluster as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> None:
@@ -91,6 +116,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if clusters.engine_under_test() == "fdb":
+        clusters.clear()
     unexpected = _unexpected_skips(session.config)
     if unexpected and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -110,4 +137,5 @@ def _unexpected_skips(config: pytest.Config) -> list[tuple[str, str]]:
         (test, reason)
         for test, reason in config.stash[SKIPS]
         if not any(fnmatch.fnmatchcase(test, pattern) for pattern in patterns)
+        and not ("@fdb" in patterns and clusters.SKIP_REASON in reason)
     ]

@@ -1,7 +1,11 @@
-"""Real nodes for tests: `tigrislike serve` as a process of its own, on a free port, over a directory of the test's."""
+"""Real nodes for tests: `tigrislike serve` as a process of its own, on a free port, over a directory of the test's.
+
+Which engine keeps their metadata is `tests/clusters.py`'s to say: SQLite in that directory, or FoundationDB.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -12,6 +16,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tests.clusters import engine_under_test, url_for
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -79,6 +86,21 @@ class RunningNode:
         return found
 
 
+def engine_settings(data_dir: Path) -> dict[str, Any]:
+    """What `Settings` must be given, beside `data_dir`, for the metadata of this store to be in the engine under test.
+
+    Empty for SQLite. FoundationDB also needs a master key, which is made beside the data directory at first.
+    """
+    if engine_under_test() == "sqlite":
+        return {}
+    master_key = data_dir.with_name(data_dir.name + ".master.key")
+    if not master_key.exists():
+        master_key.parent.mkdir(parents=True, exist_ok=True)
+        master_key.touch(mode=0o600)
+        master_key.write_text(base64.b64encode(os.urandom(32)).decode())
+    return {"metadata": url_for(data_dir), "master_key_file": master_key}
+
+
 def start_node(
     data_dir: Path,
     *flags: str,
@@ -89,7 +111,7 @@ def start_node(
     """Start a node and wait until it answers requests. The caller stops it.
 
     Args:
-        flags: added to `serve`'s; a later flag wins over an earlier one.
+        flags: added to `serve`'s, which name the engine under test; a later flag wins over an earlier one.
         environment: added to this process's, less what it has of TIGRISLIKE_*.
         command: what to run in place of `python -m tigrislike serve`; takes the same flags.
 
@@ -107,6 +129,7 @@ def start_node(
                 f"--data-dir={data_dir}",
                 "--port=0",
                 "--workers=2",
+                *(f"--{name.replace('_', '-')}={value}" for name, value in engine_settings(data_dir).items()),
                 f"--ready-fd={writer}",
                 *flags,
             ],
