@@ -52,6 +52,7 @@ from tigrislike.metadata.kv.limits import (
     reject_size,
 )
 from tigrislike.metadata.kv.retry import Runner
+from tigrislike.metadata.kv.seal import Sealable, SealCheck
 
 T = TypeVar("T")
 
@@ -152,7 +153,7 @@ class Scheduler:
             self._ticking = False
 
 
-class MemoryEngine:
+class MemoryEngine(Sealable):
     """An `Engine` in memory. See the module's docstring.
 
     Attributes:
@@ -188,6 +189,7 @@ class MemoryEngine:
             sleep=self._sleep,
             rng=rng,
             write_id=lambda: rng.randbytes(16),
+            seal=SealCheck(self.prefix),
         )
         self._reader = Runner(
             lambda _left_s: MemoryTransaction(self, read_only=True),
@@ -202,6 +204,10 @@ class MemoryEngine:
     async def transact(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         self._check_open()
         return await self._runner.transact(fn, args)
+
+    async def transact_past_seal(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        self._check_open()
+        return await self._runner.transact(fn, args, past_seal=True)
 
     async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         self._check_open()

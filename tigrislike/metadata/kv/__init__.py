@@ -21,6 +21,7 @@ from .errors import (
     EngineUnavailable,
     NotCommitted,
     RetryableError,
+    StoreSealed,
     TransactionMisuse,
     TransactionTimedOut,
     TransactionTooOld,
@@ -45,6 +46,7 @@ __all__ = [
     "NotCommitted",
     "Ready",
     "RetryableError",
+    "StoreSealed",
     "SystemClock",
     "Transaction",
     "TransactionMisuse",
@@ -63,7 +65,7 @@ async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | 
     """Open the engine that `url` names: `sqlite:///FILE` or `fdb:///CLUSTERFILE[?prefix=TEXT]`.
 
     The part after `//` is an absolute path, percent-encoded where need be; `sqlite:FILE` names a relative one.
-    `fdb:///` alone takes the cluster file that FDB_CLUSTER_FILE names, else FoundationDB's default. `prefix` is where in
+    `fdb:///` alone takes the cluster file that FDB_CLUSTER_FILE names, else the default one. `prefix` is where in
     the cluster this store's keys lie, so that several can share one; none may begin with another's. Open after fork,
     once per process and event loop.
 

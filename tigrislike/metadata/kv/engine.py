@@ -133,12 +133,33 @@ class Engine(Protocol):
         Raises:
             whatever `fn` raises: nothing that it wrote is kept.
             AmbiguousCommit: it may have been committed.
+            StoreSealed: it writes, and the store is sealed.
             EngineError: nothing was committed.
         """
         ...
 
     async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run `fn(tr, *args)` on one snapshot, read-only. May run it again if the snapshot grows too old."""
+        ...
+
+    async def seal(self, reason: str) -> None:
+        """Refuse every change of this store, by any process, from here on: `transact` raises `StoreSealed`.
+
+        What `transact` had under way is committed, or refused, by the time this returns. Reads go on, across restarts,
+        until `unseal`. Sealing a sealed store changes the reason.
+        """
+        ...
+
+    async def unseal(self) -> None:
+        """Allow changes again. Does nothing to an open store."""
+        ...
+
+    async def sealed(self) -> str | None:
+        """The reason for which this store is sealed; None while it is open."""
+        ...
+
+    async def transact_past_seal(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        """`transact` for the one who sealed the store."""
         ...
 
     def now_ns(self) -> int:

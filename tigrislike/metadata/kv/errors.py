@@ -22,6 +22,7 @@
     │   ├── EngineBusy
     │   ├── DiskFull
     │   └── EngineClosed
+    ├── StoreSealed                        the store takes no writes: it is being moved, or has moved
     ├── CorruptStore                       what is stored cannot be read
     ├── UnknownFormat                      the store was written by a newer release, or is not ours
     └── TooManyWatches
@@ -161,6 +162,20 @@ class DiskFull(EngineUnavailable):
 
 class EngineClosed(EngineUnavailable):
     """The engine has been closed."""
+
+
+class StoreSealed(EngineError):
+    """The transaction writes and the store is sealed (`seal.py`). Nothing was committed.
+
+    Attributes:
+        reason: why, for operators. It may name places, so it is no part of the text, which clients get to see.
+    """
+
+    code = "SlowDown"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The store takes no writes for now; try again later")
+        self.reason = reason
 
 
 class CorruptStore(EngineError):

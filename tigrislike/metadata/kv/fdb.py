@@ -19,6 +19,7 @@ from .faults import Faults
 from .fdb_client import Bridge, load_binding, reason_of
 from .fdb_transaction import FdbTransaction
 from .retry import Runner
+from .seal import Sealable, SealCheck
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ TIMEOUT_S = 10.0
 """For one `transact` or `read`, retries and all."""
 
 
-class FdbEngine:
+class FdbEngine(Sealable):
     """An `Engine` on a FoundationDB cluster. Made by `FdbEngine.open`."""
 
     def __init__(
@@ -58,6 +59,7 @@ class FdbEngine:
                 done_prefix=prefix + DONE,
                 timeout_s=timeout_s,
                 faults=faults,
+                seal=None if read_only else SealCheck(prefix),
             )
 
         self._writes = runner(False)
@@ -91,6 +93,11 @@ class FdbEngine:
         if self._closed:
             raise EngineClosed("the engine has been closed")
         return await self._writes.transact(fn, args)
+
+    async def transact_past_seal(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        if self._closed:
+            raise EngineClosed("the engine has been closed")
+        return await self._writes.transact(fn, args, past_seal=True)
 
     async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         if self._closed:

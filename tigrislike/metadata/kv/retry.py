@@ -35,6 +35,7 @@ from .errors import (
     TransactionMisuse,
 )
 from .faults import Faults
+from .seal import SealCheck
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class Runner:
     Args:
         begin: makes a fresh attempt, which has that many seconds to live.
         done_prefix: where `done` keys are kept.
+        seal: refuses what writes to a sealed store; None: nothing seals it.
         timeout_s: limit for one `transact` or `read`, retries and all.
         sleep: waits between attempts.
         rng: jitter, and nothing else.
@@ -92,6 +94,7 @@ class Runner:
         *,
         done_prefix: bytes,
         timeout_s: float,
+        seal: SealCheck | None = None,
         faults: Faults | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         rng: random.Random | None = None,
@@ -100,6 +103,7 @@ class Runner:
         self._begin = begin
         self._clock = clock
         self._done_prefix = done_prefix
+        self._seal = seal
         self._timeout_ns = int(timeout_s * 1e9)
         self._faults = faults
         self._sleep = sleep
@@ -110,16 +114,19 @@ class Runner:
         self._running = 0
         self._idle: asyncio.Event | None = None
 
-    async def transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
+    async def transact(
+        self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], *, past_seal: bool = False
+    ) -> T:
         """Run `fn(tr, *args)` to a commit. See `Engine.transact`.
 
         Raises:
             RetryableError: the last attempt's, when time ran out.
+            StoreSealed: it writes, and the store is sealed.
             AmbiguousCommit: as described above.
         """
         self._running += 1
         try:
-            return await self._transact(fn, args)
+            return await self._transact(fn, args, None if past_seal else self._seal)
         finally:
             self._leave()
 
@@ -145,7 +152,7 @@ class Runner:
         if self._idle is not None and not self._running:
             self._idle.set()
 
-    async def _transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
+    async def _transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], seal: SealCheck | None) -> T:
         deadline_ns = self._clock.monotonic_ns() + self._timeout_ns
         pauses = self._pauses()
         while True:
@@ -153,8 +160,11 @@ class Runner:
             done_key = b""
             try:
                 await self._suffer_read()
+                version = tr.metadata_version() if seal is not None else None
                 result = await _held_to_rules(fn, tr, args)
                 if tr.mutates:
+                    if seal is not None and version is not None:
+                        await seal.check(tr, version)
                     done_key = self._done_key()
                     tr.add_read_conflict_key(done_key)
                     tr.set(done_key, COMMITTED)

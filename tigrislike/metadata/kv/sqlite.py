@@ -26,6 +26,7 @@ import apsw
 from .clock import Clock, SystemClock
 from .errors import EngineClosed, EngineError, EngineUnavailable, RetryableError, TransactionMisuse
 from .faults import Faults
+from .seal import Sealable
 from .sqlite_file import connect, prepare, translate
 from .sqlite_transaction import GET, Reading, drive
 from .sqlite_watch import Watches
@@ -56,7 +57,7 @@ CHECKPOINT_PAUSE_NS = 250_000_000
 """Between two checkpoints that nobody asked for."""
 
 
-class SqliteEngine:
+class SqliteEngine(Sealable):
     """An `Engine` on one SQLite file. Made by `SqliteEngine.open`."""
 
     prefix = b""
@@ -122,6 +123,11 @@ class SqliteEngine:
             return await self._transact_faultily(self._faults, fn, args)
         return await self._writer.submit(fn, args)  # type: ignore[no-any-return]
 
+    async def transact_past_seal(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        if self._faults is not None:
+            return await self._transact_faultily(self._faults, fn, args, past_seal=True)
+        return await self._writer.submit(fn, args, past_seal=True)  # type: ignore[no-any-return]
+
     async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         if self._faults is not None:
             await self._suffer(self._faults)
@@ -171,14 +177,16 @@ class SqliteEngine:
             self._execute = _closed
             self._reader.close()
 
-    async def _transact_faultily(self, faults: Faults, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
+    async def _transact_faultily(
+        self, faults: Faults, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], *, past_seal: bool = False
+    ) -> T:
         while True:
             await self._suffer(faults)
             if faults.commit_delay_s:
                 await asyncio.sleep(faults.commit_delay_s)
             fault = faults.commit_fault()
             try:
-                return await self._writer.submit(fn, args, fault)  # type: ignore[no-any-return]
+                return await self._writer.submit(fn, args, fault, past_seal=past_seal)  # type: ignore[no-any-return]
             except RetryableError as error:
                 if fault is None or error is not fault.error:
                     raise

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import apsw
 
 from .clock import Clock
-from .errors import CommitUnknown, EngineBusy, EngineClosed, EngineError, ForeignAwait, TransactionMisuse
+from .errors import CommitUnknown, EngineBusy, EngineClosed, EngineError, ForeignAwait, StoreSealed, TransactionMisuse
 from .faults import CommitFault
+from .seal import SEALED, seal_reason
 from .sqlite_file import connect, translate
 from .sqlite_transaction import COMMIT_VERSION_KEY, GET, PUT, Writing, drive
 from .sqlite_watch import Watches
@@ -44,6 +45,7 @@ class Job(NamedTuple):
     args: tuple[object, ...]
     future: asyncio.Future[Any]
     fault: CommitFault | None
+    past_seal: bool
 
 
 Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -83,9 +85,14 @@ class Writer:
         self._thread.start()
 
     def submit(
-        self, fn: Callable[..., Awaitable[Any]], args: tuple[object, ...], fault: CommitFault | None = None
+        self,
+        fn: Callable[..., Awaitable[Any]],
+        args: tuple[object, ...],
+        fault: CommitFault | None = None,
+        *,
+        past_seal: bool = False,
     ) -> asyncio.Future[Any]:
-        """Queue a transaction; the future gets what becomes of it.
+        """Queue a transaction; the future gets what becomes of it. `past_seal`: though the store be sealed.
 
         Raises:
             EngineClosed: the writer is closing.
@@ -93,7 +100,7 @@ class Writer:
         if self._closing:
             raise EngineClosed(f"{self._path}: the engine has been closed")
         future = self._loop.create_future()
-        self._pending.append(Job(fn, args, future, fault))
+        self._pending.append(Job(fn, args, future, fault, past_seal))
         if not self._awake:
             self._awake = True
             self._wake.put(None)
@@ -220,6 +227,7 @@ class Writer:
         """Take jobs off the queue into `group` and run them; None if one has to be undone, which needs savepoints."""
         outcomes: list[Outcome] = []
         version = first_version = self._commit_version()
+        sealed = self._sealed()
         monotonic_ns = self._clock.monotonic_ns
         deadline_ns = monotonic_ns() + GROUP_NS
         size = 0
@@ -232,9 +240,11 @@ class Writer:
                 continue
             group.append(job)
             tr = Writing(self._execute, self._clock, self._path, self._watches, version)
-            outcome = self._run_job(job, tr)
+            outcome = self._run_job(job, tr, sealed)
             if tr.wrote:
-                if outcome[2] is not None and not (job.fault is not None and job.fault.committed):
+                if job.past_seal:
+                    sealed = self._sealed()
+                if outcome[2] is not None and not _committed_with(job, outcome[2]):
                     return None
                 version += 1
                 size += tr.size
@@ -246,26 +256,31 @@ class Writer:
     def _run_with_savepoints(self, group: list[Job]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         version = first_version = self._commit_version()
+        sealed = self._sealed()
         for job in group:
             tr = Writing(self._execute, self._clock, self._path, self._watches, version)
             self._execute("SAVEPOINT job")
-            outcome = self._run_job(job, tr)
-            if outcome[2] is not None and not (job.fault is not None and job.fault.committed):
+            outcome = self._run_job(job, tr, sealed)
+            if outcome[2] is not None and not _committed_with(job, outcome[2]):
                 self._execute("ROLLBACK TO job")
             elif tr.wrote:
                 version += 1
             self._execute("RELEASE job")
+            if job.past_seal:
+                sealed = self._sealed()
             outcomes.append(outcome)
         if version != first_version:
             self._execute(PUT, (COMMIT_VERSION_KEY, version.to_bytes(8, "big")))
         return outcomes
 
-    def _run_job(self, job: Job, tr: Writing) -> Outcome:
+    def _run_job(self, job: Job, tr: Writing, sealed: str | None) -> Outcome:
         value: Any = None
         error: BaseException | None = None
         try:
             value = drive(job.fn(tr, *job.args))
             tr.check_age()
+            if sealed is not None and tr.wrote and not job.past_seal:
+                error = StoreSealed(sealed)
         except StopIteration:
             error = TransactionMisuse("a transaction function raised StopIteration")
         except RuntimeError as failure:
@@ -280,9 +295,13 @@ class Writer:
         if tr.failure is not None:
             # SQLite may have rolled the whole group back with the statement, whatever the function made of it.
             raise tr.failure
-        if job.fault is not None:
+        if job.fault is not None and not isinstance(error, StoreSealed):
             error = job.fault.error
         return job.future, value, error
+
+    def _sealed(self) -> str | None:
+        row = self._execute(GET, (SEALED,)).fetchone()
+        return None if row is None else seal_reason(row[0])
 
     def _commit_version(self) -> int:
         row = self._execute(GET, (COMMIT_VERSION_KEY,)).fetchone()
@@ -323,3 +342,8 @@ class Writer:
             # Should this fail too, the next group meets a closed connection, and comes here again.
             with contextlib.suppress(EngineError):
                 self._adopt(connect(self._path, busy_ms=BUSY_MS, vfs=self._vfs))
+
+
+def _committed_with(job: Job, error: BaseException) -> bool:
+    """Whether `error` is that of an injected fault after which the transaction is in force."""
+    return job.fault is not None and job.fault.committed and error is job.fault.error
