@@ -64,7 +64,7 @@ def test_a_key_may_hold_only_its_share_while_others_are_active() -> None:
         for _ in range(25):
             held.enter_context(gate.admit("a", 0))
         assert refused(gate, "a")
-        clock.now_s += 2  # the others have been quiet
+        clock.now_s += 10  # the others have been quiet
         assert not refused(gate, "a")
 
 
@@ -136,6 +136,31 @@ def test_while_keys_compete_each_runs_a_few_and_the_rest_wait_in_order() -> None
                 release.set()
             await asyncio.gather(honest, *tasks)
         assert gate.requests == 0
+
+    run(main())
+
+
+def test_requests_that_end_at_once_count_in_their_round_too() -> None:
+    async def quick(gate: Admission, ended: list[str], name: str) -> None:
+        async with gate.admit("flood", 0):
+            ended.append(name)
+
+    async def main() -> None:
+        gate, clock = admission()
+        ended: list[str] = []
+        with gate.admit("other", 0):
+            tasks = [asyncio.create_task(quick(gate, ended, str(n))) for n in range(9)]
+            for rounds in range(1, 5):
+                await asyncio.sleep(0)
+                assert len(ended) <= 2 * rounds
+            await asyncio.gather(*tasks)
+            assert ended == [str(n) for n in range(9)]
+        clock.now_s += 10
+        await asyncio.gather(*(quick(gate, ended, "alone") for _ in range(50)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not gate._keys  # nothing is kept of keys that have gone
+        assert not gate._counting
 
     run(main())
 

@@ -31,7 +31,7 @@ _LARGE_BYTES = 256 * 1024
 _TURNS = 16  # small requests that run at once while keys compete, shared among them
 _LEAST_TURNS = 4  # but never fewer than this for a key: group commit needs some company
 _STARTS = 2  # of a key in one round of the event loop while keys compete; a small read runs to its end at once
-_RECENT_S = 1.0  # a key counts as active for this long after its last request
+_RECENT_S = 5.0  # a key counts as active for this long after its last request
 _RETRY_AFTER_S = "1"
 
 
@@ -60,7 +60,7 @@ class Admission:
         self._now_s = now_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._counting = False  # whether `_round` is scheduled
-        self._keys: dict[str, _Key] = {}  # those with requests in flight
+        self._keys: dict[str, _Key] = {}  # those with requests in flight, or started in this round
         self._recent: dict[str, float] = {}  # key -> time of its last request, oldest first
 
     @classmethod
@@ -133,7 +133,7 @@ class Admission:
 
     def _start(self, permit: Permit) -> None:
         permit._key.running += 1
-        permit._key.started += 1
+        permit._key.started += len(self._recent) > 1  # a key that is alone is not counted
         permit._runs = True
 
     def next_round(self) -> bool:
@@ -144,10 +144,13 @@ class Admission:
             still waiting waits for a request to end, not for a round.
         """
         started = False
-        for key in self._keys.values():
+        for key_id, key in list(self._keys.items()):
             key.started = 0
             self._start_waiting(key)
-            started = started or key.started > 0
+            if key.started:
+                started = True
+            elif not key.requests:
+                del self._keys[key_id]
         return started
 
     def _start_waiting(self, key: _Key) -> None:
@@ -183,7 +186,8 @@ class Admission:
         self._start_waiting(key)
         if key.started and self._loop is not None:
             self.count_rounds(self._loop)
-        if not key.requests:
+        # What has ended within one round, as a small read does, still counts in that round.
+        if not key.requests and not key.started:
             del self._keys[permit._key_id]
 
 
@@ -217,7 +221,7 @@ class Permit:
             return self
         admission = self._admission
         runs = admission._take_turn(self)
-        if not runs or len(admission._recent) > 1:
+        if not runs or self._key.started:
             loop = asyncio.get_running_loop()
             admission.count_rounds(loop)
         if not runs:
