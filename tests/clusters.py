@@ -92,7 +92,16 @@ def fresh_url() -> Iterator[str]:
 
 def url_for(data_dir: Path) -> str:
     """The metadata URL for a store in `data_dir`: the same one for as long as this process lives."""
-    return _url(f"{PREFIX}{_RUN}/{hashlib.sha256(os.fsencode(data_dir.absolute())).hexdigest()[:16]}/")
+    return _url(_prefix_for(data_dir))
+
+
+def clear_for(data_dir: Path) -> None:
+    """Clear what a store in `data_dir` has put into the cluster."""
+    clear(_prefix_for(data_dir))
+
+
+def _prefix_for(data_dir: Path) -> str:
+    return f"{PREFIX}{_RUN}/{hashlib.sha256(os.fsencode(data_dir.absolute())).hexdigest()[:16]}/"
 
 
 def clear(prefix: str = f"{PREFIX}{_RUN}/") -> None:

@@ -25,6 +25,14 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"metadata engine: {clusters.engine_under_test()}; FoundationDB: {with_cluster}"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if clusters.engine_under_test() == "sqlite":
+        return
+    left_out = [item for item in items if item.get_closest_marker("sqlite") is not None]
+    items[:] = [item for item in items if item.get_closest_marker("sqlite") is None]
+    config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     # Skipped here, not by a mark on each item, so that the summary has one line for all of them.
     if item.get_closest_marker("fdb") is not None and clusters.cluster_file() is None:

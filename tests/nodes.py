@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.clusters import engine_under_test, url_for
+from tests.clusters import clear_for, engine_under_test, url_for
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -99,6 +100,13 @@ def engine_settings(data_dir: Path) -> dict[str, Any]:
         master_key.touch(mode=0o600)
         master_key.write_text(base64.b64encode(os.urandom(32)).decode())
     return {"metadata": url_for(data_dir), "master_key_file": master_key}
+
+
+def remove_store(data_dir: Path) -> None:
+    """Remove a store of which nothing runs, wherever its metadata are."""
+    if engine_under_test() == "fdb":
+        clear_for(data_dir)
+    shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def start_node(

@@ -30,11 +30,11 @@ _PAGE = 5000
 async def dump(metadata: Metadata) -> dict[bytes, bytes]:
     """Every row of the keyspace. Only for a store in which nobody writes."""
     rows: dict[bytes, bytes] = {}
-    begin = b""
+    begin, end = metadata.engine.prefix, metadata.engine.prefix + b"\xfe"
     while True:
 
         async def page(tr: Any, begin: bytes = begin) -> list[tuple[bytes, bytes]]:
-            found: list[tuple[bytes, bytes]] = await tr.get_range(begin, b"\xfe", limit=_PAGE)
+            found: list[tuple[bytes, bytes]] = await tr.get_range(begin, end, limit=_PAGE)
             return found
 
         found = await metadata.engine.read(page)

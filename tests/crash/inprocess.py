@@ -1,7 +1,7 @@
 """A node's application in this process, over whatever file systems a test puts under it, driven request by request.
 
 Between a test and the store lie only ASGI and the signature: no sockets, so that every step is the test's. A body may
-be sent in pieces, and a client may vanish in the middle of one.
+be sent in pieces, and a client may vanish in the middle of one. The engine is the one under test (`tests/clusters.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +18,12 @@ from unittest import mock
 from urllib.parse import quote, urlencode
 
 from tests.e2e.wire import UNSIGNED, Answer, Caller
+from tests.nodes import engine_settings
 from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.config import Settings
 from tigrislike.metadata import MasterKey, Metadata
-from tigrislike.metadata.kv import Clock, Engine
+from tigrislike.metadata.kv import Clock, Engine, open_engine
 from tigrislike.metadata.kv.sqlite import SqliteEngine
 from tigrislike.s3api.app import create_app
 from tigrislike.s3api.protocol import Protocol, load_protocol
@@ -136,15 +137,32 @@ async def opened(
     vfs: str | None = None,
     clock: Clock | None = None,
     grace_s: float = 0.0,
+    around: Callable[[Engine], Engine] | None = None,
 ) -> AsyncIterator[InProcessNode]:
-    """A node under `data_dir`, laid out as `node.py` lays it out, for the length of a `with` block."""
+    """A node under `data_dir`, laid out as `node.py` lays it out, for the length of a `with` block.
+
+    Args:
+        vfs: the SQLite VFS to open the database with, where SQLite is the engine.
+        around: makes the engine that the node gets out of the one that was opened.
+    """
     settings = Settings(
-        data_dir=data_dir, block_size=BLOCK, inline_bytes=INLINE, reserve_bytes=0, reclaim_grace_s=grace_s
+        data_dir=data_dir,
+        block_size=BLOCK,
+        inline_bytes=INLINE,
+        reserve_bytes=0,
+        reclaim_grace_s=grace_s,
+        **engine_settings(data_dir),
     )
     blocks = BlockStore.open(settings.cache_dir, block_size=BLOCK, reserve_bytes=0, threads=4, fs=fs)
     try:
-        assert settings.sqlite_path is not None
-        engine = await SqliteEngine.open(str(settings.sqlite_path), vfs=vfs, clock=clock)
+        engine: Engine
+        if vfs is None:
+            engine = await open_engine(settings.metadata, clock=clock)
+        else:
+            assert settings.sqlite_path is not None
+            engine = await SqliteEngine.open(str(settings.sqlite_path), vfs=vfs, clock=clock)
+        if around is not None:
+            engine = around(engine)
         try:
             metadata = await Metadata.open(
                 engine, master_key=MASTER, node_id=blocks.node_id, region="here", reclaim_grace_s=grace_s

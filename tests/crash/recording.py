@@ -5,19 +5,27 @@ SQLite writes, so that a power cut can be replayed at any moment of both. What S
 calls that a VFS sees is recorded as it does it: the first sync of a fresh journal or log also syncs the directory that
 names it (SQLite's os_unix.c, UNIXFILE_DIRSYNC). Shared memory (`-shm`) is rebuilt from the log and is no part of the
 truth, nor is the file of turns.
+
+A database that is elsewhere, in a FoundationDB cluster, keeps what it has when a node's power goes: then the trace has
+all its rows after each commit (`RecordedEngine`), and the cut is through the node's own disk.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import apsw
 
 from tests.bytecache.replay import Make, Recorder, Remove, SyncDirectory, SyncFile, Truncate, Write
+from tigrislike.metadata.kv import Engine
+
+T = TypeVar("T")
 
 _JOURNALS = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_WAL
 _COUNTER = itertools.count()
@@ -141,3 +149,62 @@ def recording(root: Path, forgets: str = "") -> Iterator[tuple[DiskRecorder, str
         yield recorder, vfs.name
     finally:
         vfs.unregister()
+
+
+# -- A database elsewhere ---------------------------------------------------------------------------------------------
+
+_ROWS = 5000
+
+
+class RecordedEngine:
+    """An engine with each commit in a recorder's trace: an event `database` whose payload is all rows of the store.
+
+    One transaction runs at a time, and nobody reads before a commit is in the trace: whatever rests on a commit comes
+    after it there. Block files are written as concurrently as ever.
+    """
+
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+        self._engine = engine
+        self._recorder = recorder
+        self._turn = asyncio.Lock()
+        self._last: dict[bytes, bytes] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def transact(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        async with self._turn:
+            try:
+                return await self._engine.transact(fn, *args)
+            finally:
+                rows = await all_rows(self._engine)
+                if rows != self._last:
+                    self._last = rows
+                    self._recorder.event("database", rows)
+
+    async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        async with self._turn:
+            return await self._engine.read(fn, *args)
+
+
+async def all_rows(engine: Engine) -> dict[bytes, bytes]:
+    """Every row of a small store, its keys without the prefix; without what the engine keeps for itself."""
+
+    async def load(tr: Any) -> dict[bytes, bytes]:
+        rows = await tr.get_range(engine.prefix, engine.prefix + b"\xfe", limit=_ROWS)
+        assert len(rows) < _ROWS
+        return {key[len(engine.prefix) :]: value for key, value in rows}
+
+    return await engine.read(load)
+
+
+async def put_rows(engine: Engine, rows: dict[bytes, bytes]) -> None:
+    """Make `rows` all that a store has."""
+
+    async def replace(tr: Any) -> None:
+        tr.clear_range(engine.prefix, engine.prefix + b"\xff")
+        for key, value in rows.items():
+            tr.set(engine.prefix + key, value)
+        tr.bump_metadata_version()
+
+    await engine.transact(replace)

@@ -223,6 +223,7 @@ def _breaking(vfs: FailingVfs, error: apsw.Error, kinds: str, times: int) -> Cal
     return lambda nth: vfs.fail(nth - 1, error, kinds=kinds, times=times)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("times", [1, 1000])
 def test_no_space_for_metadata_at_any_write(scratch: Path, times: int) -> None:
     with failing_vfs() as vfs:
@@ -231,6 +232,7 @@ def test_no_space_for_metadata_at_any_write(scratch: Path, times: int) -> None:
     assert broken > 10
 
 
+@pytest.mark.sqlite
 def test_a_failing_sync_of_metadata_leaves_each_request_whole_or_undone(scratch: Path) -> None:
     with failing_vfs() as vfs:
         break_nth = _breaking(vfs, apsw.IOError("the disk is gone"), "sync", 1)

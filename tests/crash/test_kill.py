@@ -21,7 +21,7 @@ import pytest
 from tests.crash.audit import assert_nothing_owed, audit
 from tests.crash.requests import Client
 from tests.crash.writers import PLAIN, VERSIONED, Progress, Writer
-from tests.nodes import RunningNode, start_node
+from tests.nodes import RunningNode, engine_settings, start_node
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
@@ -51,7 +51,7 @@ def child_pids(supervisor: int) -> list[int]:
 @contextlib.asynccontextmanager
 async def at_rest(data_dir: Path, *, days_later: int = 0) -> AsyncIterator[tuple[Metadata, BlockStore]]:
     """The database and blocks of a node that does not run, with the clock set forward so that all leases are over."""
-    settings = Settings(data_dir=data_dir, block_size=BLOCK)
+    settings = Settings(data_dir=data_dir, block_size=BLOCK, **engine_settings(data_dir))
     blocks = BlockStore.open(settings.cache_dir, block_size=BLOCK)
     try:
         engine = await open_engine(settings.metadata, clock=ManualClock(time.time_ns() + days_later * DAY_S * 10**9))

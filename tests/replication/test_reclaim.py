@@ -8,7 +8,6 @@ import errno
 import itertools
 import os
 import random
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tests.crash.audit import Rows, assert_nothing_owed, audit, dump
 from tests.crash.inprocess import BLOCK, InProcessNode, opened, part_list, text_of
+from tests.nodes import remove_store
 from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import owed
 from tigrislike.metadata.errors import ContentGone
@@ -700,7 +700,7 @@ def _try_all(scratch: Path, killed: Callable[[Path, int], bool], numbers: Iterab
         folder = scratch / "life"
         if not killed(folder, nth):
             return done
-        shutil.rmtree(folder)
+        remove_store(folder)
     raise AssertionError("no pass got through")
 
 
@@ -710,7 +710,7 @@ def test_reclaim_killed_at_calls_to_the_disk_goes_on_afterwards(scratch: Path) -
 
 def test_reclaim_killed_at_transactions_goes_on_afterwards(scratch: Path) -> None:
     lost = _try_all(scratch, lambda *args: _killed_at_a_transaction(*args, committed=False), itertools.count(1, 6))
-    shutil.rmtree(scratch / "life")
+    remove_store(scratch / "life")
     kept = _try_all(scratch, lambda *args: _killed_at_a_transaction(*args, committed=True), itertools.count(2, 6))
     assert min(lost, kept) >= 3
 
