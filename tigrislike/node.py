@@ -18,7 +18,7 @@ from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata
-from tigrislike.metadata.kv import Engine, open_engine
+from tigrislike.metadata.kv import Engine, StoreSealed, open_engine
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.reclaim import reclaim_due
 
@@ -126,13 +126,23 @@ def load_master_key(settings: Settings) -> MasterKey:
 
 
 async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    seal = ""
     while True:
         try:
             await duty()
+        except StoreSealed as error:
+            # No failure: it rests for as long as the store does, and says so once.
+            if error.reason != seal:
+                seal = error.reason
+                _LOG.warning("%s rests, for the store is sealed: %s", name, seal)
+            await asyncio.sleep(max(pause_s, _RETRY_S))
         except Exception:
             _LOG.exception("%s failed; next try in %.0f s", name, max(pause_s, _RETRY_S))
             await asyncio.sleep(max(pause_s, _RETRY_S))
         else:
+            if seal:
+                seal = ""
+                _LOG.info("%s goes on", name)
             await asyncio.sleep(pause_s)
 
 

@@ -11,7 +11,8 @@
     ├── BlobDead, ContentGone                               (the writer must start over)
     ├── RecordsChanged                                      (a read must refresh its caches and start over)
     ├── MissingInline                                       (damage: fsck finds it)
-    └── FormatTooNew, WrongMasterKey, MasterKeyRotating     (the node cannot or must not go on)
+    └── FormatTooNew, WrongMasterKey, MasterKeyRotating,    (the node cannot or must not go on)
+        StoreIncomplete, ClockBehind
 
 `code` is the S3 error code; `extra` holds further elements of the error document. Messages name the thing, the value
 and what to do; they never hold secrets.
@@ -295,6 +296,26 @@ class FormatTooNew(MetadataError):
 
 class WrongMasterKey(MetadataError):
     pass
+
+
+class StoreIncomplete(MetadataError):
+    """A copy into this database has begun and not finished."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(
+            f"the database holds an unfinished copy of {source} and may not be opened: finish the copy by running "
+            "`tigrislike admin copy-metadata` again, or give it up with --abort"
+        )
+
+
+class ClockBehind(MetadataError):
+    """What was copied here bears later stamps than this machine's clock would give."""
+
+    def __init__(self, behind_ns: int) -> None:
+        super().__init__(
+            f"this machine's clock is {behind_ns / 1e9:.1f} s behind the one of the store that was copied here: "
+            "new versions would sort before old ones; set the clock right"
+        )
 
 
 class MasterKeyRotating(MetadataError):

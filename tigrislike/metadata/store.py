@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from . import access, blobs, buckets, listing, objects, owed, uploads
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key
-from .errors import FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload
+from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
+from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
 from .records import (
     DEFAULT_STORAGE_CLASS,
     NEVER,
@@ -62,7 +63,13 @@ DELETE_BATCH = 100
 
 
 async def _open_cluster(tr: Transaction, ctx: Context, fresh: Cluster, master: MasterKey) -> Cluster:
-    raw = await tr.get(ctx.keys.cluster)
+    stored, copying = tr.get(ctx.keys.cluster), tr.get(ctx.keys.prefix + COPYING)
+    floor = tr.get(ctx.keys.prefix + CLOCK_FLOOR)
+    if (under_way := await copying) is not None:
+        raise StoreIncomplete(seal_members(under_way)["source"])
+    if (behind_ns := int.from_bytes(await floor or b"", "big") - ctx.now_ns()) >= 0:
+        raise ClockBehind(behind_ns)
+    raw = await stored
     cluster = fresh
     if raw is not None:
         cluster = cluster_codec.decode(raw)
@@ -104,6 +111,7 @@ class Metadata:
 
         Raises:
             FormatTooNew, WrongMasterKey.
+            StoreIncomplete, ClockBehind: a copy into this store has not finished, or came from a clock ahead of ours.
         """
         home = Home(region, node_id)
         grace_ns = int(reclaim_grace_s * 1_000_000_000)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.kv import StoreSealed
 from tigrislike.metadata.owed import RECLAIM_BLOB, RECLAIM_CONTENT
 from tigrislike.metadata.records import Claimed
 
@@ -47,6 +48,8 @@ async def reclaim_due(metadata: Metadata, blocks: BlockStore) -> ReclaimStats:
                     continue  # the lease ran out while its neighbours were worked on; another pass has it
                 try:
                     outcome = await _reclaim(metadata, blocks, item)
+                except StoreSealed:
+                    raise  # nothing is wrong with the item, and nothing could be noted of it
                 except Exception as error:
                     failed += 1
                     log.warning("reclaiming %s %s failed: %s", item.item.task, item.item.subject.hex(), error)
