@@ -1,4 +1,4 @@
-"""`engine`: each engine that can run here. FoundationDB is collected only where a cluster was given and answers."""
+"""`engine`: each engine, FoundationDB where a cluster answers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from .engines import EngineUnderTest, cluster_file, fdb_unreachable
-
-ENGINES = ["memory", "sqlite", "fdb-adapter", *(["fdb"] if cluster_file() is not None else [])]
+from .engines import ENGINES, EngineUnderTest
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> EngineUnderTest:
-    if request.param == "fdb" and (reason := fdb_unreachable()):
-        pytest.skip(reason)
     return EngineUnderTest(request.param, tmp_path)
 
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests import clusters
 from tigrislike.metadata.kv import Engine, Faults
 from tigrislike.metadata.kv.clock import Clock
 
 from .fake_binding import FakeFdb
 from .memory_engine import MemoryEngine
 
-
-def cluster_file() -> str | None:
-    """The FoundationDB cluster that tests may write to, if one was given.
-
-    FDB_CLUSTER_FILE is not asked: what it names may be in use, and this suite clears what it tests.
-    """
-    return os.environ.get("TIGRISLIKE_TEST_FDB")
+ENGINES = ["memory", "sqlite", "fdb-adapter", pytest.param("fdb", marks=pytest.mark.fdb)]
+"""For tests that run over every kind. FoundationDB's are skipped where no cluster answers."""
 
 
 @dataclass
@@ -58,7 +54,7 @@ class EngineUnderTest:
             from tigrislike.metadata.kv.fdb import FdbEngine
 
             await on_the_cluster(clear_for_a_test)
-            engine = await FdbEngine.open(cluster_file(), clock=clock, faults=faults)
+            engine = await FdbEngine.open(_cluster_file(), clock=clock, faults=faults)
         try:
             yield engine
         finally:
@@ -87,11 +83,15 @@ class NotATestCluster(Exception):
     """The database holds something that no test put there."""
 
 
+def _cluster_file() -> str:
+    return str(clusters.cluster_file())
+
+
 async def on_the_cluster(fn: Callable[..., Awaitable[Any]], timeout_s: float = 10.0) -> Any:
     """Run a transaction function on the tests' cluster, by an engine of its own."""
     from tigrislike.metadata.kv.fdb import FdbEngine
 
-    engine = await FdbEngine.open(cluster_file(), timeout_s=timeout_s)
+    engine = await FdbEngine.open(_cluster_file(), timeout_s=timeout_s)
     try:
         return await engine.transact(fn)
     finally:
@@ -108,8 +108,8 @@ async def clear_for_a_test(tr: Any) -> None:
     first = await tr.get_range(b"", b"\xff", limit=1)
     if first and all([await mark is None for mark in marks]):
         raise NotATestCluster(
-            f"the FoundationDB cluster {cluster_file()} is not empty (its first key is {first[0][0]!r}) and not marked "
-            f"as a test cluster: give tests a cluster of their own, or set the key {TEST_CLUSTER!r} in this one"
+            f"the FoundationDB cluster {_cluster_file()} is not empty (its first key is {first[0][0]!r}) and not "
+            f"marked as a test cluster: give tests a cluster of their own, or set the key {TEST_CLUSTER!r} in this one"
         )
     tr.clear_range(b"", b"\xff")
     tr.set(UNDER_TEST, b"")
@@ -119,21 +119,3 @@ async def clear_after_a_test(tr: Any) -> None:
     """Leave nothing but the mark."""
     tr.clear_range(b"", b"\xff")
     tr.set(TEST_CLUSTER, b"")
-
-
-@functools.cache
-def fdb_unreachable() -> str:
-    """Why FoundationDB cannot be tested here; empty if it can."""
-    if cluster_file() is None:
-        return "no FoundationDB cluster: set TIGRISLIKE_TEST_FDB to a cluster file"
-
-    try:
-        asyncio.run(on_the_cluster(_probe, timeout_s=3.0))
-    except Exception as error:
-        return f"FoundationDB at {cluster_file()} does not answer: {error}"
-    return ""
-
-
-async def _probe(tr: Any) -> int:
-    version: int = await tr.read_version()
-    return version

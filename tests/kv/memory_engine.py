@@ -181,7 +181,7 @@ class MemoryEngine(Sealable):
         self._closed = False
         rng = random.Random(seed)
         self._runner = Runner(
-            lambda _left_s: MemoryTransaction(self, read_only=False),
+            lambda _kind, _left_s: MemoryTransaction(self, read_only=False),
             self.clock,
             done_prefix=DONE_PREFIX,
             timeout_s=timeout_s,
@@ -192,7 +192,7 @@ class MemoryEngine(Sealable):
             seal=SealCheck(self.prefix),
         )
         self._reader = Runner(
-            lambda _left_s: MemoryTransaction(self, read_only=True),
+            lambda _kind, _left_s: MemoryTransaction(self, read_only=True),
             self.clock,
             done_prefix=DONE_PREFIX,
             timeout_s=timeout_s,
@@ -209,9 +209,13 @@ class MemoryEngine(Sealable):
         self._check_open()
         return await self._runner.transact(fn, args, past_seal=True)
 
-    async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+    async def read(self, fn: Callable[..., Awaitable[T]], *args: object, max_age_ns: int = 0) -> T:
         self._check_open()
-        return await self._reader.read(fn, args)
+        return await self._reader.read(fn, args, max_age_ns=max_age_ns)
+
+    @property
+    def background(self) -> MemoryEngine:
+        return self
 
     def now_ns(self) -> int:
         return self.clock.now_ns()
@@ -235,10 +239,10 @@ class MemoryEngine(Sealable):
 
     # What transactions use.
 
-    def begin(self, tr: MemoryTransaction) -> int:
-        """The read version for `tr`, kept readable until `end`."""
-        self._reading[id(tr)] = self.version
-        return self.version
+    def begin(self, tr: MemoryTransaction, version: int | None = None) -> int:
+        """The read version for `tr` (or the one given), kept readable until `end`."""
+        self._reading[id(tr)] = version = self.version if version is None else version
+        return version
 
     def end(self, tr: MemoryTransaction) -> None:
         """Forget `tr`; prunes what nobody can read any more."""
@@ -457,6 +461,13 @@ class MemoryTransaction:
         if self.bumps:
             raise Unreadable("the metadata version was bumped in this transaction and is known only once it commits")
         return self._pending(self._engine.value_at(self.current_version(), METADATA_VERSION_KEY) or b"")
+
+    def mark(self, key: bytes, value: bytes) -> None:
+        self.add_read_conflict_key(key)
+        self.set(key, value)
+
+    def reuse(self, version: int) -> None:
+        self._version = self._engine.begin(self, version)
 
     async def commit(self) -> None:
         scheduler = self._engine.scheduler

@@ -15,15 +15,14 @@ from .engines import (
     EngineUnderTest,
     NotATestCluster,
     clear_for_a_test,
-    fdb_unreachable,
     on_the_cluster,
 )
+
+pytestmark = pytest.mark.fdb
 
 
 @pytest.fixture
 def cluster(tmp_path: Any) -> EngineUnderTest:
-    if reason := fdb_unreachable():
-        pytest.skip(reason)
     return EngineUnderTest("fdb", tmp_path)
 
 

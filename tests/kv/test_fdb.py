@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tigrislike.metadata.kv import open_engine
+from tigrislike.metadata.kv import fdb, open_engine
 from tigrislike.metadata.kv.errors import (
     AmbiguousCommit,
+    EngineClosed,
     EngineError,
     EngineUnavailable,
     InvertedRange,
@@ -25,6 +28,7 @@ from tigrislike.metadata.kv.errors import (
     Unreadable,
     ValueTooLarge,
 )
+from tigrislike.metadata.kv.fdb_transaction import PRIORITY_BATCH, TAG, TIMEOUT
 
 from .fake_binding import FakeFdb
 from .memory_engine import TEMPORARY
@@ -34,9 +38,15 @@ def run(body: Callable[[FakeFdb], Awaitable[Any]], **options: Any) -> Any:
     async def main() -> Any:
         fake = FakeFdb(**options)
         try:
-            return await body(fake)
+            result = await body(fake)
         finally:
             await fake.close()
+        library = fake.client
+        del fake
+        await asyncio.sleep(0)  # what completed last is let go of by the loop
+        gc.collect()
+        assert library.leaks() == 0
+        return result
 
     return asyncio.run(main())
 
@@ -97,7 +107,11 @@ def test_a_timeout_of_a_commit_that_writes_nothing_is_not_ambiguous() -> None:
     async def body(fake: FakeFdb) -> None:
         fake.client.errors = {"commit": [1031]}
         with pytest.raises(EngineUnavailable):
-            await fake.engine.transact(get, b"key")
+            await fake.engine.transact(_watch)
+        # Without a watch there is nothing to commit at all.
+        fake.client.errors = {"commit": [1031]}
+        assert await fake.engine.transact(get, b"key") is None
+        assert fake.client.errors == {"commit": [1031]}
 
     run(body)
 
@@ -165,10 +179,13 @@ def test_a_transaction_lives_until_what_waits_for_it_is_done() -> None:
 
 def test_each_attempt_has_what_is_left_of_the_time() -> None:
     async def body(fake: FakeFdb) -> None:
+        fake.client.errors = {"commit": [1020, 1020], "get": [1007]}
         await fake.engine.transact(increment)
-        await fake.engine.read(get, b"count")
-        assert fake.timeouts_ms
-        assert all(0 < first <= 3000 for first, *_ in fake.timeouts_ms)
+        limits = [dict(native.options).get(TIMEOUT) for native in fake.client.natives]
+        first, *later = (None if limit is None else int.from_bytes(limit, "little") for limit in limits)
+        assert first is None  # the database's own option is the whole of it
+        assert len(later) == 3
+        assert all(3000 >= one >= other > 0 for one, other in itertools.pairwise(later))
 
     run(body, timeout_s=3.0)
 
@@ -176,7 +193,7 @@ def test_each_attempt_has_what_is_left_of_the_time() -> None:
 def test_a_watch_outlives_its_transactions_time_limit() -> None:
     async def body(fake: FakeFdb) -> None:
         await fake.engine.transact(lambda tr: _watch(tr))
-        assert fake.timeouts_ms[-1][-1] == 0
+        assert fake.client.natives[-1].options[-1] == (TIMEOUT, bytes(8))
 
     run(body)
 
@@ -216,25 +233,49 @@ def test_without_the_binding_the_error_says_so(monkeypatch: pytest.MonkeyPatch) 
         asyncio.run(open_engine("fdb:"))
 
 
-def test_an_unusable_cluster_file_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FDBError(Exception):
-        code = 1515
-        description = b"No cluster file found"
+class FDBError(Exception):
+    code = 2104
+    description = b"Connection string invalid"
+
+
+def test_a_cluster_file_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Impl:
+        _network_thread = object()
+
+        @staticmethod
+        def create_database(_cluster_file: str) -> None:
+            raise FDBError
 
     class Binding:
-        def __init__(self) -> None:
-            self.FDBError = FDBError
+        FDBError = FDBError
+        impl = Impl
 
         def api_version(self, version: int) -> None:
             assert version == 710
 
-        def open(self, cluster_file: str) -> None:
-            assert cluster_file == "/absent/fdb.cluster"
-            raise FDBError
+    path = tmp_path / "fdb.cluster"
+    path.write_text("nonsense")
+    monkeypatch.setitem(sys.modules, "fdb", Binding())  # type: ignore[arg-type]
+    with pytest.raises(EngineUnavailable, match=rf"{path} cannot be used: Connection string invalid \(2104\)"):
+        asyncio.run(open_engine(f"fdb://{path}"))
+
+
+@pytest.mark.parametrize("named_by", ["url", "environment", "nobody"])
+def test_a_missing_cluster_file_is_named_and_where_to_get_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named_by: str
+) -> None:
+    class Binding:
+        def api_version(self, version: int) -> None: ...
 
     monkeypatch.setitem(sys.modules, "fdb", Binding())  # type: ignore[arg-type]
-    with pytest.raises(EngineUnavailable, match=r"/absent/fdb.cluster: No cluster file found \(1515\)"):
-        asyncio.run(open_engine("fdb:///absent/fdb.cluster"))
+    monkeypatch.setattr(fdb, "CLUSTER_FILES", (str(tmp_path / "default"),))
+    monkeypatch.delenv("FDB_CLUSTER_FILE", raising=False)
+    if named_by == "environment":
+        monkeypatch.setenv("FDB_CLUSTER_FILE", str(tmp_path / "environment"))
+    url = f"fdb://{tmp_path}/url" if named_by == "url" else "fdb:///"
+    named = tmp_path / {"nobody": "default"}.get(named_by, named_by)
+    with pytest.raises(EngineUnavailable, match=rf"cluster file {named} is missing.*Copy it.*FDB_CLUSTER_FILE"):
+        asyncio.run(open_engine(url))
 
 
 @pytest.mark.parametrize(
@@ -244,29 +285,15 @@ def test_an_unusable_cluster_file_is_unavailable(monkeypatch: pytest.MonkeyPatch
 def test_the_url_says_where_in_the_cluster_the_keys_lie(
     monkeypatch: pytest.MonkeyPatch, query: str, prefix: bytes
 ) -> None:
-    opened: list[str | None] = []
+    opened: list[tuple[str | None, bytes]] = []
 
-    class Binding:
-        FDBError = RuntimeError
+    async def record(cluster_file: str | None, *, prefix: bytes, **_: object) -> None:
+        opened.append((cluster_file, prefix))
 
-        def api_version(self, _version: int) -> None: ...
-
-        def open(self, cluster_file: str | None) -> object:
-            opened.append(cluster_file)
-            return object()
-
-    async def main(url: str) -> bytes:
-        engine = await open_engine(url)
-        try:
-            return engine.prefix
-        finally:
-            await engine.close()
-
-    monkeypatch.setitem(sys.modules, "fdb", Binding())  # type: ignore[arg-type]
-    assert asyncio.run(main(f"fdb:///etc/fdb.cluster{query}")) == prefix
-    assert asyncio.run(main(f"fdb:///{query}")) == prefix
-    assert asyncio.run(main(f"fdb:{query}")) == prefix
-    assert opened == ["/etc/fdb.cluster", None, None]
+    monkeypatch.setattr(fdb.FdbEngine, "open", record)
+    for url in ("fdb:///etc/fdb.cluster", "fdb:///", "fdb:"):
+        asyncio.run(open_engine(url + query))
+    assert opened == [("/etc/fdb.cluster", prefix), (None, prefix), (None, prefix)]
 
 
 @pytest.mark.parametrize(
@@ -286,6 +313,53 @@ def test_the_url_says_where_in_the_cluster_the_keys_lie(
 def test_a_url_with_other_options_is_refused(query: str) -> None:
     with pytest.raises(ValueError, match="metadata URL"):
         asyncio.run(open_engine(f"fdb:///etc/fdb.cluster{query}"))
+
+
+def test_the_cluster_sees_what_kind_each_transaction_is_and_whether_it_may_wait() -> None:
+    async def body(fake: FakeFdb) -> None:
+        await fake.engine.transact(increment)
+        await fake.engine.read(get, b"count")
+        await fake.engine.background.transact(increment)
+        await fake.engine.background.read(get, b"count")
+        seen = [dict(native.options) for native in fake.client.natives]
+        # The first that writes also clears old marks, beside it.
+        asked = [options for options in seen if options[TAG] != b"clear done keys"]
+        assert [options[TAG] for options in asked] == [b"increment", b"get", b"increment", b"get"]
+        assert [PRIORITY_BATCH in options for options in asked] == [False, False, True, True]
+
+    run(body)
+
+
+def test_the_background_closes_with_the_engine() -> None:
+    async def body(fake: FakeFdb) -> None:
+        background = fake.engine.background
+        assert background.background is background
+        assert background.prefix == fake.engine.prefix
+        await fake.engine.close()
+        with pytest.raises(EngineClosed):
+            await background.read(get, b"key")
+
+    run(body)
+
+
+def test_a_read_that_may_be_stale_asks_for_a_version_once() -> None:
+    async def body(fake: FakeFdb) -> None:
+        for _ in range(3):
+            assert await fake.engine.read(get, b"key", max_age_ns=10**12) is None
+        assert fake.client.versions_asked == 1
+
+    run(body)
+
+
+def test_the_metadata_version_is_asked_for_once_in_a_transaction() -> None:
+    async def twice(tr: Any) -> bool:
+        first, second = tr.metadata_version(), tr.metadata_version()
+        return bool(await first == await second and first is second)
+
+    async def body(fake: FakeFdb) -> None:
+        assert await fake.engine.transact(twice)
+
+    run(body)
 
 
 def test_marks_lie_under_the_stores_prefix() -> None:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from tigrislike.metadata.kv import Engine
 from tigrislike.metadata.kv.limits import added, maximum
 
-from .conftest import ENGINES
-from .engines import EngineUnderTest, fdb_unreachable
+from .engines import ENGINES, EngineUnderTest
 from .memory_engine import MemoryEngine, RandomFaults
 
 KEYS = st.sampled_from([b"", b"a", b"a\0", b"ab", b"b", b"b\xff", b"c"])
@@ -92,9 +91,6 @@ async def everything(tr: Any) -> dict[bytes, bytes]:
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(transactions=TRANSACTIONS)
 def test_any_sequence_of_transactions_does_what_a_dict_would(name: str, transactions: list[Any]) -> None:
-    if name == "fdb" and (reason := fdb_unreachable()):
-        pytest.skip(reason)
-
     async def body(kv: Engine) -> None:
         model: dict[bytes, bytes] = {}
         for operations in transactions:
@@ -134,9 +130,6 @@ def explained_by_some_order(histories: list[list[Any]], results: list[Any], fina
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories=st.lists(st.lists(SMALL_OPERATIONS, min_size=1, max_size=4), min_size=2, max_size=4))
 def test_concurrent_transactions_are_explained_by_some_order(name: str, histories: list[Any]) -> None:
-    if name == "fdb" and (reason := fdb_unreachable()):
-        pytest.skip(reason)
-
     async def body(kv: Engine) -> None:
         results = await asyncio.gather(*(kv.transact(run_on_engine, operations) for operations in histories))
         assert explained_by_some_order(histories, results, await kv.read(everything))

@@ -20,7 +20,7 @@ from tigrislike.metadata.kv.errors import (
     TransactionTooOld,
 )
 from tigrislike.metadata.kv.faults import CommitFault, Faults
-from tigrislike.metadata.kv.retry import KEEP_MINUTES, MINUTE_NS
+from tigrislike.metadata.kv.retry import ATTEMPTS, KEEP_MINUTES, MINUTE_NS, SHARDS, WriteIds, kind_of
 
 from .memory_engine import DONE_PREFIX, TEMPORARY, MemoryEngine, RandomFaults
 
@@ -179,6 +179,17 @@ def test_retries_end_with_the_time_limit(error: EngineError) -> None:
     asyncio.run(main())
 
 
+def test_retries_end_with_the_attempts() -> None:
+    async def main() -> None:
+        faults = Script(commits=[CommitFault(NotCommitted("over and over"), False)] * 100_000)
+        engine = MemoryEngine(clock=ManualClock(), faults=faults, timeout_s=3600)
+        with pytest.raises(NotCommitted):
+            await engine.transact(increment)
+        assert 100_000 - len(faults.commits) == ATTEMPTS
+
+    asyncio.run(main())
+
+
 def test_reads_end_with_the_time_limit() -> None:
     async def main() -> None:
         engine = MemoryEngine(faults=Script(reads=[TransactionTooOld("over and over")] * 100_000), timeout_s=10)
@@ -225,7 +236,9 @@ def test_marks_are_cleared_once_no_retry_could_look_for_them() -> None:
             clock.advance(MINUTE_NS)
         await engine.close()
         marks = [key for key, _ in engine.range_at(engine.version, DONE_PREFIX, DONE_PREFIX + b"\xff")]
-        minutes = {int.from_bytes(key[len(DONE_PREFIX) : len(DONE_PREFIX) + 5], "big") for key in marks}
+        minutes = {int.from_bytes(key[len(DONE_PREFIX) + 1 : len(DONE_PREFIX) + 6], "big") for key in marks}
+        shards = {key[len(DONE_PREFIX)] for key in marks}
+        assert len(shards) == SHARDS  # no single server takes every commit's mark
         now = clock.now_ns() // MINUTE_NS
         assert len(minutes) == len(marks)
         assert now - KEEP_MINUTES - 20 < min(minutes) < now - KEEP_MINUTES + 2
@@ -263,3 +276,58 @@ def test_a_seed_is_an_interleaving() -> None:
 
     assert asyncio.run(main(1)) == asyncio.run(main(1))
     assert len({str(asyncio.run(main(seed))) for seed in range(10)}) > 5
+
+
+def test_write_ids_are_shared_by_nobody_and_spread_over_the_shards() -> None:
+    ids = [source.next() for source in (WriteIds(), WriteIds()) for _ in range(1000)]
+    assert len(set(ids)) == 2000
+    assert {len(each) for each in ids} == {16}
+    assert {each[0] % SHARDS for each in ids[:SHARDS]} == set(range(SHARDS))
+
+
+def test_a_kind_is_the_functions_name_as_a_tag_can_hold_it() -> None:
+    async def _put_object_with_a_long_name(tr: Any) -> None: ...
+
+    assert kind_of(increment) == b"increment"
+    assert kind_of(_put_object_with_a_long_name) == b"put_object_with_"
+    assert kind_of(lambda tr: None) == b"lambda"
+    assert kind_of(Script()) == b"transaction"  # type: ignore[arg-type]
+
+
+def test_a_read_that_may_be_stale_uses_a_version_again() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        engine = MemoryEngine(clock=clock)
+        await engine.transact(increment)
+
+        async def count(tr: Any) -> int:
+            return int(await tr.get(b"count"))
+
+        second = 1_000_000_000
+        assert await engine.read(count, max_age_ns=second) == 1
+        await engine.transact(increment)
+        assert await engine.read(count, max_age_ns=second) == 1  # it may
+        assert await engine.read(count) == 2  # it may not
+        clock.advance(second)
+        assert await engine.read(count, max_age_ns=second) == 2
+        # Staleness is bounded from the call on that asked for the version, not the one that used it last.
+        await engine.transact(increment)
+        clock.advance(second // 2)
+        assert await engine.read(count, max_age_ns=second) == 2
+        clock.advance(second // 2)
+        assert await engine.read(count, max_age_ns=second) == 3
+
+    asyncio.run(main())
+
+
+def test_a_version_that_has_grown_too_old_is_not_used_again() -> None:
+    async def main() -> None:
+        faults = Script()
+        engine = MemoryEngine(faults=faults)
+        await engine.transact(increment)
+        assert await engine.read(lambda tr: tr.get(b"count"), max_age_ns=10**12) == b"1"
+        await engine.transact(increment)
+        faults.reads = [None, TransactionTooOld("injected")]
+        assert await engine.read(lambda tr: tr.get(b"count"), max_age_ns=10**12) == b"2"
+
+    asyncio.run(main())

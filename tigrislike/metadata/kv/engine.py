@@ -138,8 +138,17 @@ class Engine(Protocol):
         """
         ...
 
-    async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
-        """Run `fn(tr, *args)` on one snapshot, read-only. May run it again if the snapshot grows too old."""
+    async def read(self, fn: Callable[..., Awaitable[T]], *args: object, max_age_ns: int = 0) -> T:
+        """Run `fn(tr, *args)` on one snapshot, read-only. May run it again if the snapshot grows too old.
+
+        `max_age_ns`: what was committed within the last so many nanoseconds need not be seen, which saves FoundationDB
+        asking for a version. For statistics and the like; 0 sees all that was committed before the call.
+        """
+        ...
+
+    @property
+    def background(self) -> Engine:
+        """The same store for work that nobody waits for: it gives way to requests. Closed with the engine."""
         ...
 
     async def seal(self, reason: str) -> None:

@@ -1,16 +1,19 @@
 """FoundationDB's client library under asyncio: loading it, waiting for it, and what its error numbers mean.
 
-Binding and library are loaded by `load_binding`, not by importing this module. `Bridge` carries completions from
-the client's network thread to the event loop; `translate` maps exactly the numbers of `fdb_error_predicate`.
+Binding and library are loaded by `load_binding`, not by importing this module. `Library` is the part of the C API that
+the engine uses, `Client` carries completions from the client's network thread to the event loop; `translate` maps
+exactly the numbers of `fdb_error_predicate`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import sys
 import warnings
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from .errors import (
     AmbiguousCommit,
@@ -83,45 +86,143 @@ def load_binding() -> Any:
     return fdb
 
 
-class Bridge:
-    """Carries completions from the client's network thread to the event loop."""
+class Library:
+    """The C functions that the engine uses, found by the binding.
 
-    def __init__(self) -> None:
+    They are called past the binding's classes: half of what a small read costs there is spent on Python objects that
+    asyncio has no use for, above all a C callback made and pinned for every future. None of these functions blocks, or
+    calls back while it holds a lock, so they are called without giving up the interpreter: the hand-over to the
+    network thread and back would cost more than they do.
+
+    Pointers are integers; functions that can fail return FoundationDB's error number, 0 for none.
+    """
+
+    def __init__(self, binding: Any) -> None:
+        capi = binding.impl._capi
+        calls = ctypes.PyDLL(capi._name, handle=capi._handle)
+        pointer, number, wide, data = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_char_p
+
+        def function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+            call = getattr(calls, f"fdb_{name}")
+            call.restype = result
+            call.argtypes = arguments
+            return call  # type: ignore[no-any-return]
+
+        self.create_transaction = function("database_create_transaction", number, pointer, pointer)
+        self.destroy_transaction = function("transaction_destroy", None, pointer)
+        self.set_option = function("transaction_set_option", number, pointer, number, data, number)
+        self.set_read_version = function("transaction_set_read_version", None, pointer, wide)
+        self.get_read_version = function("transaction_get_read_version", pointer, pointer)
+        self.get = function("transaction_get", pointer, pointer, data, number, number)
+        selector = (data, number, number, number)
+        self.get_range = function("transaction_get_range", pointer, pointer, *selector, *selector, *(number,) * 6)
+        self.set = function("transaction_set", None, pointer, data, number, data, number)
+        self.clear = function("transaction_clear", None, pointer, data, number)
+        self.clear_range = function("transaction_clear_range", None, pointer, data, number, data, number)
+        self.atomic_op = function("transaction_atomic_op", None, pointer, data, number, data, number, number)
+        self.add_conflict_range = function(
+            "transaction_add_conflict_range", number, pointer, data, number, data, number, number
+        )
+        self.watch = function("transaction_watch", pointer, pointer, data, number)
+        self.commit = function("transaction_commit", pointer, pointer)
+        self.is_ready = function("future_is_ready", number, pointer)
+        self.set_callback = function("future_set_callback", number, pointer, CALLBACK, pointer)
+        self.cancel = function("future_cancel", None, pointer)
+        self.destroy_future = function("future_destroy", None, pointer)
+        self.future_error = function("future_get_error", number, pointer)
+        self.future_int64 = function("future_get_int64", number, pointer, pointer)
+        self.future_value = function("future_get_value", number, pointer, pointer, pointer, pointer)
+        self.future_rows = function("future_get_keyvalue_array", number, pointer, pointer, pointer, pointer)
+        self.describe = function("get_error", data, number)
+        self._version = function("get_client_version", data)
+
+    def version(self) -> str:
+        """The library's version, for people."""
+        return str(self._version().split(b",")[0].decode())
+
+
+CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+"""Called by the client with a future that is ready. What else it passes is not looked at."""
+
+
+class Pending(Protocol):
+    """A native future that is waited for. It is kept alive until the client has called back, come what may."""
+
+    pointer: int
+
+
+_waited_for: dict[int, tuple[Client, asyncio.Future[None], Pending]] = {}
+"""By native future. The client's network thread takes them out."""
+
+
+def _completed(pointer: int) -> None:
+    client, waiter, pending = _waited_for.pop(pointer)
+    client.completed(waiter, pending)
+
+
+_callback = CALLBACK(_completed)
+
+
+class Client:
+    """One engine's use of the library: carries completions from the client's network thread to the event loop.
+
+    There is one callback for all futures of the process, and it is never freed; a future that somebody waits for stays
+    until it has been called.
+
+    Args:
+        database: pointer to the native database, and `keep` what keeps it open.
+    """
+
+    def __init__(self, library: Library, database: int, keep: object) -> None:
+        self.library = library
+        self.database = database
+        self._keep = keep
         self._loop = asyncio.get_running_loop()
-        self._completed: deque[asyncio.Future[None]] = deque()
+        self._completed: deque[tuple[asyncio.Future[None], Pending]] = deque()
         self._scheduled = False
+        # Where the library leaves results. One of each is enough: nothing comes between a call and taking them.
+        self.number = ctypes.c_int64()
+        self.present, self.count, self.more = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        self.address = ctypes.c_void_p()
+        self.number_at, self.present_at, self.address_at = map(ctypes.byref, (self.number, self.present, self.address))
+        self.count_at, self.more_at = ctypes.byref(self.count), ctypes.byref(self.more)
 
-    def completion(self, native: Any, keep: Any) -> asyncio.Future[None]:
-        """A future that is done once `native` is. `keep` is kept alive until then."""
+    def wait(self, pending: Pending) -> asyncio.Future[None]:
+        """A future that is done once `pending` is."""
         waiter = self._loop.create_future()
-
-        def completed(_native: Any, _keep: Any = keep) -> None:
-            self._completed.append(waiter)
-            if not self._scheduled:
-                self._scheduled = True
-                try:
-                    self._loop.call_soon_threadsafe(self._wake)
-                except RuntimeError:
-                    if not self._loop.is_closed():
-                        raise
-                    # The loop has ended, and whoever waited with it.
-
-        native.on_ready(completed)  # the binding pins the callback until it has been called
+        _waited_for[pending.pointer] = self, waiter, pending
+        self.library.set_callback(pending.pointer, _callback, None)
         return waiter
+
+    def completed(self, waiter: asyncio.Future[None], pending: Pending) -> None:
+        """Wake `waiter`; called on any thread."""
+        self._completed.append((waiter, pending))
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+                # The loop has ended, and whoever waited with it.
 
     def _wake(self) -> None:
         # Cleared first: what completes from here on schedules anew, what came before is in the queue.
         self._scheduled = False
-        while self._completed:
-            waiter = self._completed.popleft()
+        completed = self._completed
+        while completed:
+            waiter, _ = completed.popleft()
             if not waiter.done():
                 waiter.set_result(None)
 
+    def error(self, code: int, *, committing: bool = False) -> EngineError:
+        """Our error for FoundationDB's number `code`."""
+        return translate(code, self.library.describe(code).decode("utf-8", "replace"), committing=committing)
 
-def translate(error: Any, *, committing: bool) -> EngineError:
+
+def translate(code: int, description: str, *, committing: bool) -> EngineError:
     """Our error for one of FoundationDB's; `committing`: it ended the commit of a transaction that writes."""
-    code = error.code
-    reason = reason_of(error)
+    reason = f"{description} ({code})"
     if code == NotCommitted.number:
         return NotCommitted(reason)
     if code == TransactionTooOld.number:
@@ -142,6 +243,7 @@ def translate(error: Any, *, committing: bool) -> EngineError:
 
 
 def reason_of(error: Any) -> str:
+    """What one of the binding's errors says."""
     description = error.description
     text = description.decode("utf-8", "replace") if isinstance(description, bytes) else str(description)
     return f"{text} ({error.code})"

@@ -3,7 +3,7 @@
 This is what FoundationDB's `@transactional` should be and is not: it retries exactly what may be retried, backs off
 with jitter within one overall time limit, holds functions to their rules, and settles ambiguous commits.
 
-**Settling.** Each mutating attempt also writes a key of its own, `done / minute, write id`, and adds a read
+**Settling.** Each mutating attempt also writes a key of its own, `done / shard, minute, write id`, and adds a read
 conflict on it. When the commit's outcome is unknown, one further transaction reads that key. If it is there, the
 attempt was committed, and its result, kept, is the answer. If not, the same transaction writes "abandoned" under
 it: should the attempt still be under way somewhere, it now conflicts and can never be committed, so running the
@@ -16,6 +16,7 @@ and say so.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -54,6 +55,16 @@ BACKOFF_GROWTH = 2.0
 LONGEST_BACKOFF_S = 1.0
 """FoundationDB's own back-off: from 10 ms, doubling, to 1 s; each pause is a random part of it."""
 
+ATTEMPTS = 50
+"""One call's attempts at most: what meets so many conflicts only feeds them."""
+
+SHARDS = 16
+"""`done` keys are spread over so many places, lest every commit of a cluster write to one server."""
+
+KIND_BYTES = 16
+KINDS = 1000
+"""FoundationDB's limit for a tag, and ours for the names that are remembered."""
+
 
 class Attempt(Transaction, Protocol):
     """One transaction of the engine below."""
@@ -64,6 +75,14 @@ class Attempt(Transaction, Protocol):
     @property
     def mutates(self) -> bool:
         """Something was written, so that a commit has an outcome worth settling."""
+        ...
+
+    def mark(self, key: bytes, value: bytes) -> None:
+        """Set `key`, and conflict with whoever writes it before the commit. Nothing but `commit` follows."""
+        ...
+
+    def reuse(self, version: int) -> None:
+        """Read at `version`, which an earlier transaction read at. Nothing was done before."""
         ...
 
     async def commit(self) -> None:
@@ -79,7 +98,7 @@ class Runner:
     """Runs transaction functions on attempts that `begin` makes.
 
     Args:
-        begin: makes a fresh attempt, which has that many seconds to live.
+        begin: makes a fresh attempt: the kind of its transaction, and the seconds it has to live (None: `timeout_s`).
         done_prefix: where `done` keys are kept.
         seal: refuses what writes to a sealed store; None: nothing seals it.
         timeout_s: limit for one `transact` or `read`, retries and all.
@@ -89,7 +108,7 @@ class Runner:
 
     def __init__(
         self,
-        begin: Callable[[float], Attempt],
+        begin: Callable[[bytes, float | None], Attempt],
         clock: Clock,
         *,
         done_prefix: bytes,
@@ -98,7 +117,7 @@ class Runner:
         faults: Faults | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         rng: random.Random | None = None,
-        write_id: Callable[[], bytes] = lambda: os.urandom(16),
+        write_id: Callable[[], bytes] | None = None,
     ) -> None:
         self._begin = begin
         self._clock = clock
@@ -108,7 +127,8 @@ class Runner:
         self._faults = faults
         self._sleep = sleep
         self._rng = rng or random.Random()
-        self._write_id = write_id
+        self._write_id = write_id or WriteIds().next
+        self._recent = 0, 0
         self._clear_from_minute = 0
         self._clearing: asyncio.Task[None] | None = None
         self._running = 0
@@ -126,15 +146,73 @@ class Runner:
         """
         self._running += 1
         try:
-            return await self._transact(fn, args, None if past_seal else self._seal)
+            kind = kind_of(fn)
+            seal = None if past_seal else self._seal
+            started_ns = self._clock.monotonic_ns()
+            retries: Retries | None = None
+            while True:
+                tr = self._begin(kind, None if retries is None else retries.left_s())
+                done_key = b""
+                try:
+                    if self._faults is not None:
+                        await self._suffer_read(self._faults)
+                    version = None if seal is None else tr.metadata_version()
+                    function = fn(tr, *args)
+                    result: T = await (_watched(function, tr) if type(function) is CoroutineType else _own(function))
+                    if tr.mutates:
+                        if seal is not None and version is not None:
+                            await seal.check(tr, version)
+                        done_key = self._done_key()
+                        tr.mark(done_key, COMMITTED)
+                    await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))
+                except RetryableError as error:
+                    failure: EngineError = error
+                except CommitUnknown as error:
+                    if not done_key:  # nothing was written, so nothing is owed
+                        return result
+                    if retries is None:
+                        retries = self._retries(started_ns)
+                    if await self._was_committed(done_key, error, retries):
+                        return result
+                    failure = error
+                else:
+                    if done_key:
+                        self._clear_old_minutes()
+                    return result
+                finally:
+                    tr.end()
+                if retries is None:
+                    retries = self._retries(started_ns)
+                await self._sleep(retries.pause_s(failure))
         finally:
             self._leave()
 
-    async def read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
+    async def read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], *, max_age_ns: int = 0) -> T:
         """Run `fn(tr, *args)` on one snapshot, without a commit. See `Engine.read`."""
         self._running += 1
         try:
-            return await self._read(fn, args)
+            kind = kind_of(fn)
+            started_ns = self._clock.monotonic_ns()
+            retries: Retries | None = None
+            while True:
+                tr = self._begin(kind, None if retries is None else retries.left_s())
+                try:
+                    if self._faults is not None:
+                        await self._suffer_read(self._faults)
+                    if max_age_ns:
+                        # A retry asks anew: what was too old to read remains so.
+                        return await self._read_recent(tr, fn, args, max_age_ns if retries is None else 0)
+                    function = fn(tr, *args)
+                    if type(function) is CoroutineType:
+                        return await _watched(function, tr)  # type: ignore[no-any-return]
+                    return await _own(function)
+                except RetryableError as error:
+                    failure = error
+                finally:
+                    tr.end()
+                if retries is None:
+                    retries = self._retries(started_ns)
+                await self._sleep(retries.pause_s(failure))
         finally:
             self._leave()
 
@@ -152,90 +230,55 @@ class Runner:
         if self._idle is not None and not self._running:
             self._idle.set()
 
-    async def _transact(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], seal: SealCheck | None) -> T:
-        deadline_ns = self._clock.monotonic_ns() + self._timeout_ns
-        pauses = self._pauses()
-        while True:
-            tr = self._begin(self._left_s(deadline_ns))
-            done_key = b""
-            try:
-                await self._suffer_read()
-                version = tr.metadata_version() if seal is not None else None
-                result = await _held_to_rules(fn, tr, args)
-                if tr.mutates:
-                    if seal is not None and version is not None:
-                        await seal.check(tr, version)
-                    done_key = self._done_key()
-                    tr.add_read_conflict_key(done_key)
-                    tr.set(done_key, COMMITTED)
-                await self._commit(tr)
-            except RetryableError as error:
-                failure: EngineError = error
-            except CommitUnknown as error:
-                if not done_key:  # nothing was written, so nothing is owed
-                    return result
-                if await self._was_committed(done_key, error, deadline_ns):
-                    return result
-                failure = error
-            else:
-                if done_key:
-                    self._clear_old_minutes()
-                return result
-            finally:
-                tr.end()
-            await self._pause(pauses, failure, deadline_ns)
+    async def _read_recent(
+        self, tr: Attempt, fn: Callable[..., Awaitable[T]], args: tuple[object, ...], max_age_ns: int
+    ) -> T:
+        now_ns = self._clock.monotonic_ns()
+        version, asked_ns = self._recent
+        fresh = not asked_ns or now_ns - asked_ns > max_age_ns
+        if not fresh:
+            tr.reuse(version)
+        function = fn(tr, *args)
+        result: T = await (_watched(function, tr) if type(function) is CoroutineType else _own(function))
+        if fresh:
+            # The version was asked for after `now_ns`, so what had been committed by then is in it.
+            version = await tr.read_version()
+            self._recent = max((version, now_ns), self._recent)
+        return result
 
-    async def _read(self, fn: Callable[..., Awaitable[T]], args: tuple[object, ...]) -> T:
-        deadline_ns = self._clock.monotonic_ns() + self._timeout_ns
-        pauses = self._pauses()
-        while True:
-            tr = self._begin(self._left_s(deadline_ns))
-            try:
-                await self._suffer_read()
-                return await _held_to_rules(fn, tr, args)
-            except RetryableError as error:
-                failure = error
-            finally:
-                tr.end()
-            await self._pause(pauses, failure, deadline_ns)
-
-    async def _commit(self, tr: Attempt) -> None:
-        if self._faults is None:
-            await tr.commit()
-            return
-        self._faults.check_reachable()
-        if self._faults.commit_delay_s:
-            await self._sleep(self._faults.commit_delay_s)
-        fault = self._faults.commit_fault() if tr.mutates else None
+    async def _commit_faultily(self, tr: Attempt, faults: Faults) -> None:
+        faults.check_reachable()
+        if faults.commit_delay_s:
+            await self._sleep(faults.commit_delay_s)
+        fault = faults.commit_fault() if tr.mutates else None
         if fault is None or fault.committed:
             await tr.commit()
         if fault is not None:
             raise fault.error
 
-    async def _suffer_read(self) -> None:
-        if self._faults is not None:
-            self._faults.check_reachable()
-            if self._faults.read_delay_s:
-                await self._sleep(self._faults.read_delay_s)
-                self._faults.check_reachable()
-            if (error := self._faults.read_fault()) is not None:
-                raise error
+    async def _suffer_read(self, faults: Faults) -> None:
+        faults.check_reachable()
+        if faults.read_delay_s:
+            await self._sleep(faults.read_delay_s)
+            faults.check_reachable()
+        if (error := faults.read_fault()) is not None:
+            raise error
 
-    async def _was_committed(self, done_key: bytes, unknown: CommitUnknown, deadline_ns: int) -> bool:
+    async def _was_committed(self, done_key: bytes, unknown: CommitUnknown, retries: Retries) -> bool:
         """Whether the attempt that wrote `done_key` was committed; if not, it never will be.
 
         Raises:
             CommitUnknown: it could not be found out in time.
         """
-        pauses = self._pauses()
+        retries = retries.anew()
         while True:
-            tr = self._begin(self._left_s(deadline_ns))
+            tr = self._begin(b"settle", retries.left_s())
             try:
                 mark = await tr.get(done_key)
                 if mark is not None:
                     return mark == COMMITTED
                 tr.set(done_key, ABANDONED)
-                await self._commit(tr)
+                await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))
                 return False
             except (RetryableError, CommitUnknown) as error:
                 # Unknown here is harmless: the next look finds the mark, or makes it.
@@ -245,15 +288,20 @@ class Runner:
             finally:
                 tr.end()
             try:
-                await self._pause(pauses, failure, deadline_ns)
+                pause_s = retries.pause_s(failure)
             except EngineError as error:
                 raise unknown from error
+            await self._sleep(pause_s)
+
+    def _retries(self, started_ns: int) -> Retries:
+        return Retries(self._clock, started_ns + self._timeout_ns, self._rng)
 
     def _done_key(self) -> bytes:
-        return self._minute_prefix(self._clock.now_ns() // MINUTE_NS) + self._write_id()
+        write_id = self._write_id()
+        return self._minute_prefix(write_id[0] % SHARDS, self._clock.now_ns() // MINUTE_NS) + write_id
 
-    def _minute_prefix(self, minute: int) -> bytes:
-        return self._done_prefix + minute.to_bytes(5, "big")
+    def _minute_prefix(self, shard: int, minute: int) -> bytes:
+        return self._done_prefix + (shard << 40 | minute).to_bytes(6, "big")
 
     def _clear_old_minutes(self) -> None:
         minute = self._clock.now_ns() // MINUTE_NS
@@ -263,38 +311,79 @@ class Runner:
         self._clearing = asyncio.get_running_loop().create_task(self._clear_before(minute), name="clear done keys")
 
     async def _clear_before(self, minute: int) -> None:
-        tr = self._begin(self._timeout_ns / 1e9)
+        tr = self._begin(b"clear done keys", None)
         try:
-            tr.clear_range(self._minute_prefix(0), self._minute_prefix(max(minute - KEEP_MINUTES, 0)))
+            for shard in range(SHARDS):
+                kept = self._minute_prefix(shard, max(minute - KEEP_MINUTES, 0))
+                tr.clear_range(self._minute_prefix(shard, 0), kept)
             await tr.commit()
         except EngineError as error:
             log.info("clearing of settled transactions left to the next time: %s", error)
         finally:
             tr.end()
 
-    def _left_s(self, deadline_ns: int) -> float:
-        return max((deadline_ns - self._clock.monotonic_ns()) / 1e9, 0.001)
 
-    def _pauses(self) -> Generator[float, None, None]:
-        longest_s = FIRST_BACKOFF_S
-        while True:
-            yield longest_s * self._rng.random()
-            longest_s = min(longest_s * BACKOFF_GROWTH, LONGEST_BACKOFF_S)
+class Retries:
+    """How often and until when one call is tried again."""
 
-    async def _pause(self, pauses: Generator[float, None, None], failure: EngineError, deadline_ns: int) -> None:
-        pause_s = next(pauses)
-        if self._left_s(deadline_ns) <= pause_s:
+    __slots__ = ("_attempts", "_clock", "_deadline_ns", "_longest_s", "_rng")
+
+    def __init__(self, clock: Clock, deadline_ns: int, rng: random.Random) -> None:
+        self._clock = clock
+        self._deadline_ns = deadline_ns
+        self._rng = rng
+        self._attempts = 1
+        self._longest_s = FIRST_BACKOFF_S
+
+    def anew(self) -> Retries:
+        """The same time limit, counted and backed off from the start."""
+        return Retries(self._clock, self._deadline_ns, self._rng)
+
+    def left_s(self) -> float:
+        """The time left, at least a millisecond."""
+        return max((self._deadline_ns - self._clock.monotonic_ns()) / 1e9, 0.001)
+
+    def pause_s(self, failure: EngineError) -> float:
+        """How long to wait before the next attempt; raises `failure` if there is to be none."""
+        pause_s = self._longest_s * self._rng.random()
+        self._longest_s = min(self._longest_s * BACKOFF_GROWTH, LONGEST_BACKOFF_S)
+        self._attempts += 1
+        if self._attempts > ATTEMPTS or self.left_s() <= pause_s:
             raise failure
-        await self._sleep(pause_s)
+        return pause_s
 
 
-async def _held_to_rules(fn: Callable[..., Awaitable[T]], tr: Attempt, args: tuple[object, ...]) -> T:
-    awaitable = fn(tr, *args)
-    if not isinstance(awaitable, CoroutineType):
-        if not isinstance(awaitable, Awaitable):
-            raise TransactionMisuse(f"a transaction function returned {type(awaitable).__name__}, not an awaitable")
-        return await awaitable
-    return await _watched(awaitable, tr)  # type: ignore[no-any-return]
+class WriteIds:
+    """Ids that no two transactions share: random ones would cost a system call each."""
+
+    def __init__(self) -> None:
+        self._of_runner = os.urandom(12)
+        self._counter = itertools.count()
+
+    def next(self) -> bytes:
+        """16 bytes; the first spreads evenly."""
+        number = next(self._counter) & 0xFFFFFFFF
+        return bytes((number & 0xFF,)) + number.to_bytes(4, "big") + self._of_runner[1:]
+
+
+_kinds: dict[str, bytes] = {}
+
+
+def kind_of(fn: Callable[..., object]) -> bytes:
+    """What the cluster's tools show a transaction as: its function's name, at most 16 bytes."""
+    name = getattr(fn, "__name__", "")
+    kind = _kinds.get(name)
+    if kind is None:
+        kind = name.strip("_<>").encode("ascii", "replace")[:KIND_BYTES] or b"transaction"
+        if len(_kinds) < KINDS:
+            _kinds[name] = kind
+    return kind
+
+
+async def _own(awaitable: Awaitable[T]) -> T:
+    if not isinstance(awaitable, Awaitable):
+        raise TransactionMisuse(f"a transaction function returned {type(awaitable).__name__}, not an awaitable")
+    return await awaitable
 
 
 @coroutine

@@ -56,7 +56,7 @@ class Sealable:
 
     prefix: bytes
 
-    async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+    async def read(self, fn: Callable[..., Awaitable[T]], *args: object, max_age_ns: int = 0) -> T:
         raise NotImplementedError
 
     async def transact_past_seal(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:

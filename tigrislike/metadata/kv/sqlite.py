@@ -128,7 +128,11 @@ class SqliteEngine(Sealable):
             return await self._transact_faultily(self._faults, fn, args, past_seal=True)
         return await self._writer.submit(fn, args, past_seal=True)  # type: ignore[no-any-return]
 
-    async def read(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+    @property
+    def background(self) -> SqliteEngine:
+        return self
+
+    async def read(self, fn: Callable[..., Awaitable[T]], *args: object, max_age_ns: int = 0) -> T:
         if self._faults is not None:
             await self._suffer(self._faults)
         if self._reading:
