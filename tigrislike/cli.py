@@ -1,4 +1,5 @@
-"""The command line: `serve`, `storage create`, `admin fsck`, `admin rotate-master-key`, `version`.
+"""The command line: `serve`, `storage create`, `version`, and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
+`rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -292,6 +293,58 @@ def _fsck(
         _fail(str(error))
     typer.echo(f"{found} findings, {found - left} repaired", err=True)
     raise typer.Exit(1 if left else 0)
+
+
+@admin.command("copy-metadata")
+def copy_metadata(
+    source: Annotated[
+        str, typer.Option("--from", help="The store to copy: sqlite:///FILE or fdb:///CLUSTERFILE.", metavar="URL")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option("--to", help="Where to: a file that is not there, or an empty place in a cluster.", metavar="URL"),
+    ] = None,
+    *,
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="Let the source take writes again afterwards: a backup, not a move.")
+    ] = False,
+    abort: Annotated[
+        bool,
+        typer.Option("--abort", help="Give up a copy that was interrupted: empty the target, open the source again."),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="With --abort: open a source that has moved. What was written since is lost."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line: progress, result.")] = False,
+) -> None:
+    """Copy a store's metadata to another engine, verify it, and open it there: for a store that outgrew SQLite.
+
+    Nodes may run meanwhile. From the first moment the source takes no writes: they are answered 503 with Retry-After,
+    reads go on. If this is interrupted, run it again to go on, or with --abort to go back. When it is done, restart
+    the nodes with --metadata and the new URL; blocks stay where they are.
+    """
+    from tigrislike.admin.copy import CopyError
+    from tigrislike.admin.copying import run_abort, run_copy
+    from tigrislike.metadata.kv import EngineError
+
+    if force and not abort:
+        _fail("--force goes with --abort")
+    if target is None and not abort:
+        _fail("--to is missing: where is the copy to go?")
+    try:
+        if abort:
+            said = run_abort(source, target, force=force)
+            typer.echo(json.dumps({"aborted": said}) if as_json else said)
+        else:
+            assert target is not None
+            run_copy(source, target, keep_source=keep_source, as_json=as_json)
+    except (CopyError, EngineError, OSError, ValueError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail(
+            "interrupted; the source takes no writes until the copy is complete (run this again) or given up (--abort)"
+        )
 
 
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
