@@ -60,6 +60,9 @@ Range = tuple[bytes, bytes]
 Change = Callable[[bytes | None], bytes | None]
 
 DONE_PREFIX = b"\xfe/done/"
+KEPT_VERSIONS = 500
+"""How many versions stay readable though nobody reads them: a later transaction may, see `Runner.read`."""
+
 TEMPORARY = (1009, 1037, 1038, 1042, 1051, 1078, 1213, 1235, 1242)
 """future_version, process_behind, database_locked, commit and GRV proxies short of memory, three kinds of
 throttling, range_locked: retryable, and certainly not committed."""
@@ -241,13 +244,15 @@ class MemoryEngine(Sealable):
 
     def begin(self, tr: MemoryTransaction, version: int | None = None) -> int:
         """The read version for `tr` (or the one given), kept readable until `end`."""
+        if version is not None and version < self._oldest():
+            raise TransactionTooOld(f"version {version} has been forgotten")
         self._reading[id(tr)] = version = self.version if version is None else version
         return version
 
     def end(self, tr: MemoryTransaction) -> None:
         """Forget `tr`; prunes what nobody can read any more."""
         self._reading.pop(id(tr), None)
-        oldest = min(self._reading.values(), default=self.version)
+        oldest = self._oldest()
         del self._log[: bisect.bisect_right(self._log, oldest, key=lambda entry: entry[0])]
 
     def value_at(self, version: int, key: bytes) -> bytes | None:
@@ -310,6 +315,10 @@ class MemoryEngine(Sealable):
         finally:
             self._reading.pop(id(token))
 
+    def _oldest(self) -> int:
+        """The oldest version that can be read."""
+        return min(self._reading.values(), default=self.version) - KEPT_VERSIONS
+
     def _store(self, key: bytes, value: bytes | None) -> None:
         history = self._values.get(key)
         if history is None:
@@ -318,7 +327,7 @@ class MemoryEngine(Sealable):
         if history and history[-1][0] == self.version:
             history.pop()
         history.append((self.version, value))
-        oldest = min(self._reading.values(), default=self.version)
+        oldest = self._oldest()
         while len(history) > 1 and history[1][0] <= oldest:
             del history[0]
 
@@ -461,6 +470,9 @@ class MemoryTransaction:
         if self.bumps:
             raise Unreadable("the metadata version was bumped in this transaction and is known only once it commits")
         return self._pending(self._engine.value_at(self.current_version(), METADATA_VERSION_KEY) or b"")
+
+    blind = False
+    """So that every transaction has a version of its own, which is where the interleavings are."""
 
     def mark(self, key: bytes, value: bytes) -> None:
         self.add_read_conflict_key(key)

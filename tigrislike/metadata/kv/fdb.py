@@ -141,11 +141,14 @@ def _begin(client: Client, read_only: bool, batch: bool, kind: bytes, left_s: fl
         raise client.error(code)
     pointer = client.address.value
     assert pointer is not None
-    library.set_option(pointer, TAG, kind, len(kind))
+    code = library.set_option(pointer, TAG, kind, len(kind))
     if batch:
-        library.set_option(pointer, PRIORITY_BATCH, None, 0)
+        code = library.set_option(pointer, PRIORITY_BATCH, None, 0) or code
     if left_s is not None:
-        library.set_option(pointer, TIMEOUT, max(int(left_s * 1000), 1).to_bytes(8, "little"), 8)
+        code = library.set_option(pointer, TIMEOUT, max(int(left_s * 1000), 1).to_bytes(8, "little"), 8) or code
+    if code:
+        library.destroy_transaction(pointer)
+        raise client.error(code)
     return FdbTransaction(client, pointer, read_only)
 
 

@@ -66,6 +66,7 @@ class FdbTransaction:
         "_under_way",
         "_watches",
         "awaited",
+        "blind",
         "client",
         "committing",
         "library",
@@ -83,6 +84,7 @@ class FdbTransaction:
         self._under_way: list[Reply[Any]] = []
         self._delayed: deque[Later | Callable[[], object]] | None = None
         self.committing = False
+        self.blind = True
         self.awaited: asyncio.Future[Any] | None = None
         self.mutates = False
 
@@ -94,6 +96,7 @@ class FdbTransaction:
             return Value(self, self.library.get(pointer, key, len(key), 1))
         if self._delayed:
             return self._later(lambda: Value(self, self.library.get(pointer, key, len(key), snapshot)))
+        self.blind = False
         read = Value(self, self.library.get(pointer, key, len(key), snapshot))
         self._under_way.append(read)
         return read
@@ -107,6 +110,7 @@ class FdbTransaction:
             return Rows(self, pointer, begin, end, limit, reverse, True)
         if self._delayed:
             return self._later(lambda: Rows(self, pointer, begin, end, limit, reverse, snapshot))
+        self.blind = False
         read = Rows(self, pointer, begin, end, limit, reverse, snapshot)
         self._under_way.append(read)
         return read
@@ -144,13 +148,16 @@ class FdbTransaction:
 
     def add_read_conflict_key(self, key: bytes) -> None:
         check_key(key)
+        self.blind = False
         self._conflict(key, key + b"\0")
 
     def add_read_conflict_range(self, begin: bytes, end: bytes) -> None:
         check_range(begin, end)
+        self.blind = False
         self._conflict(begin, end)
 
     def read_version(self) -> Awaitable[int]:
+        self.blind = False
         return Number(self, self.library.get_read_version(self._pointer or self._ended()))
 
     def watch(self, key: bytes) -> Watch:
@@ -158,6 +165,7 @@ class FdbTransaction:
         if self._read_only:
             raise self._read_only_error("watch")
         pointer = self._pointer or self._ended()
+        self.blind = False
         watch = FdbWatch(self.client)
         if self._watches is None:
             self._watches = []
@@ -179,6 +187,7 @@ class FdbTransaction:
         if self._bumped:
             raise Unreadable("the metadata version was bumped in this transaction and is known only once it commits")
         if self._metadata_version is None:
+            self.blind = False
             # No other write changes it, so it keeps none waiting; and it comes with the read version.
             key = METADATA_VERSION_KEY
             self._metadata_version = ValueOrEmpty(self, self.library.get(pointer, key, len(key), 1))

@@ -25,7 +25,6 @@ from types import CoroutineType, coroutine
 from typing import Any, Protocol, TypeVar
 
 from .clock import Clock
-from .engine import Transaction
 from .errors import (
     AmbiguousCommit,
     CommitUnknown,
@@ -36,7 +35,7 @@ from .errors import (
     TransactionMisuse,
 )
 from .faults import Faults
-from .seal import SealCheck
+from .seal import Guarded, SealCheck
 
 T = TypeVar("T")
 
@@ -66,7 +65,7 @@ KINDS = 1000
 """FoundationDB's limit for a tag, and ours for the names that are remembered."""
 
 
-class Attempt(Transaction, Protocol):
+class Attempt(Guarded, Protocol):
     """One transaction of the engine below."""
 
     awaited: asyncio.Future[Any] | None
@@ -79,10 +78,6 @@ class Attempt(Transaction, Protocol):
 
     def mark(self, key: bytes, value: bytes) -> None:
         """Set `key`, and conflict with whoever writes it before the commit. Nothing but `commit` follows."""
-        ...
-
-    def reuse(self, version: int) -> None:
-        """Read at `version`, which an earlier transaction read at. Nothing was done before."""
         ...
 
     async def commit(self) -> None:
@@ -156,12 +151,11 @@ class Runner:
                 try:
                     if self._faults is not None:
                         await self._suffer_read(self._faults)
-                    version = None if seal is None else tr.metadata_version()
                     function = fn(tr, *args)
                     result: T = await (_watched(function, tr) if type(function) is CoroutineType else _own(function))
                     if tr.mutates:
-                        if seal is not None and version is not None:
-                            await seal.check(tr, version)
+                        if seal is not None:
+                            await seal.check(tr, started_ns, again=retries is not None)
                         done_key = self._done_key()
                         tr.mark(done_key, COMMITTED)
                     await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))

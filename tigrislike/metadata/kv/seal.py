@@ -7,7 +7,8 @@ under way when the seal was set either committed before it, or is refused. Only 
 SQLite's writer looks at the flag once for each group (`sqlite_writer.py`). On engines whose transactions can conflict
 `SealCheck` makes it cost no round trip: sealing moves the database's metadata version, which arrives with a
 transaction's read version. While it stands where the store was last seen open, the store still is, and a read conflict
-on the flag refuses the commit should it be sealed before that.
+on the flag refuses the commit should it be sealed before that. A transaction that reads nothing needs no version of its
+own: it takes one at which the store was open a moment ago, and the same conflict guards it from there on.
 
 All engines keep these keys under the store's prefix; no key of the keyspace begins with 0xfe. `OWN` is where they, and
 the marks that settle commits, begin: what lies before it is the store.
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .engine import Transaction
-from .errors import StoreSealed
+from .errors import StoreSealed, Unreadable
 
 T = TypeVar("T")
 
@@ -93,26 +94,56 @@ async def clear_seal(tr: Transaction, prefix: bytes) -> None:
     tr.bump_metadata_version()
 
 
+class Guarded(Transaction, Protocol):
+    """A transaction whose commit is to be refused while the store is sealed."""
+
+    @property
+    def blind(self) -> bool:
+        """Nothing was read so far, nor any conflict added, so that any read version will do."""
+        ...
+
+    def reuse(self, version: int) -> None:
+        """Read at `version`, which an earlier transaction read at. Only while `blind`."""
+        ...
+
+
+RECENT_NS = 1_000_000_000
+"""How long a version at which the store was open is used again. The cluster forgets versions after five seconds."""
+
+
 class SealCheck:
     """Refuses transactions of a sealed store, on an engine whose transactions can conflict."""
 
     def __init__(self, prefix: bytes) -> None:
         self._key = prefix + SEALED
         self._open_at: bytes | None = None
+        self._open_version = 0
+        self._asked_ns = -RECENT_NS
 
-    async def check(self, tr: Transaction, version: Awaitable[bytes]) -> None:
+    async def check(self, tr: Guarded, now_ns: int, *, again: bool) -> None:
         """Pass only while the store is open, and see to it that `tr` commits only if it still is then.
 
-        `version` is the metadata version as `tr` reads it, asked for before anything else.
+        Called when `tr` has done all that it does: what it read brought the metadata version along. `now_ns` is on
+        any clock that never goes back; `again`: an earlier attempt has failed, perhaps for the version it used.
 
         Raises:
             StoreSealed
         """
-        at = await version
-        if at == self._open_at:
+        blind = tr.blind
+        if blind and not again and now_ns - self._asked_ns < RECENT_NS:
+            tr.reuse(self._open_version)
             tr.add_read_conflict_key(self._key)
             return
-        value = await tr.get(self._key)
-        if value is not None:
-            raise StoreSealed(seal_reason(value))
-        self._open_at = at
+        try:
+            at = await tr.metadata_version()
+        except Unreadable:  # the transaction moves it itself
+            at = None
+        if at is not None and at == self._open_at:
+            tr.add_read_conflict_key(self._key)
+        else:
+            value = await tr.get(self._key)
+            if value is not None:
+                raise StoreSealed(seal_reason(value))
+            self._open_at = at if at is not None else self._open_at
+        if blind:
+            self._open_version, self._asked_ns = await tr.read_version(), now_ns
