@@ -3,7 +3,7 @@
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
-1 refused or failed (with one line that says why), 2 a command line that makes no sense.
+1 refused or failed (with one line that says why), 2 a command line that makes no sense; `admin check` adds 3.
 """
 
 from __future__ import annotations
@@ -347,6 +347,34 @@ def copy_metadata(
         )
 
 
+def _check(
+    settings: Settings,
+    *,
+    samples: Annotated[int, typer.Option(help="How often each latency is measured.", metavar="N", min=1)] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check what a node stands on: engine, cluster, latency, clocks, free space, formats, master key, writes.
+
+    Changes nothing, and ends within 5 seconds where the database does not answer. Exits 0 where all is well, 1 where
+    a node could not work, 3 where it could, but something deserves attention.
+    """
+    import asyncio
+
+    import msgspec
+
+    from tigrislike.admin.check import all_checks, worst
+
+    checks = asyncio.run(all_checks(settings, samples=samples))
+    verdict = worst(checks)
+    if as_json:
+        typer.echo(msgspec.json.encode({"verdict": verdict, "checks": checks}).decode())
+    else:
+        for check in checks:
+            typer.echo(f"{check.verdict:9}  {check.name:10}  {check.detail}")
+    raise typer.Exit({"ok": 0, "failed": 1, "attention": 3}[verdict])
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+admin.command("check")(_with_settings(_check, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))
 admin.command("rotate-master-key")(_with_settings(_rotate_master_key, _STORE))

@@ -1,5 +1,5 @@
-"""Copying a store's metadata to another engine: whole, verified, and wherever it is cut off, to be gone on with or given
-up, with at most one of the two stores open."""
+"""Copying a store's metadata to another engine: whole, verified, and wherever it is cut off, to be gone on with or
+given up, with at most one of the two stores open."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ async def populate(engine: Engine, objects: int = 40, seed: int = 0) -> Metadata
 
 
 async def digest_of(engine: Engine) -> Digest:
-    async for found in digest(engine):
-        pass
-    return found
+    return [found async for found in digest(engine)][-1]
 
 
 async def all_rows(engine: Engine) -> dict[bytes, bytes]:
@@ -464,9 +462,6 @@ async def cut_copy(pair: Pair, nth: int, *, after: bool, keep_source: bool = Fal
         await copy_metadata(source, target, keep_source=keep_source)
     except Cut:
         return True
-    except BaseExceptionGroup as group:
-        assert group.subgroup(Cut)
-        return True
     return False
 
 
@@ -651,7 +646,7 @@ def test_an_engine_that_stays_away_ends_the_copy_with_what_to_do(tmp_path: Path)
         def away(step: Step) -> None:
             faults.cut_off = True
 
-        with pytest.raises(CopyError, match="fdb:///target: .* Run this again to go on where it stopped"):
+        with pytest.raises(CopyError, match=r"fdb:///target: .* Run this again to go on where it stopped"):
             await pair.copy(report=away, sleep=lambda _: asyncio.sleep(0), patience_s=0)
         faults.cut_off = False
         copied = await pair.copy()
