@@ -1,0 +1,190 @@
+"""Chaos: a node serves a hundred clients while what it stands on fails, and keeps every promise.
+
+On FoundationDB the server is killed and started again, stopped and continued, and the node's network threads hang. On
+SQLite it is the node's own processes that are killed. The clients' record is then held against the definition of a
+store that does one thing at a time, and the store against itself.
+
+The full run takes CHAOS_SECONDS (300 by default) of load. The seed of a run is printed and can be set with CHAOS_SEED;
+the schedule of faults and what clients ask follow from it, though not the moment at which a request meets a fault.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cluster_faults import LocalServer, NotLocal
+from tests.chaos.runs import (
+    Run,
+    assert_honest,
+    assert_linearisable,
+    assert_served_again,
+    assert_store_is_whole,
+    describe,
+    running,
+)
+from tests.chaos.stalling_node import VARIABLE, stall
+from tests.clusters import CLUSTER_VARIABLE, fresh_url
+from tests.crash.test_kill import child_pids
+from tests.nodes import RunningNode, running_node
+
+PAUSE_S = 10.0
+HEALTHY_S = 14.0
+"""Between two faults of a full run: longer than the service may take to come back."""
+
+
+def seed_of(default: int) -> int:
+    seed = int(os.environ.get("CHAOS_SEED", default))
+    print(f"seed {seed}")
+    return seed
+
+
+def full_seconds() -> float:
+    return float(os.environ.get("CHAOS_SECONDS", "300"))
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    """The server of the cluster under test; it runs again when the test is over."""
+    try:
+        found = LocalServer(Path(os.environ[CLUSTER_VARIABLE]))
+    except NotLocal as reason:
+        pytest.fail(f"chaos needs a cluster of one process on this machine: {reason}")
+    try:
+        yield found
+    finally:
+        found.mend()
+
+
+class ClusterChaos:
+    """The faults of a cluster and of its client."""
+
+    def __init__(self, run: Run, server: LocalServer, node: RunningNode, sockets: Path, rng: random.Random) -> None:
+        self.run = run
+        self.server = server
+        self.node = node
+        self.sockets = sockets
+        self.rng = rng
+
+    def kill(self) -> None:
+        down_s = self.rng.uniform(0, 3)
+        with self.run.fault("fdbserver killed and started again"):
+            self.server.kill()
+            self.run.go_on(down_s)
+            self.server.start()
+
+    def pause(self, seconds: float = PAUSE_S) -> None:
+        with self.run.fault("fdbserver stopped"):
+            self.server.pause()
+            self.run.go_on(seconds)
+            self.server.resume()
+
+    def stall(self, seconds: float = PAUSE_S) -> None:
+        """The network threads of one worker or of all processes hang."""
+        processes = child_pids(self.node.pid)
+        if self.rng.random() < 0.5:
+            processes = [processes[-1]]
+        with self.run.fault(f"network threads of {len(processes)} processes stalled"):
+            stall(self.sockets, processes, seconds)
+            self.run.go_on(seconds)
+
+
+@pytest.fixture
+def fdb_node(tmp_path: Path) -> Iterator[tuple[RunningNode, tuple[str, ...], Path]]:
+    """A node on a cluster whose network threads can be stalled; the flags that name its store; where to stall them."""
+    sockets = tmp_path / "stall"
+    sockets.mkdir()
+    key = tmp_path / "master.key"
+    key.touch(mode=0o600)
+    key.write_text(base64.b64encode(os.urandom(32)).decode())
+    with fresh_url() as url:
+        flags = (f"--metadata={url}", f"--master-key-file={key}")
+        with running_node(
+            tmp_path / "data",
+            *flags,
+            "--access-log=off",
+            command=[sys.executable, "-m", "tests.chaos.stalling_node"],
+            environment={VARIABLE: str(sockets)},
+        ) as node:
+            yield node, flags, sockets
+
+
+def judge(run: Run, node: RunningNode, flags: tuple[str, ...] = ()) -> None:
+    """Everything that must be true of a run on a cluster, once its load has ended."""
+    pids = child_pids(node.pid)
+    records = run.finish(120)
+    describe(run, records)
+    assert_linearisable(records)
+    assert_honest(records)
+    assert_served_again(run, records)
+    assert child_pids(node.pid) == pids
+    assert_store_is_whole(node, *flags)
+
+
+@pytest.mark.fdb
+def test_a_cluster_killed_paused_and_stalled_under_load(
+    fdb_node: tuple[RunningNode, tuple[str, ...], Path], server: LocalServer, tmp_path: Path
+) -> None:
+    node, flags, sockets = fdb_node
+    rng = random.Random(seed := seed_of(1))
+    pids = child_pids(node.pid)
+    with running(node, tmp_path, seed=seed, seconds=24) as run:
+        chaos = ClusterChaos(run, server, node, sockets, rng)
+        run.go_on(2)
+        chaos.kill()
+        run.go_on(4)
+        chaos.pause(3)
+        run.go_on(4)
+        chaos.stall(3)
+        judge(run, node, flags)
+    assert child_pids(node.pid) == pids
+
+
+@pytest.mark.fdb
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_minutes_of_chaos_on_a_cluster(
+    fdb_node: tuple[RunningNode, tuple[str, ...], Path], server: LocalServer, tmp_path: Path
+) -> None:
+    node, flags, sockets = fdb_node
+    seconds = full_seconds()
+    rng = random.Random(seed := seed_of(2))
+    pids = child_pids(node.pid)
+    with running(node, tmp_path, seed=seed, seconds=seconds) as run:
+        chaos = ClusterChaos(run, server, node, sockets, rng)
+        faults = []
+        run.go_on(5)
+        while run.elapsed_s < seconds - PAUSE_S - HEALTHY_S:
+            faults = faults or rng.sample([chaos.kill, chaos.pause, chaos.stall], 3)
+            faults.pop()()
+            run.go_on(HEALTHY_S)
+        judge(run, node, flags)
+    assert child_pids(node.pid) == pids
+
+
+@pytest.mark.slow
+def test_processes_of_a_node_on_sqlite_killed_under_load(tmp_path: Path) -> None:
+    """Whoever speaks to a process that dies is cut off; the others notice nothing, and the record holds."""
+    rng = random.Random(seed := seed_of(3))
+    with (
+        running_node(tmp_path / "data", "--metadata=sqlite", "--access-log=off") as node,
+        running(node, tmp_path, seed=seed, seconds=25) as run,
+    ):
+        while run.elapsed_s < 20:
+            run.go_on(rng.uniform(1, 4))
+            victim = rng.choice(child_pids(node.pid))
+            with run.fault("a process of the node killed"):
+                os.kill(victim, signal.SIGKILL)
+        records = run.finish(60)
+        describe(run, records)
+        assert_linearisable(records)
+        assert_honest(records, cut_is_fair=lambda record: True)
+        assert_served_again(run, records)
+        assert_store_is_whole(node)
