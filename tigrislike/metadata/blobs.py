@@ -15,6 +15,8 @@ The files themselves are not this layer's business: callers delete them between 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import msgspec
 
 from . import owed
@@ -58,19 +60,36 @@ async def drop_reference(
     Whether it was the last one is left for reclaiming to find out: looking here would make every two deletes of
     sharers conflict.
     """
-    tr.clear(ctx.keys.ref(content_id, referrer.digest))
-    raw = await tr.get(ctx.keys.content(content_id), snapshot=True)
+    # The content says who is to reclaim it. Most are this node's own, so what that takes is asked for meanwhile.
+    stored = tr.get(ctx.keys.content(content_id), snapshot=True)
+    asked = ask_reclaim(tr, ctx, ctx.home.node, bucket_id, content_id)
+    raw = await stored
     homes = content_codec.decode(raw).homes if raw is not None else ()
     node = homes[0].node if homes else ctx.home.node
-    await owe_reclaim(tr, ctx, node, bucket_id, content_id)
+    await owe_reclaim(tr, ctx, node, bucket_id, content_id, asked=asked)
+    tr.clear(ctx.keys.ref(content_id, referrer.digest))
+
+
+def ask_reclaim(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> owed.Asked:
+    """Start what `owe_reclaim` reads, together with other reads."""
+    return owed.ask(tr, ctx, owed.zone_of(node, bucket_id), owed.RECLAIM_CONTENT, content_id)
 
 
 async def owe_reclaim(
-    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes, *, at_once: bool = False
+    tr: Transaction,
+    ctx: Context,
+    node: bytes,
+    bucket_id: bytes,
+    content_id: bytes,
+    *,
+    at_once: bool = False,
+    asked: owed.Asked | None = None,
 ) -> None:
     vesting_ns = 0 if at_once else ctx.now_ns() + ctx.grace_ns
     zone = owed.zone_of(node, bucket_id)
-    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_CONTENT, content_id, vesting_ns=vesting_ns, bucket=bucket_id)
+    await owed.enqueue(
+        tr, ctx, zone, owed.RECLAIM_CONTENT, content_id, vesting_ns=vesting_ns, bucket=bucket_id, asked=asked
+    )
 
 
 async def load_parts(tr: Transaction, ctx: Context, content_id: bytes) -> tuple[Part, ...]:
@@ -150,15 +169,24 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
 
 
 async def commit_blob(
-    tr: Transaction, ctx: Context, blob_id: bytes, *, content_id: bytes, number: int, size: int
+    tr: Transaction,
+    ctx: Context,
+    blob_id: bytes,
+    *,
+    content_id: bytes,
+    number: int,
+    size: int,
+    stored: Awaitable[bytes | None] | None = None,
 ) -> None:
     """Write a blob as live, belonging to `content_id` (as its part `number`, 0: as all of it).
+
+    `stored` is its row, if the caller has asked for it already.
 
     Raises:
         BlobDead: the blob has been given up.
     """
     key = ctx.keys.blob(blob_id)
-    raw = await tr.get(key)
+    raw = await (tr.get(key) if stored is None else stored)
     if raw is not None and blob_codec.decode(raw).state == DEAD:
         raise BlobDead(blob_id)
     tr.set(key, blob_codec.encode(Blob(LIVE, content_id, number, size, ctx.home.node, ctx.now_ns())))
@@ -179,11 +207,18 @@ async def settle_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
     return False
 
 
-async def owe_blob(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes) -> None:
+def ask_owed_blob(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes) -> owed.Asked:
+    """Start what `owe_blob` reads, together with other reads."""
+    return owed.ask(tr, ctx, owed.zone_of(node, bucket_id), owed.RECLAIM_BLOB, blob_id)
+
+
+async def owe_blob(
+    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes, asked: owed.Asked | None = None
+) -> None:
     """Owe the deletion of one blob that its content no longer uses."""
     zone = owed.zone_of(node, bucket_id)
     vesting_ns = ctx.now_ns() + ctx.grace_ns
-    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_BLOB, blob_id, vesting_ns=vesting_ns, bucket=bucket_id)
+    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_BLOB, blob_id, vesting_ns=vesting_ns, bucket=bucket_id, asked=asked)
 
 
 async def blob_wanted(tr: Transaction, ctx: Context, blob_id: bytes, blob: Blob) -> bool:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from .errors import RecordsChanged
+from .errors import MetadataError, RecordsChanged
 from .kv.engine import Engine, Transaction
 from .records import AccessKey, Bucket, Part
 
@@ -30,6 +30,32 @@ MANIFEST_PARTS = 50_000
 
 async def _metadata_version(tr: Transaction) -> bytes:
     return await tr.metadata_version()
+
+
+class Proof(Generic[R]):
+    """A transaction function: `fn`, and the proof that the metadata version is still `version`.
+
+    Both are asked for together: waiting for the version first would wake the caller twice.
+    """
+
+    __slots__ = ("__name__", "_fn", "_version")
+
+    def __init__(self, fn: Callable[..., Awaitable[R]], version: bytes | None) -> None:
+        self.__name__ = fn.__name__  # tells the cluster's tools what this is
+        self._fn = fn
+        self._version = version
+
+    async def __call__(self, tr: Transaction, *args: object) -> R:
+        version = tr.metadata_version()
+        try:
+            found = await self._fn(tr, *args)
+        except MetadataError:
+            if await version != self._version:
+                raise RecordsChanged from None
+            raise
+        if await version != self._version:
+            raise RecordsChanged
+        return found
 
 
 class RecordCache:
@@ -65,20 +91,15 @@ class RecordCache:
         return self._version
 
     async def prove(self, fn: Callable[..., Awaitable[R]], *args: object) -> R:
-        """Run a read that proves, in its own snapshot and before anything else, that every entry still holds.
+        """Run a read that proves, in its own snapshot, that every entry still holds.
 
-        So a read that rested on cached records needs no refresh of its own: one round trip instead of two.
+        So a read that rested on cached records needs no refresh of its own: one round trip instead of two. Whatever
+        the read finds, or raises, counts for nothing where an entry does not hold.
 
         Raises:
             RecordsChanged: refresh, and decide again.
         """
-
-        async def proven(tr: Transaction) -> R:
-            if await tr.metadata_version() != self._version:
-                raise RecordsChanged
-            return await fn(tr, *args)
-
-        return await self._engine.read(proven)
+        return await self._engine.read(Proof(fn, self._version), *args)
 
     def clear(self) -> None:
         self._epoch += 1

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import InvalidArgument, KeyTooLong, NoSuchBucket
+from .errors import InvalidArgument, KeyTooLong, MetadataError, NoSuchBucket
 from .keyspace import MAX_KEY_BYTES, MIN_STAMP, Keyspace
 from .kv.engine import Transaction
 from .records import Bucket, Home
@@ -54,6 +54,15 @@ def check_key(key: str) -> None:
             raise InvalidArgument("Key", ascii(key), "The object key is not valid UTF-8") from None
         if size > MAX_KEY_BYTES:
             raise KeyTooLong(size, MAX_KEY_BYTES)
+
+
+def is_key(key: str) -> bool:
+    """Whether `check_key` lets it pass."""
+    try:
+        check_key(key)
+    except MetadataError:
+        return False
+    return True
 
 
 async def hold_bucket(tr: Transaction, ctx: Context, bucket: Bucket, token: bytes | None) -> Bucket:

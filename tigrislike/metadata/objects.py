@@ -6,7 +6,7 @@ holds them (`Draft.blob`), whose id becomes the content's id. What a version is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -33,7 +33,17 @@ from .records import (
 )
 from .records import content as content_codec
 from .records import object_version as codec
-from .versions import hide, live_version, newest, parse_version_id, place, read_null, read_stamp, remove
+from .versions import (
+    ask_if_versioned,
+    hide,
+    live_version,
+    newest,
+    parse_version_id,
+    place,
+    read_null,
+    read_stamp,
+    remove,
+)
 
 
 def _version_of(
@@ -72,14 +82,16 @@ async def put_object(
     Raises:
         NoSuchBucket, NoSuchKey, PreconditionFailed, BlobDead.
     """
+    content_id = draft.blob or b""
     stored = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
+    asked = ask_if_versioned(tr, ctx, bucket, key)
+    blob = tr.get(ctx.keys.blob(content_id)) if content_id else None
     bucket = await hold_bucket(tr, ctx, bucket, token)
     live = live_version(await stored)
     if condition is not None:
         check_write(condition, key, live)
-    content_id = draft.blob or b""
     if content_id:
-        await commit_blob(tr, ctx, content_id, content_id=content_id, number=0, size=draft.size)
+        await commit_blob(tr, ctx, content_id, content_id=content_id, number=0, size=draft.size, stored=blob)
         content = Content(draft.size, LIVE, 0, (ctx.home,), bucket.id)
         tr.set(ctx.keys.content(content_id), content_codec.encode(content))
         tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
@@ -87,7 +99,7 @@ async def put_object(
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, draft.size, draft.etag, content_id, 0)
 
-    return await place(tr, ctx, bucket, key, live, make, draft.inline)
+    return await place(tr, ctx, bucket, key, live, make, draft.inline, asked)
 
 
 # --- reading
@@ -183,6 +195,11 @@ def _only_part(version: ObjectVersion) -> tuple[Part, ...]:
 # --- deleting
 
 
+def ask_current(tr: Transaction, ctx: Context, bucket: Bucket, key: str) -> Awaitable[bytes | None]:
+    """The key's ``current`` row, under way."""
+    return tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
+
+
 async def delete_object(
     tr: Transaction,
     ctx: Context,
@@ -191,15 +208,19 @@ async def delete_object(
     key: str,
     version_id: str | None,
     condition: WriteCondition | None,
+    stored: Awaitable[bytes | None] | None = None,
 ) -> Deletion:
     """Delete `key` (by a delete marker, where the bucket is versioned), or one version of it for good.
 
-    What is not there is deleted already: no error, unless a condition says otherwise.
+    What is not there is deleted already: no error, unless a condition says otherwise. `stored` is the key's ``current``
+    row, if the caller has asked for it already.
 
     Raises:
         NoSuchBucket, InvalidArgument (version id), NoSuchKey and PreconditionFailed (condition).
     """
-    stored = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
+    if stored is None:
+        stored = ask_current(tr, ctx, bucket, key)
+    asked = ask_if_versioned(tr, ctx, bucket, key) if version_id is None else None
     bucket = await hold_bucket(tr, ctx, bucket, token)
     live = live_version(await stored)
     if version_id is None:
@@ -209,7 +230,7 @@ async def delete_object(
                 marker = await newest(tr, ctx, bucket.id, key)
                 hidden = marker is not None and marker.delete_marker
             check_delete(condition, key, live, hidden)
-        return await hide(tr, ctx, bucket, key, live)
+        return await hide(tr, ctx, bucket, key, live, asked)
     stamp = parse_version_id(version_id)
     if stamp is None:
         target = await read_null(tr, ctx, bucket.id, key, live)
@@ -248,6 +269,7 @@ async def copy_object(
     from_bucket, from_key, from_version = source
     from_raw = tr.get(ctx.keys.in_bucket(from_bucket.id).current.key(from_key))
     to_raw = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
+    asked = ask_if_versioned(tr, ctx, bucket, key)
     bucket = await hold_bucket(tr, ctx, bucket, token)
     try:
         version = await resolve(tr, ctx, from_bucket, from_key, from_version, await from_raw)
@@ -268,7 +290,7 @@ async def copy_object(
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, version.size, version.etag, version.content, version.parts)
 
-    return version, await place(tr, ctx, bucket, key, live, make, inline)
+    return version, await place(tr, ctx, bucket, key, live, make, inline, asked)
 
 
 # --- tags

@@ -14,6 +14,9 @@ This module holds the primitives; who claims, when and how often is decided else
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from typing import NamedTuple
+
 from .context import Context
 from .keyspace import subspace, unpack_bytes, unpack_int
 from .kv.engine import Transaction
@@ -54,6 +57,20 @@ def _changed(item: Item, **changes: object) -> Item:
     return Item(**fields)
 
 
+class Asked(NamedTuple):
+    """The reads that `enqueue` rests on, under way."""
+
+    zone: bytes
+    item: Awaitable[bytes | None]
+    mark: Awaitable[bytes | None]
+
+
+def ask(tr: Transaction, ctx: Context, zone: bytes, task: str, subject: bytes) -> Asked:
+    """Start what `enqueue` reads, together with other reads: a distant database is asked once instead of twice."""
+    item = tr.get(ctx.keys.queue_item(zone, item_id(task, subject)))
+    return Asked(zone, item, tr.get(ctx.keys.queue_zone(zone)))
+
+
 async def enqueue(
     tr: Transaction,
     ctx: Context,
@@ -64,17 +81,18 @@ async def enqueue(
     vesting_ns: int = 0,
     priority: int = 0,
     bucket: bytes = b"",
+    asked: Asked | None = None,
 ) -> None:
     """Owe `task` for `subject`, from `vesting_ns` on (0: at once).
 
     An item already waiting keeps the earlier of the two times; one that is leased will vest again when its holder
-    finishes.
+    finishes. `asked` is what `ask` returned, if it was called beforehand.
     """
     id_ = item_id(task, subject)
-    stored = tr.get(ctx.keys.queue_item(zone, id_))
-    mark = tr.get(ctx.keys.queue_zone(zone))
-    raw = await stored
-    if await mark is None:
+    if asked is None or asked.zone != zone:
+        asked = ask(tr, ctx, zone, task, subject)
+    raw = await asked.item
+    if await asked.mark is None:
         tr.set(ctx.keys.queue_zone(zone), b"")
     if raw is None:
         item = Item(task, subject, vesting_ns, ctx.now_ns(), priority, bucket=bucket)

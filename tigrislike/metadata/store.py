@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from . import access, blobs, buckets, listing, objects, owed, uploads
 from .caches import ManifestCache, RecordCache
-from .context import Context, check_key
+from .context import Context, check_key, is_key
 from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
@@ -388,11 +388,15 @@ class Metadata:
             tr: Transaction, batch: Sequence[tuple[str, str | None, WriteCondition | None]]
         ) -> list[Deletion | MetadataError]:
             done: list[Deletion | MetadataError] = []
+            # All are asked for together. A key that is named twice is read again, after what its first deletion wrote.
+            stored = {key: objects.ask_current(tr, self.context, bucket, key) for key, _, _ in batch if is_key(key)}
             for key, version_id, condition in batch:
                 try:
                     check_key(key)
                     done.append(
-                        await objects.delete_object(tr, self.context, bucket, token, key, version_id, condition)
+                        await objects.delete_object(
+                            tr, self.context, bucket, token, key, version_id, condition, stored.pop(key, None)
+                        )
                     )
                 except NoSuchBucket:
                     raise

@@ -19,7 +19,17 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
-from .blobs import add_reference, commit_blob, drop_reference, live_content, load_parts, owe_blob, owe_reclaim
+from .blobs import (
+    add_reference,
+    ask_owed_blob,
+    ask_reclaim,
+    commit_blob,
+    drop_reference,
+    live_content,
+    load_parts,
+    owe_blob,
+    owe_reclaim,
+)
 from .conditions import check_write
 from .context import Context, hold_bucket
 from .errors import (
@@ -56,7 +66,7 @@ from .records import (
 from .records import content as content_codec
 from .records import part as part_codec
 from .records import upload as codec
-from .versions import live_version, place
+from .versions import ask_if_versioned, live_version, place
 
 MAX_PARTS = 10_000
 MIN_PART_BYTES = 5 * 1024**2
@@ -153,18 +163,21 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
     stored = tr.get(_row(ctx, bucket.id, key, content_id))
     row = ctx.keys.part(content_id, part.number)
     replaced = tr.get(row)
+    blobs = [] if part.source else [tr.get(ctx.keys.blob(extent.blob)) for extent in part.extents]
     if await stored is None:
         raise NoSuchUpload(content_id.hex())
+    raw = await replaced
     if part.source:
         await live_content(tr, ctx, part.source)
         add_reference(tr, ctx, part.source, Referrer(content=content_id))
     else:
-        for extent in part.extents:
-            await commit_blob(tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size)
-    raw = await replaced
+        for extent, blob in zip(part.extents, blobs, strict=True):
+            await commit_blob(
+                tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size, stored=blob
+            )
     if raw is not None:
         old = part_codec.decode(raw)
-        await _discard_part(tr, ctx, bucket.id, old)
+        await _discard_parts(tr, ctx, bucket.id, [old])
         if old.source and old.source != part.source:
             others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
             if old.source not in {other.source for other in others}:
@@ -175,12 +188,13 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
     return record
 
 
-async def _discard_part(tr: Transaction, ctx: Context, bucket_id: bytes, part: Part) -> None:
-    """Owe the deletion of a part's blobs. A slice owns none; the reference on its source, which other slices may need
+async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts: Sequence[Part]) -> None:
+    """Owe the deletion of parts' blobs. A slice owns none; the reference on its source, which other slices may need
     too, is for the caller to drop."""
-    if not part.source:
-        for extent in part.extents:
-            await owe_blob(tr, ctx, part.node, bucket_id, extent.blob)
+    blobs = [(part.node, extent.blob) for part in parts if not part.source for extent in part.extents]
+    asked = [ask_owed_blob(tr, ctx, node, bucket_id, blob) for node, blob in blobs]
+    for (node, blob), reads in zip(blobs, asked, strict=True):
+        await owe_blob(tr, ctx, node, bucket_id, blob, reads)
 
 
 async def list_parts(
@@ -218,12 +232,14 @@ async def abort_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, 
         NoSuchUpload.
     """
     row = _row(ctx, bucket.id, key, content_id)
-    if await tr.get(row) is None:
+    stored = tr.get(row)
+    asked = ask_reclaim(tr, ctx, ctx.home.node, bucket.id, content_id)
+    if await stored is None:
         raise NoSuchUpload(content_id.hex())
+    await owe_reclaim(tr, ctx, ctx.home.node, bucket.id, content_id, at_once=True, asked=asked)
     tr.clear(row)
     content = Content(0, LIVE, 1, (ctx.home,), bucket.id)
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
-    await owe_reclaim(tr, ctx, ctx.home.node, bucket.id, content_id, at_once=True)
 
 
 # --- completing
@@ -366,6 +382,7 @@ async def complete_upload(
     current_read = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
     begin, end = ctx.keys.part_range(content_id)
     parts_read = tr.get_range(begin, end)
+    asked = ask_if_versioned(tr, ctx, bucket, key)
     bucket = await hold_bucket(tr, ctx, bucket, token)
     place_hash = digest16(bucket.id, key.encode())
     request_hash = part_list_digest(listed)
@@ -389,10 +406,10 @@ async def complete_upload(
     check_write(condition, key, live)
 
     kept = {part.number for part in chosen}
-    for number, part in stored.items():
-        if number not in kept:
-            tr.clear(ctx.keys.part(content_id, number))
-            await _discard_part(tr, ctx, bucket.id, part)
+    discarded = [part for number, part in stored.items() if number not in kept]
+    await _discard_parts(tr, ctx, bucket.id, discarded)
+    for part in discarded:
+        tr.clear(ctx.keys.part(content_id, part.number))
     # A source of which no slice is left is let go of: no row would remember it.
     for source in sorted({part.source for part in stored.values()} - {part.source for part in chosen}):
         if source:
@@ -420,7 +437,7 @@ async def complete_upload(
             upload.tags,
         )
 
-    version = await place(tr, ctx, bucket, key, live, make)
+    version = await place(tr, ctx, bucket, key, live, make, asked=asked)
     nodes = sorted({part.node for part in chosen})
     homes = tuple(Home(ctx.home.region if node == ctx.home.node else "", node) for node in nodes)
     content = Content(size, LIVE, len(chosen), homes, bucket.id, Completion(place_hash, request_hash, version))

@@ -15,7 +15,8 @@ versioning-suspended buckets".
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from .blobs import add_reference, drop_reference
 from .context import Context, count
@@ -52,6 +53,25 @@ def live_version(raw: bytes | None) -> ObjectVersion | None:
         return None
     version = codec.decode(raw)
     return version if version.kind == OBJECT else None
+
+
+class Asked(NamedTuple):
+    """The reads of a versioned key that `place` rests on, under way."""
+
+    null: Awaitable[bytes | None]
+    newest: Awaitable[list[tuple[bytes, bytes]]]
+
+
+def ask(tr: Transaction, ctx: Context, bucket_id: bytes, key: str) -> Asked:
+    """Start what `place` reads in a versioned bucket, together with other reads."""
+    keys = ctx.keys.in_bucket(bucket_id)
+    versions = keys.version
+    return Asked(tr.get(keys.null.key(key)), tr.get_range(versions.key(key), versions.after(key), limit=1))
+
+
+def ask_if_versioned(tr: Transaction, ctx: Context, bucket: Bucket, key: str) -> Asked | None:
+    """`ask`, if the bucket as far as is known is versioned; `place` asks itself where that was wrong."""
+    return None if bucket.versioning == NEVER else ask(tr, ctx, bucket.id, key)
 
 
 async def newest(tr: Transaction, ctx: Context, bucket_id: bytes, key: str) -> ObjectVersion | None:
@@ -108,12 +128,13 @@ async def place(
     live: ObjectVersion | None,
     make: Callable[[int, bool], ObjectVersion],
     inline: bytes | None = None,
+    asked: Asked | None = None,
 ) -> ObjectVersion:
     """Make a new version or delete marker the newest of `key`, as the bucket's versioning says.
 
     `live` is what `current` holds, read in this transaction with a conflict; `make(stamp, null)` builds the record;
     `inline` is its bytes, where they are not in a content. Writes the reference on the record's content, if it has
-    one; the content itself is the caller's to write.
+    one; the content itself is the caller's to write. `asked` is what `ask` returned, if it was called beforehand.
     """
     keys = ctx.keys.in_bucket(bucket.id)
     size_delta = 0
@@ -125,14 +146,15 @@ async def place(
             size_delta = -live.size
             await _discard_bytes(tr, ctx, bucket.id, key, live, keep=record.content)
     else:
-        null_read = tr.get(keys.null.key(key))
+        if asked is None:
+            asked = ask(tr, ctx, bucket.id, key)
         previous = live.stamp if live is not None else 0
-        if live is None:
-            head = await newest(tr, ctx, bucket.id, key)
-            previous = head.stamp if head is not None else 0
+        rows = await asked.newest
+        if live is None and rows:
+            previous = codec.decode(rows[0][1]).stamp
         suspended = bucket.versioning == SUSPENDED
         record = make(ctx.stamp(previous), suspended)
-        null_raw = await null_read
+        null_raw = await asked.null
         if suspended:
             replaced: ObjectVersion | None = None
             if live is not None and live.null:
@@ -174,14 +196,21 @@ def _marker(stamp: int, null: bool) -> ObjectVersion:
     return ObjectVersion(stamp, 0, "", DELETE_MARKER, "", null=null)
 
 
-async def hide(tr: Transaction, ctx: Context, bucket: Bucket, key: str, live: ObjectVersion | None) -> Deletion:
+async def hide(
+    tr: Transaction,
+    ctx: Context,
+    bucket: Bucket,
+    key: str,
+    live: ObjectVersion | None,
+    asked: Asked | None = None,
+) -> Deletion:
     """Delete `key` without naming a version: remove it, or put a delete marker on top of its versions."""
     if bucket.versioning != NEVER:
-        marker = await place(tr, ctx, bucket, key, live, _marker)
+        marker = await place(tr, ctx, bucket, key, live, _marker, asked=asked)
         return Deletion(marker.version_id, True)
     if live is not None:
-        tr.clear(ctx.keys.in_bucket(bucket.id).current.key(key))
         await _discard_bytes(tr, ctx, bucket.id, key, live)
+        tr.clear(ctx.keys.in_bucket(bucket.id).current.key(key))
         count(tr, ctx, bucket.id, objects=-1, noncurrent=0, size=-live.size)
     return Deletion()
 
