@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests import clusters
 from tests.kv.memory_engine import MemoryEngine
 from tigrislike.metadata import CompletedPart, Draft, Extent, MasterKey, Metadata, Part
 from tigrislike.metadata.kv import Engine, ManualClock, open_engine
@@ -22,7 +23,8 @@ MASTER = MasterKey(bytes(range(32)))
 NODE = b"node-of-the-test"
 MIB = 1024**2
 
-both_engines = pytest.mark.parametrize("kind", ["memory", "sqlite"])
+both_engines = pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("fdb", marks=pytest.mark.fdb)])
+"""All three: FoundationDB where a cluster answers."""
 
 
 @asynccontextmanager
@@ -34,6 +36,8 @@ async def open_world(
     engine: Engine
     if kind == "memory":
         engine = MemoryEngine(seed=seed, clock=clock)
+    elif kind == "fdb":
+        engine = await open_engine(clusters.url_for(folder), clock=clock)
     else:
         engine = await open_engine(f"sqlite://{folder / 'metadata.db'}", clock=clock)
     try:
@@ -95,7 +99,8 @@ async def dump(metadata: Metadata) -> dict[bytes, bytes]:
     """Every row of the keyspace."""
 
     async def rows(tr):  # type: ignore[no-untyped-def]
-        return await tr.get_range(b"", b"\xfe")
+        prefix = metadata.engine.prefix
+        return [(key[len(prefix) :], value) for key, value in await tr.get_range(prefix, prefix + b"\xfe")]
 
     return dict(await metadata.engine.read(rows))
 
