@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from tigrislike.bytecache import BlobWriter, BytesError
 from tigrislike.metadata import MetadataError
+from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.records import Extent, Found
 from tigrislike.s3api import checksums
 from tigrislike.s3api.context import Context
@@ -57,13 +58,14 @@ class Received:
         """Run the metadata transaction that gives the bytes a name, and move them to their home.
 
         Raises:
-            MetadataError: the transaction's refusal; the bytes are gone when the context ends.
+            MetadataError, EngineUnavailable, RetryableError, StoreSealed: certainly nothing was committed; the bytes
+                are gone when the context ends.
             Exception: anything else leaves it open whether the transaction committed; the bytes are left to the
                 sweeper, which asks the database.
         """
         try:
             result = await transaction
-        except MetadataError:
+        except (MetadataError, EngineUnavailable, RetryableError, StoreSealed):
             raise
         except BaseException:
             self._settled = True

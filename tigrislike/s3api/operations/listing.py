@@ -18,14 +18,8 @@ from tigrislike.s3api.serialising import Table, url_encode_key
 PAGE = 1000  # the most entries S3 puts on one page, whatever is asked for
 
 
-def _page_size(inp: Input, member: str, argument: str) -> int:
-    asked: int = inp.get(member, PAGE)
-    if asked < 0:
-        raise S3Error(
-            "InvalidArgument",
-            f"Argument {argument} must be an integer between 0 and 2147483647",
-            extra={"ArgumentName": argument, "ArgumentValue": str(asked)},
-        )
+def _page_size(inp: Input, member: str) -> int:
+    asked: int = inp.get(member, PAGE)  # the parser lets nothing below 0 through
     return min(asked, PAGE)
 
 
@@ -71,7 +65,7 @@ def _contents(ctx: Context, entries: list[tuple[str, Any]], encode: Callable[[st
 
 @operation("ListObjects")
 async def list_objects(ctx: Context, inp: Input) -> Output:
-    limit = _page_size(inp, "MaxKeys", "max-keys")
+    limit = _page_size(inp, "MaxKeys")
     prefix, delimiter, marker = inp.get("Prefix", ""), inp.get("Delimiter", ""), inp.get("Marker", "")
     encode = _encoder(inp)
     page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, marker, limit)
@@ -95,7 +89,7 @@ async def list_objects(ctx: Context, inp: Input) -> Output:
 
 @operation("ListObjectsV2")
 async def list_objects_v2(ctx: Context, inp: Input) -> Output:
-    limit = _page_size(inp, "MaxKeys", "max-keys")
+    limit = _page_size(inp, "MaxKeys")
     prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
     start_after, token = inp.get("StartAfter", ""), inp.get("ContinuationToken")
     encode = _encoder(inp)
@@ -126,7 +120,7 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
 
 @operation("ListObjectVersions")
 async def list_object_versions(ctx: Context, inp: Input) -> Output:
-    limit = _page_size(inp, "MaxKeys", "max-keys")
+    limit = _page_size(inp, "MaxKeys")
     prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
     key_marker, version_marker = inp.get("KeyMarker", ""), inp.get("VersionIdMarker", "")
     if version_marker and not key_marker:
@@ -183,7 +177,7 @@ async def list_object_versions(ctx: Context, inp: Input) -> Output:
 
 @operation("ListMultipartUploads")
 async def list_multipart_uploads(ctx: Context, inp: Input) -> Output:
-    limit = _page_size(inp, "MaxUploads", "max-uploads")
+    limit = _page_size(inp, "MaxUploads")
     prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
     # S3 ignores an upload-id marker that comes without a key marker.
     key_marker = inp.get("KeyMarker", "")
