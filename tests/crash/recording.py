@@ -172,6 +172,10 @@ class RecordedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    @property
+    def background(self) -> RecordedEngine:
+        return self
+
     async def transact(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
         async with self._turn:
             try:

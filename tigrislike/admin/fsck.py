@@ -80,7 +80,7 @@ class _Fsck:
 
     def __init__(self, metadata: Metadata, blocks: BlockStore | None, repair: bool, pause_s: float) -> None:
         self.metadata = metadata
-        self.engine = metadata.engine
+        self.engine = metadata.engine.background
         self.ctx = metadata.context
         self.blocks = blocks
         self.repair = repair

@@ -111,11 +111,11 @@ class RecordCache:
         """Read a record by `fn(tr, *args)`; keep it if it is certain to be of the version that the cache is of."""
         epoch = self._epoch
 
-        async def versioned(tr: Transaction) -> tuple[R, bytes]:
+        async def load_record(tr: Transaction) -> tuple[R, bytes]:
             version = tr.metadata_version()
             return await fn(tr, *args), await version
 
-        value, version = await self._engine.read(versioned)
+        value, version = await self._engine.read(load_record)
         if value is not None and version == self._version and epoch == self._epoch:
             if len(cache) >= RECORDS:
                 cache.clear()

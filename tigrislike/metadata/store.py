@@ -86,6 +86,7 @@ class Metadata:
 
     def __init__(self, engine: Engine, context: Context, master: MasterKey, cluster: Cluster) -> None:
         self.engine = engine
+        self._background = engine.background
         self.context = context
         self.cluster = cluster
         self._master = master
@@ -253,11 +254,11 @@ class Metadata:
         bucket = self._new_bucket(name, owner, public, public)
         key = self._new_key(owner, name)
 
-        async def both(tr: Transaction) -> tuple[Bucket, AccessKey]:
+        async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
             made = await buckets.create_bucket(tr, self.context, bucket)
             return made, await access.create_key(tr, self.context, self._master, key)
 
-        return await self.engine.transact(both)
+        return await self.engine.transact(create_storage)
 
     async def bucket(self, name: str) -> Bucket:
         """The bucket of this name. Cached. Raises NoSuchBucket."""
@@ -594,19 +595,19 @@ class Metadata:
         content_id = uploads.parse_upload_id(upload_id)
         await self.engine.transact(uploads.abort_upload, self.context, bucket, key, content_id)
 
-    # --- blobs and contents
+    # --- blobs and contents: nobody waits for these, nor for the work below
 
     async def settle_blob(self, blob_id: bytes) -> bool:
         """Decide a blob whose writer is dead: True, it was committed; False, it is dead for ever."""
-        return await self.engine.transact(blobs.settle_blob, self.context, blob_id)
+        return await self._background.transact(blobs.settle_blob, self.context, blob_id)
 
     async def blob(self, blob_id: bytes) -> Blob | None:
         """The commit state of a blob; None if it was never committed nor settled, or is forgotten."""
-        raw = await self.engine.read(_get, self.context.keys.blob(blob_id))
+        raw = await self._background.read(_get, self.context.keys.blob(blob_id))
         return blob_codec.decode(raw) if raw is not None else None
 
     async def content(self, content_id: bytes) -> Content | None:
-        raw = await self.engine.read(_get, self.context.keys.content(content_id))
+        raw = await self._background.read(_get, self.context.keys.content(content_id))
         return content_codec.decode(raw) if raw is not None else None
 
     async def reclaim_content(self, content_id: bytes) -> list[bytes] | None:
@@ -614,23 +615,23 @@ class Metadata:
 
         Delete their files, then call `forget_content`. Repeating it gives the same blobs until they are forgotten.
         """
-        if not await self.engine.transact(blobs.condemn_content, self.context, content_id):
+        if not await self._background.transact(blobs.condemn_content, self.context, content_id):
             return None
-        return await self.engine.read(blobs.dead_blobs, self.context, content_id)
+        return await self._background.read(blobs.dead_blobs, self.context, content_id)
 
     async def forget_content(self, content_id: bytes) -> None:
         """Remove every row of a dead content, in bounded transactions. Does nothing to a live one."""
-        while not await self.engine.transact(blobs.forget_some, self.context, content_id):
+        while not await self._background.transact(blobs.forget_some, self.context, content_id):
             pass
         self._manifests.drop(content_id)
 
     async def reclaim_blob(self, blob_id: bytes) -> bool:
         """Mark one blob dead unless its content uses it. True: delete its files, then call `forget_blob`."""
-        return await self.engine.transact(blobs.condemn_blob, self.context, blob_id)
+        return await self._background.transact(blobs.condemn_blob, self.context, blob_id)
 
     async def forget_blob(self, blob_id: bytes) -> None:
         """Remove the row of a dead blob whose files are gone."""
-        await self.engine.transact(blobs.forget_blob, self.context, blob_id)
+        await self._background.transact(blobs.forget_blob, self.context, blob_id)
 
     # --- work owed
 
@@ -638,30 +639,30 @@ class Metadata:
         """Lease up to `limit` due items of a zone."""
         lease = secrets.token_bytes(16)
         lease_ns = int(lease_s * 1_000_000_000)
-        return await self.engine.transact(owed.claim, self.context, zone, lease, limit, lease_ns)
+        return await self._background.transact(owed.claim, self.context, zone, lease, limit, lease_ns)
 
     async def extend(self, claimed: Claimed, lease_s: float) -> bool:
         """Prolong a lease from now. False: it was lost, stop the work."""
-        return await self.engine.transact(owed.extend, self.context, claimed, int(lease_s * 1_000_000_000))
+        return await self._background.transact(owed.extend, self.context, claimed, int(lease_s * 1_000_000_000))
 
     async def finish(self, claimed: Claimed) -> bool:
         """The work is done. False: the lease was lost."""
-        return await self.engine.transact(owed.finish, self.context, claimed)
+        return await self._background.transact(owed.finish, self.context, claimed)
 
     async def fail(self, claimed: Claimed, error: str) -> bool:
         """The work failed: it vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
-        return await self.engine.transact(owed.fail, self.context, claimed, error, random.random())
+        return await self._background.transact(owed.fail, self.context, claimed, error, random.random())
 
     async def zones(self, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Zones that may hold items, in order, after the zone `after`."""
-        return await self.engine.read(owed.zones, self.context, after, limit)
+        return await self._background.read(owed.zones, self.context, after, limit)
 
     async def collect_zone(self, zone: bytes) -> bool:
         """Forget a zone that is empty. False: it is not."""
-        return await self.engine.transact(owed.collect_zone, self.context, zone)
+        return await self._background.transact(owed.collect_zone, self.context, zone)
 
     async def queue_depth(self, zone: bytes) -> int:
-        return await self.engine.read(owed.depth, self.context, zone)
+        return await self._background.read(owed.depth, self.context, zone)
 
 
 async def _get(tr: Transaction, key: bytes) -> bytes | None:
