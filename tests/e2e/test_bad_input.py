@@ -788,7 +788,10 @@ def signed_put(
 
 
 TAMPERED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], tuple[str, ...]]] = {
-    "a byte changed": (lambda sent: [sent[0][:-3] + b"?" + sent[0][-2:], *sent[1:]], ("SignatureDoesNotMatch",)),
+    "a byte changed": (
+        lambda sent: [sent[0][:-3] + bytes([sent[0][-3] ^ 1]) + sent[0][-2:], *sent[1:]],
+        ("SignatureDoesNotMatch",),
+    ),
     "chunks in another order": (lambda sent: [sent[1], sent[0], *sent[2:]], ("SignatureDoesNotMatch",)),
     "a chunk sent again": (lambda sent: [sent[0], sent[0], *sent[2:]], ("SignatureDoesNotMatch",)),
     "a chunk left out": (lambda sent: [sent[0], *sent[2:]], ("IncompleteBody", "SignatureDoesNotMatch")),
