@@ -374,7 +374,50 @@ def _check(
     raise typer.Exit({"ok": 0, "failed": 1, "attention": 3}[verdict])
 
 
+def _backup(
+    settings: Settings,
+    directory: Annotated[
+        Path, typer.Argument(help="Where to: a new directory, or that of an earlier backup.", metavar="DIR")
+    ],
+    *,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links in place of copies of blocks: at once, on the same disk.")
+    ] = False,
+    with_master_key: Annotated[
+        bool, typer.Option("--with-master-key", help="Copy the master key's file too; whoever has both has everything.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Copy the store into a directory while it serves: as of one moment, and only what an earlier backup there lacks.
+
+    The result is a data directory: copy it to where it is needed and start a node on it, with the same master key.
+    With metadata in FoundationDB only this node's blocks are copied; copy the metadata before. Exits 1 where a block
+    is missing.
+    """
+    import msgspec
+
+    from tigrislike.admin.backup import BackupError, back_up
+    from tigrislike.bytecache import BytesError
+    from tigrislike.metadata.kv import EngineError
+
+    try:
+        made = back_up(settings, directory, link=link, with_master_key=with_master_key)
+    except (BackupError, EngineError, BytesError, OSError, ValueError) as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(msgspec.json.encode(made).decode())
+    else:
+        what = "metadata and " if made.metadata else ""
+        typer.echo(f"{what}{made.blocks:,} blocks ({made.bytes:,} bytes) of node {made.node} are in {directory}")
+        typer.echo(f"{made.copied_blocks:,} blocks copied, {made.removed_blocks:,} removed", err=True)
+        if not with_master_key:
+            typer.echo("the master key is not in it: keep a copy of it elsewhere", err=True)
+    if made.missing:
+        _fail(f"{made.missing} blocks that records name are missing from the store: run `tigrislike admin fsck`")
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
 admin.command("check")(_with_settings(_check, _STORE))
+admin.command("backup")(_with_settings(_backup, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))
 admin.command("rotate-master-key")(_with_settings(_rotate_master_key, _STORE))

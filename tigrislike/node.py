@@ -16,6 +16,7 @@ from typing import Protocol
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
+from tigrislike.bytecache.hold import passing
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata
 from tigrislike.metadata.kv import Engine, StoreSealed, open_engine
@@ -112,7 +113,10 @@ class Node:
 
     async def _reclaim(self) -> None:
         """Remove the bytes that nothing refers to any more and whose grace is over."""
-        stats = await reclaim_due(self.metadata, self.blocks)
+        with passing(self.settings.cache_dir) as free:
+            if not free:
+                return  # a backup is being made: it has until the next pass, or the one after
+            stats = await reclaim_due(self.metadata, self.blocks)
         if stats.contents or stats.blobs or stats.failed:
             _LOG.info("reclaim: %d contents, %d blobs, %d failed", stats.contents, stats.blobs, stats.failed)
 
