@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tigrislike.metadata.kv import fdb, open_engine
+from tigrislike.metadata.kv import SystemClock, fdb, open_engine
 from tigrislike.metadata.kv.errors import (
     AmbiguousCommit,
     EngineClosed,
@@ -28,6 +28,7 @@ from tigrislike.metadata.kv.errors import (
     Unreadable,
     ValueTooLarge,
 )
+from tigrislike.metadata.kv.fdb_client import Client
 from tigrislike.metadata.kv.fdb_transaction import PRIORITY_BATCH, TAG, TIMEOUT
 
 from .fake_binding import FakeFdb
@@ -162,6 +163,38 @@ def test_cancelling_a_caller_cancels_the_native_future() -> None:
         assert fake.client.cancelled == 3
         fake.client.stalled = False
         assert await fake.engine.read(get, b"key") is None
+
+    run(body)
+
+
+def test_nobody_waits_for_ever_for_a_network_thread_that_hangs() -> None:
+    """That thread keeps transactions' time limits, so when it hangs nothing native ends. A watch may wait on."""
+
+    async def body(fake: FakeFdb) -> None:
+        client = Client(fake.client, 1, None, look_s=0.001)  # type: ignore[arg-type]
+        engine = fdb.FdbEngine(client, SystemClock(), None, 10.0, b"")
+        watch = await engine.transact(lambda tr: _watch(tr))
+        fired = asyncio.ensure_future(watch.wait(30))
+        fake.client.stalled = True
+        with pytest.raises(EngineUnavailable, match="1031"):
+            await engine.read(get, b"key")
+
+        fake.client.stalled = False
+        commit = fake.client.commit
+
+        def stall_and_commit(pointer: int) -> int:
+            fake.client.stalled = True
+            return commit(pointer)
+
+        fake.client.commit = stall_and_commit  # type: ignore[method-assign]
+        with pytest.raises(TransactionTimedOut):
+            await engine.transact(increment)
+        assert fake.client.cancelled == 2
+        assert not fired.done()
+        fake.client.stalled = False
+        watch.cancel()
+        assert not await fired
+        await engine.close()
 
     run(body)
 

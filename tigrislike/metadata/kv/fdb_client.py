@@ -86,6 +86,11 @@ def load_binding() -> Any:
     return fdb
 
 
+LOOK_S = 2.0
+OVERDUE_LOOKS = 7
+"""Twelve to fourteen seconds: longer than the time limit of any transaction."""
+
+
 class Library:
     """The C functions that the engine uses, found by the binding.
 
@@ -150,6 +155,10 @@ class Pending(Protocol):
 
     pointer: int
 
+    def overdue(self) -> EngineError | None:
+        """What whoever waits for it is told once it has taken too long; None: it may take for ever."""
+        ...
+
 
 _waited_for: dict[int, tuple[Client, asyncio.Future[None], Pending]] = {}
 """By native future. The client's network thread takes them out."""
@@ -169,17 +178,23 @@ class Client:
     There is one callback for all futures of the process, and it is never freed; a future that somebody waits for stays
     until it has been called.
 
+    It is the network thread that keeps transactions' time limits. Should that thread itself hang, a look at what is
+    waited for, every `look_s` while anything is, ends what has been there for `OVERDUE_LOOKS` of them.
+
     Args:
         database: pointer to the native database, and `keep` what keeps it open.
     """
 
-    def __init__(self, library: Library, database: int, keep: object) -> None:
+    def __init__(self, library: Library, database: int, keep: object, *, look_s: float = LOOK_S) -> None:
         self.library = library
         self.database = database
         self._keep = keep
         self._loop = asyncio.get_running_loop()
         self._completed: deque[tuple[asyncio.Future[None], Pending]] = deque()
         self._scheduled = False
+        self._look_s = look_s
+        self._looks: dict[asyncio.Future[None], int] = {}
+        self._looking = False
         # Where the library leaves results. One of each is enough: nothing comes between a call and taking them.
         self.number = ctypes.c_int64()
         self.present, self.count, self.more = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -190,6 +205,9 @@ class Client:
     def wait(self, pending: Pending) -> asyncio.Future[None]:
         """A future that is done once `pending` is."""
         waiter = self._loop.create_future()
+        if not self._looking:
+            self._looking = True
+            self._loop.call_later(self._look_s, self._look)
         _waited_for[pending.pointer] = self, waiter, pending
         self.library.set_callback(pending.pointer, _callback, None)
         return waiter
@@ -214,6 +232,21 @@ class Client:
             waiter, _ = completed.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _look(self) -> None:
+        before, self._looks = self._looks, {}
+        for client, waiter, pending in list(_waited_for.values()):
+            if client is not self or waiter.done():
+                continue
+            looks = before.get(waiter, 0) + 1
+            error = pending.overdue() if looks >= OVERDUE_LOOKS else None
+            if error is None:
+                self._looks[waiter] = looks
+            else:
+                waiter.set_exception(error)
+        self._looking = bool(self._looks)
+        if self._looking:
+            self._loop.call_later(self._look_s, self._look)
 
     def error(self, code: int, *, committing: bool = False) -> EngineError:
         """Our error for FoundationDB's number `code`."""

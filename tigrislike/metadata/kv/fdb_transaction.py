@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from .engine import Watch
 from .errors import EngineError, ReadOnlyTransaction, TooManyWatches, TransactionEnded, Unreadable
-from .fdb_client import Client
+from .fdb_client import TIMED_OUT, Client
 from .limits import (
     KEY_BYTES,
     METADATA_VERSION_KEY,
@@ -330,6 +330,9 @@ class FdbWatch:
         self.pointer = 0
         self.keep: Kept | None = None
 
+    def overdue(self) -> None:
+        """A watch waits for as long as its owner likes."""
+
     def start(self, pointer: int) -> None:
         """Make the native future `pointer` its own."""
         self.pointer = pointer
@@ -396,6 +399,10 @@ class Reply(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value
+
+    def overdue(self) -> EngineError:
+        """As if its transaction had run into its time limit."""
+        return self.tr.client.error(TIMED_OUT, committing=self.tr.committing and self.tr.mutates)
 
     def check(self, code: int) -> None:
         """Raise our error for FoundationDB's number `code`; 0 is none."""
