@@ -148,14 +148,10 @@ def written_key(prefix: bytes, rng: random.Random) -> bytes:
     return prefix + b"\x02written\x00%016x" % rng.getrandbits(64)
 
 
-async def fill(tr: Transaction) -> None:
+async def fill(tr: Transaction, prefix: bytes) -> None:
     """Store what gets and ranges read."""
-    prefix = fill_prefix
     for index in range(KEYS):
         tr.set(small_key_at(prefix, index), VALUE)
-
-
-fill_prefix = b""
 
 
 async def clear(tr: Transaction, prefix: bytes) -> None:
@@ -206,12 +202,10 @@ async def compare(name: str, engine: Operation, bare: Operation, tasks: int, sec
 
 async def run(cluster_file: str, seconds: float, rounds: int, only: str, concurrency: Sequence[int]) -> list[Cost]:
     """All comparisons, in a place of the cluster that is cleared afterwards."""
-    global fill_prefix
     prefix = b"bench-" + secrets.token_hex(6).encode() + b"/"
     engine = await FdbEngine.open(cluster_file, prefix=prefix)
     try:
-        fill_prefix = prefix
-        await engine.transact(fill)
+        await engine.transact(fill, prefix)
         mine, bare = ThroughEngine(engine), Bare(cluster_file, prefix)
         return [
             await compare(name, getattr(mine, name), getattr(bare, name), tasks, seconds, rounds)

@@ -33,7 +33,7 @@ DONE = b"\xfe/done/"
 TIMEOUT_S = 10.0
 """For one `transact` or `read`, retries and all."""
 
-ANSWER_S = 4.0
+ANSWER_S = 3.5
 """For a cluster's first answer: who starts a node against one that is away should hear of it soon."""
 
 CLUSTER_FILES = ("fdb.cluster", "/etc/foundationdb/fdb.cluster")
@@ -192,5 +192,6 @@ async def _answered(client: Client, cluster_file: str, limit_s: float) -> None:
 
 
 def _coordinators(cluster_file: str) -> str:
-    lines = [line for line in Path(cluster_file).read_text(errors="replace").split() if not line.startswith("#")]
-    return lines[-1].rpartition("@")[2] if lines else "none"
+    lines = [line.strip() for line in Path(cluster_file).read_text(errors="replace").splitlines()]
+    named = [line for line in lines if line and not line.startswith("#")]
+    return named[-1].rpartition("@")[2] if named else "none"
