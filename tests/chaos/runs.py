@@ -23,7 +23,7 @@ RESUME_S = 10.0
 """Within which the service goes on by itself once a fault has ended."""
 
 ANSWER_S = 25.0
-"""The longest that a request may take, fault or no fault: two time limits of the engine and the length of a stall."""
+"""The longest that a request may take, fault or no fault: two time limits of the engine, and some."""
 
 BUCKET = "chaos"
 S = 1_000_000_000
@@ -53,6 +53,11 @@ class Run:
     @property
     def elapsed_s(self) -> float:
         return (time.monotonic_ns() - self.begun_ns) / S
+
+    @property
+    def fault_s(self) -> float:
+        """Since the last fault began."""
+        return (time.monotonic_ns() - self.faults[-1].begun_ns) / S
 
     def go_on(self, seconds: float) -> None:
         """Let the load go on for a while."""

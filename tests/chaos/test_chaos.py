@@ -11,6 +11,8 @@ the schedule of faults and what clients ask follow from it, though not the momen
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import os
 import random
 import signal
@@ -22,6 +24,8 @@ import pytest
 
 from tests.chaos.cluster_faults import LocalServer, NotLocal
 from tests.chaos.runs import (
+    ANSWER_S,
+    RESUME_S,
     Run,
     assert_honest,
     assert_linearisable,
@@ -36,6 +40,7 @@ from tests.crash.test_kill import child_pids, until
 from tests.nodes import RunningNode, engine_settings, running_node, start_node
 
 PAUSE_S = 10.0
+LONGEST_S = 25.0
 HEALTHY_S = 14.0
 """Between two faults of a full run: longer than the service may take to come back."""
 
@@ -73,18 +78,37 @@ class ClusterChaos:
         self.sockets = sockets
         self.rng = rng
 
-    def kill(self, longest_s: float = 15.0) -> None:
-        down_s = self.rng.uniform(0, longest_s)
+    def kill(self) -> None:
         with self.run.fault("fdbserver killed and started again"):
             self.server.kill()
-            self.run.go_on(down_s)
             self.server.start()
+
+    def outage(self) -> None:
+        """Longer than any request waits. The node says that it lives and cannot serve, and then that it can."""
+        with self.run.fault("fdbserver killed, and started again much later"):
+            self.server.kill()
+            self.run.go_on(2)
+            assert self.status_of("/healthz") == 200
+            assert self.status_of("/readyz") == 503
+            self.run.go_on(LONGEST_S - self.run.fault_s)
+            self.server.start()
+        self.run.go_on(RESUME_S)
+        assert self.status_of("/readyz") == 200
+
+    def status_of(self, path: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.node.port, timeout=ANSWER_S)
+        with contextlib.closing(connection):
+            connection.request("GET", path)
+            return connection.getresponse().status
 
     def pause(self, seconds: float = PAUSE_S) -> None:
         with self.run.fault("fdbserver stopped"):
             self.server.pause()
             self.run.go_on(seconds)
             self.server.resume()
+
+    def long_stall(self) -> None:
+        self.stall(2 * PAUSE_S)
 
     def stall(self, seconds: float = PAUSE_S) -> None:
         """The network threads of one worker or of all processes hang."""
@@ -138,7 +162,7 @@ def test_a_cluster_killed_paused_and_stalled_under_load(
     with running(node, tmp_path, seed=seed, seconds=24) as run:
         chaos = ClusterChaos(run, server, node, sockets, rng)
         run.go_on(2)
-        chaos.kill(2)
+        chaos.kill()
         run.go_on(4)
         chaos.pause(3)
         run.go_on(4)
@@ -161,8 +185,8 @@ def test_minutes_of_chaos_on_a_cluster(
         chaos = ClusterChaos(run, server, node, sockets, rng)
         faults = []
         run.go_on(5)
-        while run.elapsed_s < seconds - PAUSE_S - HEALTHY_S:
-            faults = faults or rng.sample([chaos.kill, chaos.pause, chaos.stall], 3)
+        while run.elapsed_s < seconds - LONGEST_S - HEALTHY_S:
+            faults = faults or rng.sample([chaos.kill, chaos.outage, chaos.pause, chaos.stall, chaos.long_stall], 5)
             faults.pop()()
             run.go_on(HEALTHY_S)
         judge(run, node, flags)
