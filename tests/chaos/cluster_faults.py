@@ -139,6 +139,8 @@ def listener_pid(address: tuple[str, int]) -> int:
         raise NotLocal(f"nobody listens on {address[0]}:{address[1]} here")
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if inodes & {os.readlink(descriptor) for descriptor in (process / "fd").iterdir()}:
-                return int(process.name)
+            for descriptor in os.listdir(process / "fd"):
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    if os.readlink(process / "fd" / descriptor) in inodes:
+                        return int(process.name)
     raise NotLocal(f"the process that listens on {address[0]}:{address[1]} is not to be seen")

@@ -180,7 +180,8 @@ class _Register:
         for operation in told:
             if operation.outcome is Outcome.OK and isinstance(value := _demand(operation), str):
                 self._see(value, operation.end_ns)
-        certain, doubtful = [], []
+        certain: list[Operation] = []
+        doubtful: list[Operation] = []
         for operation in told:
             if operation.value in self._seen_by_ns and _mutates(operation):
                 seen_ns = self._seen_by_ns[operation.value]
@@ -445,7 +446,7 @@ class _Search:
                 produced = {self._register.produced(certain[at]) for at in point.pending if self._mutates[at]}
                 produced |= set(doubtful)
                 if demanded is ABSENT:
-                    return {ABSENT} & produced or None
+                    return {demanded} if demanded in produced else None
                 return {value for value in produced if _satisfies(value, operation)} or None
             # Only one operation can bring it, and may itself wait for something.
             at = self._writer.get(demanded, -1)

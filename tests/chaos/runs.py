@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import boto3
+import boto3  # type: ignore[import-untyped]
 
 from tests.chaos.linearisability import check
 from tests.chaos.load import Record, records_of

@@ -77,10 +77,10 @@ def install() -> None:
         threading.Thread(target=listen, args=(url, directory), daemon=True).start()
         return engine
 
-    node.open_engine = listening
+    node.open_engine = listening  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":
     install()
     sys.argv.insert(1, "serve")
-    sys.exit(main())
+    main()

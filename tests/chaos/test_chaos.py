@@ -17,7 +17,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -183,7 +183,7 @@ def test_minutes_of_chaos_on_a_cluster(
     pids = child_pids(node.pid)
     with running(node, tmp_path, seed=seed, seconds=seconds) as run:
         chaos = ClusterChaos(run, server, node, sockets, rng)
-        faults = []
+        faults: list[Callable[[], None]] = []
         run.go_on(5)
         while run.elapsed_s < seconds - LONGEST_S - HEALTHY_S:
             faults = faults or rng.sample([chaos.kill, chaos.outage, chaos.pause, chaos.stall, chaos.long_stall], 5)

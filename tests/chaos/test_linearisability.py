@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**32)
 
 
 def op(kind: Kind, start: int, end: int, outcome: Outcome = Outcome.OK, **values: str | None) -> Operation:
-    return Operation("k", kind, outcome, start, end, **values)
+    return Operation("k", kind, outcome, start, end, **values)  # type: ignore[arg-type]
 
 
 def put(value: str, start: int, end: int, outcome: Outcome = Outcome.OK) -> Operation:
