@@ -364,9 +364,15 @@ class FdbWatch:
 
 
 class Reply(Generic[T]):
-    """A native future under way. Awaiting it gives what `take` gets out of it."""
+    """A native future under way. Awaiting it gives what `take` gets out of it.
+
+    Attributes:
+        at_once: it may be ready when it is first waited for.
+    """
 
     __slots__ = ("_error", "_value", "finished", "pointer", "tr")
+
+    at_once = True
 
     def __init__(self, tr: FdbTransaction, pointer: int) -> None:
         self.tr = tr
@@ -412,7 +418,7 @@ class Reply(Generic[T]):
     def _until_ready(self) -> Generator[Any, None, None]:
         """Suspend until the native future is ready; a cancellation cancels it too."""
         client = self.tr.client
-        if client.library.is_ready(self.pointer):
+        if self.at_once and client.library.is_ready(self.pointer):
             return
         self.tr.awaited = waiter = client.wait(self)
         try:
@@ -432,9 +438,11 @@ class Reply(Generic[T]):
 
 
 class Done(Reply[None]):
-    """A commit."""
+    """A commit. It takes a round trip at least, so nobody looks whether it is there at once."""
 
     __slots__ = ()
+
+    at_once = False
 
     def take(self) -> None:
         self.check(self.tr.library.future_error(self.pointer))
