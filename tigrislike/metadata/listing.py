@@ -98,7 +98,7 @@ class Scan(Generic[P, T]):
             return self.collapse.last()
         return self.collapse.inside or self.reached
 
-    async def advance(self, tr: Transaction) -> Scan[P, T]:
+    async def list_rows(self, tr: Transaction) -> Scan[P, T]:
         """Read on, within the bounds of one transaction; returns the new state."""
         scan = self.fork()
         collapse = scan.collapse
@@ -137,7 +137,7 @@ async def run(
         scan.position = None
         return scan
     while True:
-        scan = await read(scan.advance)
+        scan = await read(scan.list_rows)
         if scan.done or scan.scanned >= SCAN_LIMIT:
             return scan
         await pause()
