@@ -70,7 +70,15 @@ def _telling_json() -> Iterator[Callable[[Step], None]]:
 @contextlib.contextmanager
 def _bars() -> Iterator[Callable[[Step], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
@@ -80,13 +88,15 @@ def _bars() -> Iterator[Callable[[Step], None]]:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        tasks = {}
+    progress = Progress(*columns, console=Console(file=sys.stderr))
+    tasks: dict[str, TaskID] = {}
+    with contextlib.ExitStack() as shown:
 
         def report(step: Step) -> None:
+            if not tasks:  # what is refused before anything was copied is told without a bar
+                shown.enter_context(progress)
             if step.phase not in tasks:
                 tasks[step.phase] = progress.add_task(step.phase, total=None, rows=0)
-            total = step.of_bytes or None
-            progress.update(tasks[step.phase], completed=step.bytes, total=total, rows=step.rows)
+            progress.update(tasks[step.phase], completed=step.bytes, total=step.of_bytes or None, rows=step.rows)
 
         yield report
