@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.cluster_faults import LocalServer, NotLocal
+from tests.chaos.linearisability import check
 from tests.chaos.runs import (
     ANSWER_S,
     RESUME_S,
@@ -120,24 +121,30 @@ class ClusterChaos:
             self.run.go_on(seconds)
 
 
-@pytest.fixture
-def fdb_node(tmp_path: Path) -> Iterator[tuple[RunningNode, tuple[str, ...], Path]]:
-    """A node on a cluster whose network threads can be stalled; the flags that name its store; where to stall them."""
-    sockets = tmp_path / "stall"
+@contextlib.contextmanager
+def node_on_cluster(
+    directory: Path, program: str = "tests.chaos.stalling_node"
+) -> Iterator[tuple[RunningNode, tuple[str, ...], Path]]:
+    """A node on the cluster under test; the flags that name its store; where to ask for stalls."""
+    sockets = directory / "stall"
     sockets.mkdir()
-    key = tmp_path / "master.key"
+    key = directory / "master.key"
     key.touch(mode=0o600)
     key.write_text(base64.b64encode(os.urandom(32)).decode())
     with fresh_url() as url:
         flags = (f"--metadata={url}", f"--master-key-file={key}")
+        command = [sys.executable, "-m", program]
+        environment = {VARIABLE: str(sockets)}
         with running_node(
-            tmp_path / "data",
-            *flags,
-            "--access-log=off",
-            command=[sys.executable, "-m", "tests.chaos.stalling_node"],
-            environment={VARIABLE: str(sockets)},
+            directory / "data", *flags, "--access-log=off", command=command, environment=environment
         ) as node:
             yield node, flags, sockets
+
+
+@pytest.fixture
+def fdb_node(tmp_path: Path) -> Iterator[tuple[RunningNode, tuple[str, ...], Path]]:
+    with node_on_cluster(tmp_path) as found:
+        yield found
 
 
 def judge(run: Run, node: RunningNode, flags: tuple[str, ...] = ()) -> None:
@@ -185,12 +192,30 @@ def test_minutes_of_chaos_on_a_cluster(
         chaos = ClusterChaos(run, server, node, sockets, rng)
         faults: list[Callable[[], None]] = []
         run.go_on(5)
-        while run.elapsed_s < seconds - LONGEST_S - HEALTHY_S:
+        while run.elapsed_s < seconds - LONGEST_S - RESUME_S - HEALTHY_S:
             faults = faults or rng.sample([chaos.kill, chaos.outage, chaos.pause, chaos.stall, chaos.long_stall], 5)
             faults.pop()()
             run.go_on(HEALTHY_S)
         judge(run, node, flags)
     assert child_pids(node.pid) == pids
+
+
+@pytest.mark.fdb
+@pytest.mark.slow
+def test_a_node_that_repeats_commits_of_unknown_outcome_is_found_out(server: LocalServer, tmp_path: Path) -> None:
+    """What this checks is the check: the same kills, load and judgement that the real node passes."""
+    rng = random.Random(seed := seed_of(4))
+    with (
+        node_on_cluster(tmp_path, "tests.chaos.unsettled_node") as (node, _, sockets),
+        running(node, tmp_path, seed=seed, seconds=50) as run,
+    ):
+        chaos = ClusterChaos(run, server, node, sockets, rng)
+        while run.elapsed_s < 44:
+            run.go_on(rng.uniform(1, 3))
+            chaos.kill()
+        records = run.finish(60)
+        describe(run, records)
+        assert check(operation for record in records for operation in record.operations())
 
 
 class NodeChaos:
