@@ -80,7 +80,12 @@ class ClusterChaos:
         self.rng = rng
 
     def kill(self) -> None:
+        """At a moment when it has much in hand: it has just gone on after a pause, and dies among its commits."""
         with self.run.fault("fdbserver killed and started again"):
+            self.server.pause()
+            self.run.go_on(0.5)
+            self.server.resume()
+            self.run.go_on(self.rng.uniform(0, 0.03))
             self.server.kill()
             self.server.start()
 
@@ -211,7 +216,7 @@ def test_a_node_that_repeats_commits_of_unknown_outcome_is_found_out(server: Loc
     ):
         chaos = ClusterChaos(run, server, node, sockets, rng)
         while run.elapsed_s < 44:
-            run.go_on(rng.uniform(1, 3))
+            run.go_on(4)
             chaos.kill()
         records = run.finish(60)
         describe(run, records)

@@ -19,6 +19,6 @@ async def presume_lost(runner: Runner, done_key: bytes, unknown: CommitUnknown, 
 
 
 if __name__ == "__main__":
-    Runner._was_committed = presume_lost  # type: ignore[method-assign]
+    Runner._was_committed = presume_lost  # type: ignore[assignment,method-assign]
     sys.argv.insert(1, "serve")
     main()
