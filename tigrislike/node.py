@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.hold import passing
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata
-from tigrislike.metadata.kv import Engine, StoreSealed, open_engine
+from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata.kv import Engine, EngineError, StoreSealed, open_engine
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.reclaim import reclaim_due
 
@@ -28,6 +28,9 @@ _LOG = logging.getLogger("tigrislike.node")
 _CHECKPOINT_INTERVAL_S = 5.0
 _RECLAIM_INTERVAL_S = 10.0
 _RETRY_S = 30.0  # after background work failed
+
+NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
+"""What opening a node raises where something about the store, and not about this program, has to be put right."""
 
 
 class Stop(Protocol):

@@ -28,7 +28,7 @@ import uvloop
 from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.config import Settings
 from tigrislike.logs import AccessLog, setup_logging
-from tigrislike.node import Node
+from tigrislike.node import NODE_REFUSES, Node
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.request import new_request_id
 from tigrislike.supervisor import Role, Supervisor
@@ -209,7 +209,12 @@ async def worker(
     """Answer requests until told to stop."""
     from tigrislike.s3api.app import create_app
 
-    async with Node.opened(settings) as node:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            node = await stack.enter_async_context(Node.opened(settings))
+        except NODE_REFUSES as error:
+            _LOG.error("cannot open the store: %s", error)
+            return 1
         app = create_app(metadata=node.metadata, blocks=node.blocks, settings=settings)
         return await serve_app(app, settings, listener, table, index, announce, lifeline)
 
@@ -260,8 +265,13 @@ async def agent(settings: Settings, announce: Callable[[dict[str, Any]], None], 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
-    async with Node.opened(settings) as node:
-        root = await node.ensure_root()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            node = await stack.enter_async_context(Node.opened(settings))
+            root = await node.ensure_root()
+        except NODE_REFUSES as error:
+            _LOG.error("cannot open the store: %s", error)
+            return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
         await node.work(stop)
     return 0

@@ -50,6 +50,7 @@ def serve(program: str, directory: Path, metadata: str, **environment: str) -> s
     took_s = time.monotonic() - before
     said = ended.stdout + ended.stderr
     assert ended.returncode != 0, said
+    assert "Traceback" not in said
     # A process of Python takes a while to start on a busy machine; the message itself must not.
     assert took_s < WITHIN_S + start_s(), said
     return said
