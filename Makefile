@@ -7,17 +7,38 @@ DATA_DIR ?= data
 PORT ?= 9000
 # Further flags of `tigrislike serve`, for instance: make run FLAGS="--host 0.0.0.0 --workers 4"
 FLAGS ?=
+# The cluster file for `make test-fdb`
+FDB ?=
 
 BIN := .venv/bin
+WITH_CLUSTER = TIGRISLIKE_TEST_FDB="$(abspath $(FDB))"
 CLIENTS := $(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt))
 
-.PHONY: run test test-slow soak bench lint clients clean
+.PHONY: run test test-fdb test-slow soak bench lint clients clean
 
 run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
 
+# Where TIGRISLIKE_TEST_FDB names the cluster file of a FoundationDB cluster that answers, the engine contract and whatever
+# is marked `fdb` run on it too, and after that the whole S3 end-to-end suite; the crash tests over it are `make test-fdb`'s.
+# Elsewhere one line says that they were skipped.
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
+	$(if $(ARGS),,@if said=$$($(BIN)/python -m tests.clusters); then \
+		TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e -m "not slow and not soak"; \
+	else echo "$$said: the S3 tests over it are skipped"; fi)
+
+# Everything that can run on FoundationDB, on the cluster of the cluster file FDB: the engine contract, which clears the
+# cluster (and refuses one that holds anything but what tests left), then the S3 end-to-end suite and the crash tests with
+# nodes whose metadata are there, then every other test that needs a cluster. The client library is found as any other:
+# make test-fdb FDB=/etc/foundationdb/fdb.cluster LD_LIBRARY_PATH=...
+test-fdb: .venv/.installed-test
+	$(if $(FDB),,$(error which cluster? make test-fdb FDB=/path/to/fdb.cluster))
+	@$(WITH_CLUSTER) $(BIN)/python -m tests.clusters
+	$(WITH_CLUSTER) $(BIN)/python -m pytest tests/kv -m "not soak" --timeout 1800 $(ARGS)
+	$(WITH_CLUSTER) TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e tests/crash tests/replication \
+		-m "not soak" --timeout 1800 $(ARGS)
+	$(WITH_CLUSTER) $(BIN)/python -m pytest tests --ignore=tests/kv -m "fdb and not soak" --timeout 1800 $(ARGS)
 
 test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)

@@ -31,6 +31,7 @@ PREFIX = "tigrislike-test/"
 
 ANSWER_TIMEOUT_S = 4.0
 
+_TIMED_OUT = 1031
 _RUN = secrets.token_hex(6)
 
 
@@ -56,6 +57,8 @@ def no_cluster() -> str:
         native = _transaction(path)  # by name: the client gives up what a transaction waits for once it is collected
         native.get_read_version().wait()
     except Exception as error:  # the binding's errors have no base class of their own
+        if getattr(error, "code", None) == _TIMED_OUT:
+            return f"{CLUSTER_VARIABLE}={named}: the cluster does not answer within {ANSWER_TIMEOUT_S:.0f} s"
         return f"{CLUSTER_VARIABLE}={named}: {_one_line(error)}"
     return ""
 
