@@ -671,7 +671,8 @@ def _killed_at_a_transaction(folder: Path, nth: int, *, committed: bool) -> bool
             await _estate(it)
             it.elapse(GRACE_S)
             left = nth
-            real = node.engine.transact
+            background = node.engine.background
+            real = background.transact
 
             async def transact(*args: Any) -> Any:
                 nonlocal left
@@ -682,7 +683,7 @@ def _killed_at_a_transaction(folder: Path, nth: int, *, committed: bool) -> bool
                     await real(*args)
                 raise _Killed
 
-            node.engine.transact = transact  # type: ignore[method-assign]
+            background.transact = transact  # type: ignore[method-assign]
             try:
                 await it.reclaim()
             except _Killed:
