@@ -19,7 +19,7 @@ from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.hold import passing
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
-from tigrislike.metadata.kv import Engine, EngineError, StoreSealed, open_engine
+from tigrislike.metadata.kv import Engine, EngineError, EngineUnavailable, StoreSealed, open_engine
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.reclaim import reclaim_due
 
@@ -142,6 +142,9 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
             if error.reason != seal:
                 seal = error.reason
                 _LOG.warning("%s rests, for the store is sealed: %s", name, seal)
+            await asyncio.sleep(max(pause_s, _RETRY_S))
+        except EngineUnavailable as error:
+            _LOG.warning("%s: %s; next try in %.0f s", name, error, max(pause_s, _RETRY_S))
             await asyncio.sleep(max(pause_s, _RETRY_S))
         except Exception:
             _LOG.exception("%s failed; next try in %.0f s", name, max(pause_s, _RETRY_S))

@@ -19,7 +19,7 @@ from tests.nodes import RunningNode, engine_settings, running_node
 from tigrislike import node as node_module
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
-from tigrislike.metadata.kv import Engine, StoreSealed, open_engine
+from tigrislike.metadata.kv import Engine, EngineUnavailable, StoreSealed, open_engine
 
 REASON = "its metadata is being copied to a secret place"
 LARGE = bytes(100_000)
@@ -143,6 +143,7 @@ def test_a_duty_rests_while_the_store_is_sealed_and_says_so_once(
         None,
         None,
         OSError("disk"),
+        EngineUnavailable("away"),
         StoreSealed("two"),
     ]
     pauses: list[float] = []
@@ -168,9 +169,11 @@ def test_a_duty_rests_while_the_store_is_sealed_and_says_so_once(
         "sweep rests, for the store is sealed: two",
         "sweep goes on",
         "sweep failed; next try in 30 s",
+        "sweep: away; next try in 30 s",
         "sweep rests, for the store is sealed: two",
     ]
-    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, 30.0, 30.0]
+    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, 30.0, 30.0, 30.0]
+    assert [record.message for record in caplog.records if record.exc_info] == ["sweep failed; next try in 30 s"]
 
 
 def test_a_sweep_that_meets_the_seal_leaves_everything_for_the_next(tmp_path: Path) -> None:

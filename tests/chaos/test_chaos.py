@@ -17,6 +17,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def server() -> Iterator[LocalServer]:
         found.mend()
 
 
+READY_S = 5.0
+"""Within which a node whose database is away says that it cannot serve."""
+
+
 class ClusterChaos:
     """The faults of a cluster and of its client."""
 
@@ -96,7 +101,9 @@ class ClusterChaos:
             self.server.kill()
             self.run.go_on(2)
             assert self.status_of("/healthz") == 200
+            before_s = time.monotonic()
             assert self.status_of("/readyz") == 503
+            assert time.monotonic() - before_s < READY_S
             self.run.go_on(LONGEST_S - self.run.fault_s)
             self.server.start()
         self.run.go_on(RESUME_S)

@@ -22,6 +22,7 @@ from tigrislike.bytecache import BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.errors import NotModified, RecordsChanged
+from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
@@ -130,6 +131,8 @@ class Gateway:
             version = self._metadata.record_version
             try:
                 return await self._perform(request, claimed, operation)
+            except EngineError:
+                raise  # no refusal; and to ask a database that is away once more takes as long again
             except Exception as exception:
                 # A refusal may rest on an outdated key or bucket as well: it stands only if they were current.
                 await self._metadata.refresh()

@@ -6,6 +6,7 @@ can be used. Management calls are signed with a root key, like any S3 request, a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from tigrislike.s3api.request import Request, new_request_id
 from tigrislike.s3api.sigv4 import claim
 
 _MAX_DOCUMENT = 64 * 1024
+_READY_S = 2.0  # for each part: a balancer gives up soon, and a node this slow is not ready
 
 
 class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,7 +43,8 @@ def service_routes(services: Services) -> list[Route]:
         problems: dict[str, str] = {}
         for part, check in (("database", services.metadata.ping), ("cache", services.blocks.check)):
             try:
-                await check()
+                async with asyncio.timeout(_READY_S):
+                    await check()
             except Exception as error:  # whatever it is, the balancer must hear that this node cannot serve
                 problems[part] = type(error).__name__
         return JSONResponse(
