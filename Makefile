@@ -20,12 +20,12 @@ run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
 
 # Where TIGRISLIKE_TEST_FDB names the cluster file of a FoundationDB cluster that answers, the engine contract and whatever
-# is marked `fdb` run on it too, and after that the whole S3 end-to-end suite; the crash tests over it are `make test-fdb`'s.
-# Elsewhere one line says that they were skipped.
+# is marked `fdb` run on it too, and after that the S3 end-to-end suite over http; https and the crash tests over it are
+# `make test-fdb`'s. Elsewhere one line says that they were skipped.
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
 	$(if $(ARGS),,@if said=$$($(BIN)/python -m tests.clusters); then \
-		TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e -m "not slow and not soak"; \
+		TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e -m "not slow and not soak" -k "not https"; \
 	else echo "$$said: the S3 tests over it are skipped"; fi)
 
 # Everything that can run on FoundationDB, on the cluster of the cluster file FDB: the engine contract, which clears the
