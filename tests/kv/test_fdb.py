@@ -202,9 +202,10 @@ def test_nobody_waits_for_ever_for_a_network_thread_that_hangs() -> None:
 def test_a_transaction_lives_until_what_waits_for_it_is_done() -> None:
     async def body(fake: FakeFdb) -> None:
         calls = [asyncio.ensure_future(fake.engine.transact(increment)) for _ in range(5)]
-        while not all(call.done() for call in calls):
+        for _ in range(200):  # some, and no more: transactions have a time limit
             gc.collect()
             await asyncio.sleep(0)
+        await asyncio.wait(calls)
         assert sorted(call.result() for call in calls) == list(range(1, 6))
 
     gc.freeze()  # what all the other tests hold: to search it at every step takes longer than a transaction may
