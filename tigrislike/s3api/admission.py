@@ -5,10 +5,11 @@ Two things are decided for each request, both per process and without I/O:
 - *Whether it is let in at all.* Bounds on requests in flight, over all and per key, and on memory for bodies. A
   key may not hold more than its share of what is left when others are about. Beyond a bound: 503 SlowDown with
   Retry-After, before anything of the body is read.
-- *When its turn comes.* While other keys are active too, a key runs only a few small requests at a time, and starts no
-  more than two in one round of the event loop; its others wait in line, which costs nothing, instead of standing
-  between another key's request and the processor. A key that is alone never waits. Large bodies take no turn: their
-  pace is the network's, and waiting would stall them.
+- *When its turn comes.* While other keys are active too, a key runs one small request at a time, and starts no more
+  than one in one round of the event loop; its others wait in line, which costs nothing, instead of standing between
+  another key's request and the processor. A key that is alone never waits. A request that takes longer than a quick one
+  has to, for the database is far or its body trickles in, loses its turn and runs on without: so a key always starts
+  some hundreds a second. Large bodies take no turn: their pace is the network's.
 
 What this does not do: count bytes per second, or know buckets. The decisions are a pure function of the calls made
 and the clock given; only `async with` touches the event loop, to wait for the turn.
@@ -28,9 +29,9 @@ from tigrislike.s3api.errors import S3Error
 
 _BODY_MEMORY_BYTES = 2 * 1024 * 1024  # what one upload holds at most: the receive buffer and the block writer's
 _LARGE_BYTES = 256 * 1024
-_TURNS = 16  # small requests that run at once while keys compete, shared among them
-_LEAST_TURNS = 4  # but never fewer than this for a key: group commit needs some company
-_STARTS = 2  # of a key in one round of the event loop while keys compete; a small read runs to its end at once
+_TURNS = 1  # small requests of a key that run at once while keys compete
+_TURN_S = 0.002  # how long a request may keep others of its key waiting: not for a distant database, nor a slow body
+_STARTS = 1  # of a key in one round of the event loop while keys compete; a small read runs to its end at once
 _RECENT_S = 5.0  # a key counts as active for this long after its last request
 _RETRY_AFTER_S = "1"
 
@@ -115,8 +116,7 @@ class Admission:
 
     def _turns(self) -> int:
         """How many small requests a key may run at once now."""
-        active = len(self._recent)
-        return self.max_requests if active <= 1 else max(_LEAST_TURNS, _TURNS // active)
+        return self.max_requests if len(self._recent) <= 1 else _TURNS
 
     def _take_turn(self, permit: Permit) -> bool:
         key = permit._key
@@ -126,15 +126,34 @@ class Admission:
         key.waiting.append(permit)
         return False
 
+    def _watch(self, key: _Key, loop: asyncio.AbstractEventLoop) -> None:
+        """See that `key`'s line moves on even where a request keeps its turn for long."""
+        if key.timer is None:
+            key.timer = loop.call_later(_TURN_S, self._take_back, key, loop)
+
+    def _take_back(self, key: _Key, loop: asyncio.AbstractEventLoop) -> None:
+        key.timer = None
+        if not key.waiting:
+            return
+        overdue = loop.time() - _TURN_S
+        for permit in [permit for permit in key.running if permit._began_s <= overdue]:
+            key.running.remove(permit)
+        self._start_waiting(key)
+        if key.started:
+            self.count_rounds(loop)
+        if key.waiting:
+            self._watch(key, loop)
+
     def _may_start(self, key: _Key) -> bool:
-        if key.running >= self._turns():
+        if len(key.running) >= self._turns():
             return False
         return key.started < _STARTS or len(self._recent) <= 1
 
     def _start(self, permit: Permit) -> None:
-        permit._key.running += 1
+        permit._key.running.add(permit)
         permit._key.started += len(self._recent) > 1  # a key that is alone is not counted
-        permit._runs = True
+        if self._loop is not None:
+            permit._began_s = self._loop.time()
 
     def next_round(self) -> bool:
         """A round of the event loop is over: let every key start some more.
@@ -178,9 +197,8 @@ class Admission:
         key.memory_bytes -= permit._memory_bytes
         self.requests -= 1
         self.body_memory_bytes -= permit._memory_bytes
-        if permit._runs:
-            key.running -= 1
-            permit._runs = False
+        if permit in key.running:
+            key.running.remove(permit)
         elif permit in key.waiting:
             key.waiting.remove(permit)
         self._start_waiting(key)
@@ -192,20 +210,21 @@ class Admission:
 
 
 class _Key:
-    __slots__ = ("memory_bytes", "requests", "running", "started", "waiting")
+    __slots__ = ("memory_bytes", "requests", "running", "started", "timer", "waiting")
 
     def __init__(self) -> None:
         self.requests = 0
         self.memory_bytes = 0
-        self.running = 0  # of the requests, those that have a turn
+        self.running: set[Permit] = set()  # of the requests, those that have a turn
         self.started = 0  # in this round of the event loop
+        self.timer: asyncio.TimerHandle | None = None  # when those with a turn have had it for long enough
         self.waiting: deque[Permit] = deque()  # invariant: not empty only while one runs or has started in this round
 
 
 class Permit:
     """One admitted request. Use it once, as `async with` or `with`; leaving the block gives everything back."""
 
-    __slots__ = ("_admission", "_key", "_key_id", "_memory_bytes", "_runs", "_takes_turn", "_waiter")
+    __slots__ = ("_admission", "_began_s", "_key", "_key_id", "_memory_bytes", "_takes_turn", "_waiter")
 
     def __init__(self, admission: Admission, key_id: str, key: _Key, memory_bytes: int, *, takes_turn: bool) -> None:
         self._admission = admission
@@ -213,7 +232,7 @@ class Permit:
         self._key = key
         self._memory_bytes = memory_bytes
         self._takes_turn = takes_turn
-        self._runs = False
+        self._began_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -225,6 +244,7 @@ class Permit:
             loop = asyncio.get_running_loop()
             admission.count_rounds(loop)
         if not runs:
+            admission._watch(self._key, loop)
             self._waiter = loop.create_future()
             try:
                 await self._waiter
