@@ -24,7 +24,7 @@ def script(tmp_path: Path, text: str) -> subprocess.Popen[bytes]:
 
 def wait_for(tmp_path: Path, text: str, process: subprocess.Popen[bytes]) -> str:
     log = tmp_path / "log"
-    while text not in (said := log.read_text()):
+    while not (text in (said := log.read_text()) and said.endswith("\n")):  # a line may come in pieces
         assert process.poll() is None, said
     return said
 
