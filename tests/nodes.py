@@ -83,7 +83,8 @@ class RunningNode:
         found = {}
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             for pid in (task / "children").read_text().split():
-                found[int(pid)] = Path(f"/proc/{pid}/stat").read_text()
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                    found[int(pid)] = Path(f"/proc/{pid}/stat").read_text()
         return found
 
 

@@ -56,12 +56,16 @@ def workers(node: RunningNode) -> list[int]:
 
 
 def listens(pid: int, port: int) -> bool:
-    inodes = {
-        line.split()[9]
-        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-        if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
-    }
-    return any(link == f"socket:[{inode}]" for link in descriptors(pid) for inode in inodes)
+    """Whether a process holds the listening socket; one that has ended meanwhile does not."""
+    try:
+        inodes = {
+            line.split()[9]
+            for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+            if line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A"
+        }
+        return any(link == f"socket:[{inode}]" for link in descriptors(pid) for inode in inodes)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def descriptors(pid: int) -> list[str]:
