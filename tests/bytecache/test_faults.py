@@ -184,13 +184,17 @@ def test_a_digest_that_raises_fails_the_upload_with_its_own_error_and_leaves_not
 
 
 def test_listing_what_is_stored_reports_a_directory_that_cannot_be_read(scratch: Path) -> None:
-    fail = FailNth(errno.EIO)
-    store = BlockStore.open(scratch, block_size=BLOCK, fs=HookedFileSystem(fail))
+    broken = os.path.join(scratch, "home", "c7")
+
+    def hook(name: str, args: tuple[object, ...]) -> None:
+        if name == "listdir" and args == (broken,):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = BlockStore.open(scratch, block_size=BLOCK, fs=HookedFileSystem(hook))
 
     async def story() -> None:
         await put(store, b"one")
-        fail.arm(200)
-        with pytest.raises(DiskFailed, match="home"):
+        with pytest.raises(DiskFailed, match="home/c7"):
             [blob async for blob in store.blobs()]
 
     asyncio.run(story())

@@ -211,7 +211,8 @@ def test_a_second_signal_ends_everything_at_once(tmp_path: Path) -> None:
             assert node.process.wait(10) == 1
 
 
-def test_connections_are_spread_evenly_over_the_workers(tmp_path: Path) -> None:
+def test_connections_are_spread_over_the_workers(tmp_path: Path) -> None:
+    """How evenly is test_accept's: here the machine may keep a worker from running for as long as a burst takes."""
     with running_node(tmp_path / "data") as node, contextlib.ExitStack() as stack:
         processes = workers(node)
 
@@ -219,11 +220,11 @@ def test_connections_are_spread_evenly_over_the_workers(tmp_path: Path) -> None:
             return [sum(link.startswith("socket:") for link in descriptors(pid)) for pid in processes]
 
         before = sockets()
-        for _ in range(32):
+        for made in range(1, 65):
             stack.enter_context(socket.create_connection(("127.0.0.1", node.port)))
-        until(lambda: sum(sockets()) - sum(before) == 32)
+            until(lambda made=made: sum(sockets()) - sum(before) == made)  # type: ignore[misc]
         shares = [after - earlier for after, earlier in zip(sockets(), before, strict=True)]
-        assert max(shares) - min(shares) <= 4
+        assert min(shares) >= 16
 
 
 def test_broken_http_is_answered_in_s3_xml(either_store: RunningNode) -> None:
