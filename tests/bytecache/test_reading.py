@@ -289,7 +289,7 @@ def test_the_table_of_verified_blocks_is_bounded(scratch: Path) -> None:
         reader = store.open_blob(await put(store, data), len(data))
         for _ in range(2):
             assert await drain(reader.read(0, len(data))) == data
-            assert store.statistics().remembered_blocks == 10
+            assert len(store._source.verified) == 10
 
     asyncio.run(story())
     store.close()

@@ -1,60 +1,99 @@
-"""What a block store counts, for metrics and for whoever wonders what it is doing."""
+"""What a block store counts, for metrics and for whoever wonders what it is doing.
 
-from dataclasses import dataclass, field
+Every decision has a counter. Totals only grow; gauges are counted up and down. All are of one process since it opened
+the store; what the whole cache holds is `Cache.usage`'s to say.
+"""
+
+from dataclasses import dataclass, field, fields
 from threading import Lock
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """A snapshot, since the store was opened by this process.
+    """A snapshot. Bytes are data bytes, without padding and footers, where nothing else is said.
 
     Attributes:
-        bytes_written: Data bytes written to blocks (without padding and footers).
-        bytes_read: Data bytes handed to readers; extents given out for zero-copy count as read.
+        bytes_written: Written to blocks by uploads.
+        bytes_read: Handed to readers; extents given out for zero-copy count as read.
+        hits: Blocks asked for and found here (home, cache or incoming).
+        misses: Blocks asked for and not here.
+        fills: Blocks fetched from a source and kept.
+        fills_joined: Readers that waited for a fill somebody else had begun.
+        fills_failed: Fills that ended in an error, of the source or of the disk.
+        fills_dropped: Fills that ended because the blob was deleted meanwhile.
+        fill_bytes: Bytes received from a source by fills.
+        fill_ns: Time that completed fills took, summed.
+        passed_through: Reads served from a source without keeping the bytes, for want of room.
+        passed_through_bytes: Bytes served so.
+        evicted_capacity, evicted_reserve, evicted_request, evicted_deleted: Blocks dropped from the cache, by reason.
+        evicted_corrupt: Blocks dropped from the cache because they failed verification.
+        evicted_bytes: Bytes of files dropped from the cache.
         verify_failures: Blocks or chunks that failed verification.
-        open_blocks: Block files that readers hold open now.
-        uploads: Uploads that hold a directory now: receiving, or finished and not yet published.
-        in_flight_bytes: Received by writers and not yet on disk, in whole units.
-        remembered_blocks: Blocks whose verification state is kept.
+        verified_bytes: Read and compared with their checksums before a serve.
+        healed: Blocks that failed verification and were fetched again.
+        corrupt_unhealed: Reads that failed because a block is damaged and nobody else has it. Page somebody.
+        scrubbed_blocks, scrubbed_bytes: Verified by the scrubber; bytes of files.
+        open_blocks: Gauge: block files that readers hold open now.
+        uploads: Gauge: uploads that hold a directory now: receiving, or finished and not yet published.
+        in_flight_bytes: Gauge: received by writers and not yet on disk, in whole units.
+        filling_bytes: Gauge: memory held by fills.
         direct_io: Whether new files are written past the page cache.
     """
 
-    bytes_written: int
-    bytes_read: int
-    verify_failures: int
-    open_blocks: int
-    uploads: int
-    in_flight_bytes: int
-    remembered_blocks: int
-    direct_io: bool
+    bytes_written: int = 0
+    bytes_read: int = 0
+    hits: int = 0
+    misses: int = 0
+    fills: int = 0
+    fills_joined: int = 0
+    fills_failed: int = 0
+    fills_dropped: int = 0
+    fill_bytes: int = 0
+    fill_ns: int = 0
+    passed_through: int = 0
+    passed_through_bytes: int = 0
+    evicted_capacity: int = 0
+    evicted_reserve: int = 0
+    evicted_request: int = 0
+    evicted_deleted: int = 0
+    evicted_corrupt: int = 0
+    evicted_bytes: int = 0
+    verify_failures: int = 0
+    verified_bytes: int = 0
+    healed: int = 0
+    corrupt_unhealed: int = 0
+    scrubbed_blocks: int = 0
+    scrubbed_bytes: int = 0
+    open_blocks: int = 0
+    uploads: int = 0
+    in_flight_bytes: int = 0
+    filling_bytes: int = 0
+    direct_io: bool = True
+
+
+GAUGES: Final = frozenset({"open_blocks", "uploads", "in_flight_bytes", "filling_bytes"})
+COUNTED: Final = tuple(f.name for f in fields(Statistics) if f.name != "direct_io")
 
 
 @dataclass(slots=True)
 class Counters:
-    """The running totals. `add` may be called from any thread; fields are read without the lock."""
+    """The running totals. `add` may be called from any thread; reads need no lock."""
 
-    bytes_written: int = 0
-    bytes_read: int = 0
-    verify_failures: int = 0
-    open_blocks: int = 0
-    uploads: int = 0
-    in_flight_bytes: int = 0
+    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def add(
-        self,
-        *,
-        bytes_written: int = 0,
-        bytes_read: int = 0,
-        verify_failures: int = 0,
-        open_blocks: int = 0,
-        uploads: int = 0,
-        in_flight_bytes: int = 0,
-    ) -> None:
+    def add(self, **amounts: int) -> None:
+        """Add to the totals of these names. An unknown name is a KeyError."""
         with self._lock:
-            self.bytes_written += bytes_written
-            self.bytes_read += bytes_read
-            self.verify_failures += verify_failures
-            self.open_blocks += open_blocks
-            self.uploads += uploads
-            self.in_flight_bytes += in_flight_bytes
+            totals = self._totals
+            for name, amount in amounts.items():
+                totals[name] += amount
+
+    def __getitem__(self, name: str) -> int:
+        return self._totals[name]
+
+    def snapshot(self, *, direct_io: bool) -> Statistics:
+        """All totals as of one moment."""
+        with self._lock:
+            return Statistics(**self._totals, direct_io=direct_io)

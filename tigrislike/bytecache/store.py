@@ -115,17 +115,7 @@ class BlockStore:
             self.release(blob_id)
 
     def statistics(self) -> Statistics:
-        counters = self._source.counters
-        return Statistics(
-            bytes_written=counters.bytes_written,
-            bytes_read=counters.bytes_read,
-            verify_failures=counters.verify_failures,
-            open_blocks=counters.open_blocks,
-            uploads=counters.uploads,
-            in_flight_bytes=counters.in_flight_bytes,
-            remembered_blocks=len(self._source.verified),
-            direct_io=self._disk.direct,
-        )
+        return self._source.counters.snapshot(direct_io=self._disk.direct)
 
     async def check(self) -> None:
         """See that the directory can be used: it is there, and its filesystem not mounted read-only.
