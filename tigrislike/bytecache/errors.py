@@ -10,8 +10,16 @@
     +-- DiskFailed              InternalError   the disk refused for another reason (EIO, EROFS, ...)
     +-- CorruptBlock            InternalError   what is stored is not what was written; none of it was served
     +-- MissingBlob             InternalError   a block that should be here is not
+    |   +-- NotAtSource         InternalError   and nobody else has it either
+    +-- SourceUnavailable       SlowDown        who has the block does not answer, or not with its bytes; try again
+    +-- FillInProgress          SlowDown        another process is fetching the block just now
+    +-- BlockPresent            SlowDown        the block is in the cache already
+    +-- CacheFull               SlowDown        nothing can be evicted for it, or the cache is not reconciled yet
+    +-- BlobGone                InternalError   the blob was deleted or evicted while its block was fetched
+    +-- PinsFull                SlowDown        pins may not take up the whole cache
     +-- WriterClosed            InternalError   a writer was used after finish() or abort(): a programming error
 
+The five from FillInProgress to PinsFull are answers of the cache (`cache.py`) to who fills or pins; no client sees them.
 `code` is the S3 error code that each becomes (S3 API Reference, "Error responses"). Nothing here knows HTTP.
 """
 
@@ -65,6 +73,44 @@ class CorruptBlock(BytesError):
 
 class MissingBlob(BytesError):
     """No file holds a block that the caller believes to be here."""
+
+
+class NotAtSource(MissingBlob):
+    """Whoever could have the block says that it has not."""
+
+
+class SourceUnavailable(BytesError):
+    """Bytes could not be fetched: no answer in time, too few of them, too many, or a failure on the way."""
+
+    code: ClassVar[str] = "SlowDown"
+
+
+class FillInProgress(BytesError):
+    """A live process holds the lock of the block's file in `filling/`."""
+
+    code: ClassVar[str] = "SlowDown"
+
+
+class BlockPresent(BytesError):
+    """There is nothing to fill: the block is in `cache/`."""
+
+    code: ClassVar[str] = "SlowDown"
+
+
+class CacheFull(BytesError):
+    """There is no room for the block and none can be made; what is fetched is served without being kept."""
+
+    code: ClassVar[str] = "SlowDown"
+
+
+class BlobGone(BytesError):
+    """The blob was removed from the cache during the fill: what was fetched must not be kept."""
+
+
+class PinsFull(BytesError):
+    """Pinning the blob would leave too little of the cache to everything else."""
+
+    code: ClassVar[str] = "SlowDown"
 
 
 class WriterClosed(BytesError):
