@@ -4,7 +4,10 @@ Every decision has a counter. Totals only grow; gauges are counted up and down. 
 the store; what the whole cache holds is `Cache.usage`'s to say.
 """
 
-from dataclasses import dataclass, field, fields
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from threading import Lock
 from typing import Final
 
@@ -24,6 +27,8 @@ class Statistics:
         fills_dropped: Fills that ended because the blob was deleted meanwhile.
         fill_bytes: Bytes received from a source by fills.
         fill_ns: Time that completed fills took, summed.
+        fill_times: How many completed fills took up to each of FILL_BOUNDS_S and more than the one before; the last
+            number is of those that took longer than any.
         passed_through: Reads served from a source without keeping the bytes, for want of room.
         passed_through_bytes: Bytes served so.
         evicted_capacity, evicted_reserve, evicted_request, evicted_deleted: Blocks dropped from the cache, by reason.
@@ -69,31 +74,62 @@ class Statistics:
     uploads: int = 0
     in_flight_bytes: int = 0
     filling_bytes: int = 0
+    fill_times: tuple[int, ...] = ()
     direct_io: bool = True
 
 
 GAUGES: Final = frozenset({"open_blocks", "uploads", "in_flight_bytes", "filling_bytes"})
-COUNTED: Final = tuple(f.name for f in fields(Statistics) if f.name != "direct_io")
+COUNTED: Final = tuple(f.name for f in fields(Statistics) if f.name not in ("fill_times", "direct_io"))
+FILL_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of the classes that fills are counted in by the time they took; one more class lies above."""
+
+_FILL_BOUNDS_NS: Final = [int(bound * 1e9) for bound in FILL_BOUNDS_S]
+_CELL: Final = {name: index for index, name in enumerate(COUNTED)}
+_FILL_TIMES: Final = slice(len(COUNTED), len(COUNTED) + len(FILL_BOUNDS_S) + 1)
+CELLS: Final = _FILL_TIMES.stop
+"""How many 64-bit integers a `Counters` counts in."""
 
 
-@dataclass(slots=True)
 class Counters:
-    """The running totals. `add` may be called from any thread; reads need no lock."""
+    """The running totals. `add` may be called from any thread; reads need no lock.
 
-    _totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTED, 0))
-    _lock: Lock = field(default_factory=Lock, repr=False)
+    Args:
+        cells: CELLS signed 64-bit integers to count in, which go on from what they hold: memory that outlives this
+            process, so that nothing is forgotten when it is killed. By default, memory of its own.
+    """
+
+    __slots__ = ("_cells", "_lock")
+
+    def __init__(self, cells: memoryview | None = None) -> None:
+        self._cells = memoryview(array("q", bytes(8 * CELLS))) if cells is None else cells
+        self._lock = Lock()
 
     def add(self, **amounts: int) -> None:
         """Add to the totals of these names. An unknown name is a KeyError."""
         with self._lock:
-            totals = self._totals
+            cells = self._cells
             for name, amount in amounts.items():
-                totals[name] += amount
+                cells[_CELL[name]] += amount
+
+    def filled(self, duration_ns: int) -> None:
+        """Count one block fetched from a source and kept, and the time that took."""
+        with self._lock:
+            cells = self._cells
+            cells[_CELL["fills"]] += 1
+            cells[_CELL["fill_ns"]] += duration_ns
+            cells[_FILL_TIMES.start + bisect_left(_FILL_BOUNDS_NS, duration_ns)] += 1
 
     def __getitem__(self, name: str) -> int:
-        return self._totals[name]
+        return int(self._cells[_CELL[name]])
 
     def snapshot(self, *, direct_io: bool) -> Statistics:
         """All totals as of one moment."""
         with self._lock:
-            return Statistics(**self._totals, direct_io=direct_io)
+            cells = self._cells.tolist()
+        return statistics(cells, direct_io=direct_io)
+
+
+def statistics(cells: Sequence[int], *, direct_io: bool = True) -> Statistics:
+    """What the cells of a `Counters`, or the sums of several, say by name."""
+    totals = dict(zip(COUNTED, cells, strict=False))
+    return Statistics(**totals, fill_times=tuple(cells[_FILL_TIMES]), direct_io=direct_io)
