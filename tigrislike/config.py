@@ -104,6 +104,15 @@ def _parse_domain(text: str) -> str:
     return domain
 
 
+def _parse_capacity(text: str) -> int | None:
+    if text.strip().lower() == "auto":
+        return None
+    size = parse_size(text)
+    if size <= 0:
+        raise ValueError("must be more than zero, or auto")
+    return size
+
+
 def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse_positive(text: str) -> Any:
         value = parse(text)
@@ -223,6 +232,50 @@ class Settings:
         "Free space to leave on the cache directory's disk: below it writes answer 503 SlowDown.",
         name="disk-reserve",
         shown="1GiB",
+    )
+    cache_bytes: int | None = _setting(
+        None,
+        _parse_capacity,
+        "Most bytes of evictable blocks to keep in the cache directory; `auto`: as the disk has room for beside "
+        "--disk-reserve. Blocks that only this node holds are not counted: they are never evicted.",
+        name="cache-size",
+        shown="auto",
+    )
+    cache_policy: str = _setting(
+        "s3fifo",
+        _parse_choice("s3fifo", "fifo", "lru", "sieve"),
+        "Which blocks to evict when the cache is full. s3fifo survives scans: what is read once does not push out "
+        "what is read again and again.",
+    )
+    fill_bytes: int = _setting(
+        256 * _MIB,
+        _positive(parse_size),
+        "Memory a worker gives to blocks on their way into the cache; beyond it reads pass through unkept.",
+        name="fill-memory",
+        shown="256MiB",
+    )
+    fill_timeout_s: float = _setting(
+        10.0,
+        _positive(parse_duration),
+        "How long a fetch of a block may make no progress before it fails.",
+        name="fill-timeout",
+        shown="10s",
+    )
+    verify: str = _setting(
+        "once",
+        _parse_choice("once", "always"),
+        "When bytes are compared with their checksums: `once` before the first read since start or fill (and by the "
+        "scrubber), or `always`, at every read, which costs the copying of every byte.",
+    )
+    scrub_interval_s: float = _setting(
+        14 * 86400.0,
+        parse_duration,
+        "How often every block on the disk is read and verified in the background; 0 is never.",
+        name="scrub-interval",
+        shown="14d",
+    )
+    scrub_rate: int = _setting(
+        64 * _MIB, _positive(parse_size), "Bytes a second that background verification reads at most.", shown="64MiB"
     )
     reclaim_grace_s: float = _setting(
         3600.0,

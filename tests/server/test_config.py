@@ -173,3 +173,33 @@ def test_every_setting_is_explained_and_its_shown_default_is_its_default() -> No
             except ValueError:
                 continue  # said in words: "one per CPU core"
             assert shown == value, option.name
+
+
+def test_the_cache_takes_what_the_disk_has_unless_told_otherwise() -> None:
+    assert load_settings({}, {}).cache_bytes is None
+    assert load_settings({"cache_bytes": "auto"}, {}).cache_bytes is None
+    assert load_settings({"cache_bytes": "2TB"}, {"TIGRISLIKE_CACHE_SIZE": "auto"}).cache_bytes == 2 * 1000**4
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text"),
+    [
+        ("cache_bytes", "0"),
+        ("cache_bytes", "much"),
+        ("cache_policy", "arc"),
+        ("verify", "never"),
+        ("fill_bytes", "0"),
+        ("fill_timeout_s", "0"),
+        ("scrub_rate", "0"),
+        ("scrub_interval_s", "-1"),
+    ],
+)
+def test_a_cache_that_could_not_work_is_refused(attribute: str, text: str) -> None:
+    (name,) = [option.name for option in options() if option.attribute == attribute]
+    with pytest.raises(ConfigError, match=f"setting {name}: '{text}' from the flag --{name}: "):
+        load_settings({attribute: text}, {})
+
+
+def test_scrubbing_can_be_turned_off() -> None:
+    assert load_settings({"scrub_interval_s": "0"}, {}).scrub_interval_s == 0
+    assert load_settings({}, {}).scrub_interval_s == 14 * 86400
