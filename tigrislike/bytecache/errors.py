@@ -19,7 +19,7 @@
     +-- PinsFull                SlowDown        pins may not take up the whole cache
     +-- WriterClosed            InternalError   a writer was used after finish() or abort(): a programming error
 
-The five from FillInProgress to PinsFull are answers of the cache (`cache.py`) to who fills or pins; no client sees them.
+The five from FillInProgress to PinsFull are the cache's answers (`cache.py`) to who fills or pins: no client sees them.
 `code` is the S3 error code that each becomes (S3 API Reference, "Error responses"). Nothing here knows HTTP.
 """
 
