@@ -73,6 +73,7 @@ struct connection {
     int status;
     int64_t length; /* -1: not stated */
     uint64_t got;   /* body bytes so far */
+    uint64_t first_ns; /* when the first of them arrived */
     enum chunk chunk;
     uint64_t chunk_left;
     char line[64];
@@ -95,8 +96,15 @@ static uint64_t ok_count, refused_count, failures[FAILURES], failure_total, byte
 static char samples[SAMPLES][512];
 static int sample_count;
 
-/* Latencies in ns, 64 linear steps per power of two: at most 1.6 % off. */
-static uint64_t histogram[64 * 60], latency_max, latency_sum;
+/* Times in ns, 64 linear steps per power of two: at most 1.6 % off. */
+struct times {
+    uint64_t steps[64 * 60], count, sum, max;
+};
+static struct times whole_times, first_times; /* to the last byte, to the first of the body */
+
+static volatile sig_atomic_t told_to_stop;
+
+static void on_sigterm(int number) { told_to_stop = number; }
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -104,17 +112,18 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void record(uint64_t ns) {
+static void record(struct times *t, uint64_t ns) {
     int e = 63 - __builtin_clzll(ns | 1);
-    histogram[e < 6 ? ns : (uint64_t)(e - 5) * 64 + ((ns >> (e - 6)) & 63)]++;
-    latency_sum += ns;
-    if (ns > latency_max) latency_max = ns;
+    t->steps[e < 6 ? ns : (uint64_t)(e - 5) * 64 + ((ns >> (e - 6)) & 63)]++;
+    t->count++;
+    t->sum += ns;
+    if (ns > t->max) t->max = ns;
 }
 
-static double percentile_us(double share) {
-    uint64_t rank = (uint64_t)(share * (double)ok_count + 0.999999), seen = 0;
-    for (size_t i = 0; i < sizeof histogram / sizeof *histogram; i++) {
-        seen += histogram[i];
+static double percentile_us(const struct times *t, double share) {
+    uint64_t rank = (uint64_t)(share * (double)t->count + 0.999999), seen = 0;
+    for (size_t i = 0; i < sizeof t->steps / sizeof *t->steps; i++) {
+        seen += t->steps[i];
         if (seen >= rank && seen) {
             if (i < 64) return (double)i / 1e3;
             uint64_t step = 1ull << (i / 64 - 1);
@@ -267,7 +276,8 @@ static void finish(struct connection *c) {
             return;
         }
         ok_count++;
-        record(now_ns() - c->started_ns);
+        record(&whole_times, now_ns() - c->started_ns);
+        if (c->got) record(&first_times, c->first_ns - c->started_ns);
     }
     c->phase = IDLE;
     if (c->close_after || !whole) drop(c);
@@ -275,6 +285,7 @@ static void finish(struct connection *c) {
 
 static void sink(struct connection *c, const char *data, size_t n) { /* decoded body bytes */
     const struct entry *e = c->entry;
+    if (!c->got) c->first_ns = now_ns();
     if (c->peek_len < PEEK_MAX) {
         size_t room = PEEK_MAX - c->peek_len, take = n < room ? n : room;
         memcpy(c->peek + c->peek_len, data, take);
@@ -521,6 +532,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, on_sigterm); /* issue nothing more, await what is in flight, and report */
     pattern = map(pattern_path, &period);
     load_plan(plan);
     if (!cycle && entry_count < limit) limit = entry_count;
@@ -554,7 +566,7 @@ int main(int argc, char **argv) {
     uint64_t start = now_ns(), stop = start + (uint64_t)(run_s * 1e9), issued = 0, swept = start, end = start;
     for (;;) {
         uint64_t now = now_ns(), next = 0, busy = 0;
-        bool issuing = issued < limit && now < stop && failure_total < max_errors;
+        bool issuing = issued < limit && now < stop && failure_total < max_errors && !told_to_stop;
         for (uint64_t i = 0; i < connections; i++) {
             struct connection *c = &all[i];
             if (c->phase == IDLE && issuing) {
@@ -598,9 +610,11 @@ int main(int argc, char **argv) {
     printf("{\"issued\": %llu, \"ok\": %llu, \"refused\": %llu, \"errors\": %llu, \"elapsed_s\": %.6f, ",
            (unsigned long long)issued, (unsigned long long)ok_count, (unsigned long long)refused_count,
            (unsigned long long)failure_total, (double)(end - start) / 1e9);
-    printf("\"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, \"mean_us\": %.1f, ", percentile_us(0.5),
-           percentile_us(0.9), percentile_us(0.99), (double)latency_max / 1e3,
-           ok_count ? (double)latency_sum / (double)ok_count / 1e3 : 0);
+    printf("\"p50_us\": %.1f, \"p90_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f, \"mean_us\": %.1f, ", 
+           percentile_us(&whole_times, 0.5), percentile_us(&whole_times, 0.9), percentile_us(&whole_times, 0.99),
+           (double)whole_times.max / 1e3, ok_count ? (double)whole_times.sum / (double)ok_count / 1e3 : 0);
+    printf("\"first_p50_us\": %.1f, \"first_p99_us\": %.1f, ", percentile_us(&first_times, 0.5),
+           percentile_us(&first_times, 0.99));
     printf("\"bytes_in\": %llu, \"bytes_out\": %llu, \"connects\": %llu, \"client_cpu_s\": %.6f, \"failures\": {",
            (unsigned long long)bytes_in, (unsigned long long)bytes_out, (unsigned long long)connects,
            seconds(usage.ru_utime) + seconds(usage.ru_stime));

@@ -99,6 +99,8 @@ class Result:
     client_cpu_s: float
     failures: dict[str, int] = field(default_factory=dict)
     samples: list[str] = field(default_factory=list)
+    first_p50_us: float = 0.0  # to the first byte of the body
+    first_p99_us: float = 0.0
 
 
 def compile_loadgen(directory: Path = HERE / "bin") -> Path:
@@ -195,6 +197,11 @@ class Run:
     process: subprocess.Popen[str]
     plan: Path
     limit_s: float
+
+    def stop(self) -> Result:
+        """Issues nothing more; the result of what was issued."""
+        self.process.terminate()
+        return self.result()
 
     def result(self) -> Result:
         """Waits for the end. Raises RuntimeError if the generator itself failed, TimeoutExpired if it hangs."""

@@ -41,9 +41,20 @@ def test_right_answers_are_successes_with_latencies(generator: LoadGenerator) ->
         result = generator.run(server.port, [get(3000, 5)], **BOUNDS, count=20, cycle=True)
     assert (result.issued, result.ok, result.errors) == (20, 20, 0)
     assert 0 < result.p50_us <= result.p99_us <= result.max_us * 1.02
+    assert 0 < result.first_p50_us <= result.first_p99_us <= result.max_us * 1.02
     assert result.bytes_in > 20 * 3000
     assert result.client_cpu_s > 0
     assert server.connections == 1
+
+
+def test_a_run_that_is_told_to_stop_reports_what_it_did(generator: LoadGenerator) -> None:
+    with serve([answer(content(0, 10))]) as server:
+        run = generator.start(server.port, [get(10)], connections=1, seconds=600, cycle=True)
+        while not server.requests:
+            pass
+        result = run.stop()
+    assert 0 < result.ok == result.issued
+    assert result.errors == 0
 
 
 def test_a_body_longer_than_the_pattern_is_verified_to_its_end(generator: LoadGenerator) -> None:
