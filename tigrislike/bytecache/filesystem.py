@@ -63,6 +63,10 @@ class FileSystem:
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
+    def utime(self, path: str) -> None:
+        """Give a file the present time."""
+        os.utime(path)
+
     def lock(self, fd: int) -> bool:
         """Take an exclusive flock without waiting; False when somebody else has it."""
         try:
