@@ -1,5 +1,6 @@
 """Addressing: which bucket and key a request line and Host header name."""
 
+import os
 from urllib.parse import quote
 
 import pytest
@@ -105,4 +106,20 @@ def test_a_presigned_query_carries_headers() -> None:
 def test_request_ids_differ() -> None:
     ids = {new_request_id() for _ in range(1000)}
     assert len(ids) == 1000
+    assert all(len(request_id) == 16 for request_id in ids)
+
+
+def test_request_ids_of_forked_processes_differ() -> None:
+    ids = []
+    for _ in range(3):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writing, new_request_id().encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            ids.append(pipe.read())
+        os.waitpid(child, 0)
+    assert len({*ids, new_request_id().encode()}) == 4
     assert all(len(request_id) == 16 for request_id in ids)

@@ -40,8 +40,20 @@ _NOT_ADOPTED = frozenset(
     }
 )
 
-_process_part = os.urandom(4).hex().upper()
-_sequence = itertools.count(int.from_bytes(os.urandom(3), "big"))
+_process_part = ""
+_sequence = itertools.count()
+
+
+def _begin_request_ids() -> None:
+    """Draw what tells the ids of this process from those of every other."""
+    global _process_part, _sequence
+    _process_part = os.urandom(4).hex().upper()
+    _sequence = itertools.count(int.from_bytes(os.urandom(3), "big"))
+
+
+_begin_request_ids()
+# Workers are forked from a process that has imported this module.
+os.register_at_fork(after_in_child=_begin_request_ids)
 
 
 def new_request_id() -> str:
