@@ -4,11 +4,19 @@ The tests put their own between: one that fails the Nth call, and one that recor
 so that a power cut can be replayed. Nothing here retries, buffers or translates errors.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+
+_FALLOC_FL_KEEP_SIZE: Final = 1
+# The system call itself: the C library's posix_fallocate, which os has, writes to every page of the file where the
+# filesystem cannot reserve space.
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class Space(NamedTuple):
@@ -30,6 +38,20 @@ class FileSystem:
     def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         return os.pwrite(fd, data, offset)
 
+    def fallocate(self, fd: int, length: int) -> bool:
+        """Reserve space for the first `length` bytes of a file, whose size stays; False where that cannot be done."""
+        while _fallocate(fd, _FALLOC_FL_KEEP_SIZE, 0, length):
+            code = ctypes.get_errno()
+            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
+        return True
+
+    def fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+        """posix_fadvise; `advice` is one of os.POSIX_FADV_*."""
+        os.posix_fadvise(fd, offset, length, advice)
+
     def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int, flags: int) -> int:
         return os.preadv(fd, buffers, offset, flags)
 
@@ -47,6 +69,9 @@ class FileSystem:
 
     def listdir(self, path: str) -> list[str]:
         return os.listdir(path)
+
+    def scandir(self, path: str) -> AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        return os.scandir(path)
 
     def mkdir(self, path: str) -> None:
         os.mkdir(path, 0o700)
