@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -50,15 +51,17 @@ def setup_logging(level: str, role: str) -> None:
 class AccessLog:
     """The access log of one process: `record` is called on the event loop, a thread of its own writes."""
 
-    def __init__(self, destination: str) -> None:
+    def __init__(self, destination: str, count: Callable[[Record], None] | None = None) -> None:
         """Open the log.
 
         Args:
             destination: `-` for standard error, `off` for none, else a file that is appended to.
+            count: given each record first, on the event loop, also where none is written.
 
         Raises:
             OSError: the file cannot be opened.
         """
+        self._count = count
         self._pending: deque[bytes] = deque()  # appended by the event loop, emptied by the thread
         self._dropped = 0
         self._stop = threading.Event()
@@ -76,10 +79,15 @@ class AccessLog:
 
     @property
     def enabled(self) -> bool:
-        return self._thread is not None
+        """Whether anybody wants records."""
+        return self._thread is not None or self._count is not None
 
     def record(self, record: Record) -> None:
         """Take one record."""
+        if self._count is not None:
+            self._count(record)
+        if self._thread is None:
+            return
         if len(self._pending) < _MAX_PENDING:
             self._pending.append(format_record(record))
         else:

@@ -84,3 +84,17 @@ def test_a_reader_that_stops_costs_records_not_time(
         with caplog.at_level(logging.WARNING):
             log.close()
     assert "dropped" in caplog.text or "lost" in caplog.text
+
+
+def test_records_are_counted_also_where_none_is_written(tmp_path: Path) -> None:
+    for destination in ("off", str(tmp_path / "access.log")):
+        counted: list[Record] = []
+        log = AccessLog(destination, counted.append)
+        assert log.enabled
+        for number in range(3):
+            log.record(record(b"%d" % number))
+        log.close()
+        log.record(record(b"late"))
+        assert [found[4] for found in counted] == [b"0", b"1", b"2", b"late"]
+    assert len((tmp_path / "access.log").read_text().splitlines()) == 3
+    assert not AccessLog("off").enabled
