@@ -4,9 +4,13 @@
     home/<2 hex>/<blob hex>.<n>     durable blocks, never evicted
     incoming/<blob hex>/<n>         blocks of an upload not yet published; the directory is locked while its owner lives
     incoming/new-<hex>.<try>        such a directory before its lock is taken; holds nothing of worth
+    cache/<2 hex>/<blob hex>.<n>    evictable copies of blocks; `<2 hex>` is made with the first block in it
+    filling/<blob hex>.<n>          a block being fetched; locked while its filler lives, garbage after
+    pins/<blob hex>                 empty; the blob's blocks in `cache/` are not evicted
+    index.sqlite, -wal, -shm        what is in `cache/` and in which order to evict it; derived (`index.py`)
 
-A tree of evictable blocks will lie beside `home/`. The block size is fixed when the root is made: with it, the file and
-offset of any byte follow from the blob id alone, whether or not the blob's first block is here.
+The block size is fixed when the root is made: with it, the file and offset of any byte follow from the blob id alone,
+whether or not the blob's first block is here.
 
 Opening is safe from several processes at once (they take turns by a lock on the root) and after a crash at any step. A
 root of a newer format is refused. There is one format so far, so there is nothing to migrate from.
@@ -63,6 +67,35 @@ class Layout:
     def incoming_block(self, blob_id: bytes, number: int) -> str:
         return f"{self.root}/incoming/{blob_id.hex()}/{number}"
 
+    @property
+    def cache(self) -> str:
+        return f"{self.root}/cache"
+
+    def cache_shard(self, blob_id: bytes) -> str:
+        return f"{self.root}/cache/{blob_id[:1].hex()}"
+
+    def cache_block(self, blob_id: bytes, number: int) -> str:
+        name = blob_id.hex()
+        return f"{self.root}/cache/{name[:2]}/{name}.{number}"
+
+    @property
+    def filling(self) -> str:
+        return f"{self.root}/filling"
+
+    def filling_block(self, blob_id: bytes, number: int) -> str:
+        return f"{self.root}/filling/{blob_id.hex()}.{number}"
+
+    @property
+    def pins(self) -> str:
+        return f"{self.root}/pins"
+
+    def pin(self, blob_id: bytes) -> str:
+        return f"{self.root}/pins/{blob_id.hex()}"
+
+    @property
+    def index(self) -> str:
+        return f"{self.root}/index.sqlite"
+
 
 def parse_blob_name(name: str) -> bytes | None:
     """The blob id that a directory name in `incoming/` stands for; None for any other name."""
@@ -79,7 +112,7 @@ def parse_number(name: str) -> int | None:
 
 
 def parse_block_name(name: str) -> tuple[bytes, int] | None:
-    """(blob id, block number) that a file name in `home/` stands for; None for any other name."""
+    """(blob id, block number) that a file name in home, cache or filling stands for; None for any other name."""
     stem, _, suffix = name.partition(".")
     blob_id, number = parse_blob_name(stem), parse_number(suffix)
     return None if blob_id is None or number is None else (blob_id, number)
@@ -184,8 +217,8 @@ def _create_format(fs: FileSystem, path: str, block_size: int) -> Layout:
 
 
 def _make_trees(fs: FileSystem, path: str) -> None:
-    """The fixed directories: made once and for ever, so that no upload has to think about their durability."""
-    for name in sorted({"home", "incoming"} - set(fs.listdir(path))):
+    """The fixed directories: made once and for ever, so that no upload or pin has to think about their durability."""
+    for name in sorted({"home", "incoming", "cache", "filling", "pins"} - set(fs.listdir(path))):
         fs.mkdir(f"{path}/{name}")
     home = f"{path}/home"
     for name in sorted(set(_SHARDS) - set(fs.listdir(home))):

@@ -1,0 +1,256 @@
+"""What the cache holds, as jobs within one transaction of the index: each changes files and their rows together.
+
+Names in `cache/` and `pins/` change only in such jobs, that is, while the process has its turn at the index. What fails
+half-way leaves rows that claim too much, never too little.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from tigrislike.bytecache.errors import PinsFull
+from tigrislike.bytecache.filesystem import FileSystem
+from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Index, Rows
+from tigrislike.bytecache.layout import Layout
+from tigrislike.bytecache.policies import GHOST, Entry, Key, Policy, named, names
+from tigrislike.bytecache.statistics import Counters
+
+Reason = Literal["capacity", "reserve", "request", "corrupt", "deleted"]
+"""Why a block leaves: no room in the cache or on the disk, an operator, damage, or the blob is dead."""
+
+PINNED_SHARE: Final = 0.9
+"""Of a given capacity: the rest stays for what is read and not pinned."""
+BATCH: Final = 64
+"""Most files unlinked in one turn at the index."""
+_MOST_HITS: Final = 65536
+"""Blocks whose hits are remembered between two flushes; more are not counted, which is a pity and nothing worse."""
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+T = TypeVar("T")
+
+
+class Hits:
+    """Reads since the policy was last told. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._hits: dict[Key, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, key: Key, hits: int) -> None:
+        with self._lock:
+            # Taken out and put back, so that blocks are in order of their last hit.
+            before = self._hits.pop(key, 0)
+            if len(self._hits) < _MOST_HITS:
+                self._hits[key] = before + hits
+
+    def take(self) -> list[tuple[Key, int]]:
+        with self._lock:
+            hits, self._hits = self._hits, {}
+        return list(hits.items())
+
+
+class Holdings:
+    """One process's hands on the files and rows of a root.
+
+    Attributes:
+        capacity_bytes: Most that `cache/` may hold, fills in progress included; None: what the disk allows.
+        hits: Not yet told to the policy.
+        default_policy: For an index that nobody has arranged yet.
+    """
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        layout: Layout,
+        counters: Counters,
+        index: Index,
+        capacity_bytes: int | None,
+        reserve_bytes: int,
+        policy: Policy,
+    ) -> None:
+        self.fs = fs
+        self.layout = layout
+        self.index = index
+        self.capacity_bytes = capacity_bytes
+        self.hits = Hits()
+        self._counters = counters
+        self._reserve_bytes = reserve_bytes
+        self.default_policy = policy
+        self._policy = policy
+        self._boot = _BOOT_ID.read_text().strip()
+
+    def write(self, job: Callable[[Rows], T]) -> T:
+        """Run a job in a turn of its own. Raises as `Index.write` does."""
+        return self.index.write(job, self.capacity_bytes)
+
+    # What is so.
+
+    def is_ready(self, rows: Rows) -> bool:
+        """Whether rows and files were compared since the machine started: what a power cut took is known."""
+        return bool(rows.meta("boot") == self._boot)
+
+    def make_ready(self, rows: Rows) -> None:
+        rows.set_meta("boot", self._boot)
+
+    def policy(self, rows: Rows) -> Policy:
+        """The one that the rows are arranged by: another process may have chosen since."""
+        recorded = rows.meta("policy")
+        if recorded == self._policy.name:
+            return self._policy
+        if recorded in names():
+            self._policy = named(recorded)
+        else:
+            self.choose(rows, self.default_policy)
+        return self._policy
+
+    def choose(self, rows: Rows, policy: Policy) -> None:
+        """Arrange the rows for a policy."""
+        self._policy = policy
+        if rows.meta("policy") != policy.name:
+            rows.rearrange(policy.queues[0])
+            rows.set_meta("policy", policy.name)
+
+    def is_pinned(self, blob_id: bytes) -> bool:
+        return self.status(self.layout.pin(blob_id)) is not None
+
+    def is_being_filled(self, entry: Entry) -> bool:
+        """Whether a row stands for a fill whose filler lives, or is not yet known to be dead."""
+        if entry.queue not in (FILLING, LEAVING):
+            return False
+        return self.status(self.layout.filling_block(*entry.key)) is not None
+
+    def status(self, path: str) -> os.stat_result | None:
+        try:
+            return self.fs.stat(path)
+        except FileNotFoundError:
+            return None
+
+    def lacking_bytes(self, wanted_bytes: int, rows: Rows) -> int:
+        """How much the filesystem lacks of having `wanted_bytes` beyond the reserve and what fills will write."""
+        space = self.fs.space(self.layout.root)
+        # A tenth of the volume at most, so that the default suits a small one too.
+        reserve = min(self._reserve_bytes, space.total_bytes // 10)
+        return wanted_bytes + rows.held_bytes(FILLING) + reserve - space.available_bytes
+
+    # What leaves.
+
+    def note(self, rows: Rows, hits: list[tuple[Key, int]]) -> None:
+        """Tell the policy of reads."""
+        policy = self.policy(rows)
+        for key, count in hits:
+            entry = rows.get(key)
+            if entry is not None and entry.queue in policy.queues:
+                policy.hit(rows, entry, count)
+
+    def evict(self, rows: Rows, wanted_bytes: int, reason: Reason) -> int:
+        """Evict until rows of `wanted_bytes` are gone or a batch is full; how much it was, 0 if nothing is left that
+        may be evicted."""
+        if not self.is_ready(rows):
+            return 0
+        self.note(rows, self.hits.take())
+        policy = self.policy(rows)
+        freed = unlinked = 0
+        while freed < wanted_bytes and unlinked < BATCH and (victim := policy.victim(rows)) is not None:
+            if self.is_pinned(victim.key[0]):
+                rows.move(victim, PINNED)
+                continue
+            self.unlink(rows, victim.key, reason)
+            policy.evicted(rows, victim)
+            freed += victim.size
+            unlinked += 1
+        return freed
+
+    def remove(self, rows: Rows, keys: list[Key], reason: Reason) -> int:
+        """Remove blocks, pinned or not; bytes of their files. What is being filled is left to its filler."""
+        freed = 0
+        for key in keys:
+            entry = rows.get(key)
+            if entry is None or not self.is_being_filled(entry):
+                freed += self.unlink(rows, key, reason)
+                if entry is not None:
+                    rows.drop(entry)
+        return freed
+
+    def unlink(self, rows: Rows, key: Key, reason: Reason) -> int:
+        """Remove a block's file; its bytes, 0 if there was none. One that the disk keeps leaves the policy's queues and
+        stays accounted for."""
+        path = self.layout.cache_block(*key)
+        try:
+            size = self.fs.stat(path).st_size
+            self.fs.unlink(path)
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            entry = rows.get(key)
+            if entry is not None and entry.queue != GHOST:
+                rows.move(entry, LEAVING)
+            raise
+        self._counters.add(**{f"evicted_{reason}": 1, "evicted_bytes": size})
+        return size
+
+    # Pins.
+
+    def pin(self, rows: Rows, blob_id: bytes) -> None:
+        moving = [entry for entry in rows.of_blob(blob_id) if entry.queue not in (GHOST, FILLING, LEAVING, PINNED)]
+        if not self.is_pinned(blob_id):
+            self.check_pins(rows, sum(entry.size for entry in moving))
+            self.fs.close(self.fs.open(self.layout.pin(blob_id), os.O_CREAT | os.O_WRONLY))
+        for entry in moving:
+            rows.move(entry, PINNED)
+
+    def unpin(self, rows: Rows, blob_id: bytes) -> bool:
+        try:
+            self.fs.unlink(self.layout.pin(blob_id))
+        except FileNotFoundError:
+            return False
+        queue = self.policy(rows).admit(None)
+        for entry in rows.of_blob(blob_id):
+            if entry.queue == PINNED:
+                rows.move(entry, queue)
+        return True
+
+    def check_pins(self, rows: Rows, size: int) -> None:
+        """See whether `size` bytes more may be pinned, were all fills in progress pinned.
+
+        Raises:
+            PinsFull
+        """
+        if self.capacity_bytes is None:
+            return
+        most, pinned = int(PINNED_SHARE * self.capacity_bytes), rows.held_bytes(PINNED)
+        if pinned + rows.held_bytes(FILLING) + size > most:
+            raise PinsFull(
+                f"{pinned} bytes are pinned of a cache of {self.capacity_bytes}, and pins may not take up more than "
+                f"{most}: {size} more do not fit beside fills in progress; unpin something, or make the cache larger"
+            )
+
+    # What is true of the files.
+
+    def settle(self, rows: Rows, keys: list[Key]) -> tuple[int, int]:
+        """Make the rows of blocks say what their files are; how many files had no row, and rows no file."""
+        added = removed = 0
+        policy = self.policy(rows)
+        for key in keys:
+            entry = rows.get(key)
+            if entry is not None and self.is_being_filled(entry):
+                continue
+            if entry is not None and entry.queue == LEAVING:
+                self.unlink(rows, key, "request")
+            file = self.status(self.layout.cache_block(*key))
+            known = entry is not None and entry.queue != GHOST
+            added += file is not None and not known
+            removed += file is None and known
+            if entry is not None and (known or file is not None):
+                rows.drop(entry)
+            if file is not None:
+                if self.is_pinned(key[0]):
+                    queue = PINNED
+                elif entry is not None and entry.queue in policy.queues:
+                    queue = entry.queue
+                else:
+                    queue = policy.admit(None)
+                # In the order in which they came, as far as that can still be known.
+                rows.insert(key, file.st_size, queue, file.st_mtime_ns)
+        return added, removed

@@ -1,0 +1,35 @@
+"""SIEVE (Zhang et al., NSDI '24, algorithm 1): FIFO order, a visited bit, and a hand that moves from old to new.
+
+The hand evicts the first block that was not read since it last came by, and clears the bits that it passes. Nothing is
+ever moved, so that new blocks are judged soon and read ones stay. Cheap, and good where no scans come.
+"""
+
+from typing import Final
+
+from tigrislike.bytecache.policies.shelf import Entry, Shelf
+
+
+class Sieve:
+    name: Final = "sieve"
+    queues: Final = ("all",)
+
+    def admit(self, ghost: Entry | None) -> str:
+        return "all"
+
+    def hit(self, shelf: Shelf, entry: Entry, hits: int) -> None:
+        if not entry.counter:
+            shelf.count(entry, 1)
+
+    def victim(self, shelf: Shelf) -> Entry | None:
+        hand = shelf.hand
+        while (entry := shelf.first("all", hand) or shelf.first("all")) is not None:
+            if not entry.counter:
+                # Just before it: where it is evicted, the hand points at the next one.
+                shelf.hand = entry.place - 1
+                return entry
+            shelf.count(entry, 0)
+            hand = entry.place
+        return None
+
+    def evicted(self, shelf: Shelf, entry: Entry) -> None:
+        shelf.drop(entry)
