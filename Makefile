@@ -12,9 +12,9 @@ FDB ?=
 
 BIN := .venv/bin
 WITH_CLUSTER = TIGRISLIKE_TEST_FDB="$(abspath $(FDB))"
-CLIENTS := $(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt))
+CLIENTS := $(filter-out torch,$(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt)))
 
-.PHONY: run test test-fdb test-slow soak bench lint clients clean
+.PHONY: run test test-fdb test-slow soak bench lint clients clients-torch clean
 
 run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
@@ -55,8 +55,10 @@ lint: .venv/.installed-test
 	$(BIN)/mypy
 
 # Clients under test live apart, each with what its constraints file says, as they do on a user's machine. The tests make
-# the environments that they need; this makes all of them beforehand.
+# the environments that they need; this makes all of them beforehand. The one with torch is large, and a target of its own.
 clients: $(CLIENTS:%=.venvs/%/.installed)
+
+clients-torch: .venvs/torch/.installed
 
 .venvs/%/.installed: tests/clients/requirements-%.txt
 	$(PYTHON) -m venv $(@D)
