@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server.wire import echo, read_body, respond, run, serving, until
-from tigrislike.s3api.exchange import BODY_BUFFER_BYTES, ClientDisconnected
+from tigrislike.s3api.exchange import BODY_BUFFER_BYTES
+from tigrislike.s3api.sendfile import ClientDisconnected
 
 GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
 

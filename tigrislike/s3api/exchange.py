@@ -16,7 +16,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from tigrislike.s3api.errors import S3Error, error_document
-from tigrislike.s3api.sendfile import in_page_cache, read_ahead
+from tigrislike.s3api.sendfile import ClientDisconnected
 
 if TYPE_CHECKING:
     from tigrislike.s3api.http import HttpProtocol
@@ -24,17 +24,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("tigrislike.http")
 
 BODY_BUFFER_BYTES = 512 * 1024  # of one request, before the application asks for it; then reading pauses
-_JOIN_BYTES = 64 * 1024  # a body up to this size travels in the same write as its headers
+_JOIN_BYTES = 64 * 1024  # pieces up to this size are cheaper to copy together than to handle one by one
 _DRAIN_BYTES = 256 * 1024  # an unread rest of this size is cheaper to read than a new connection is to make
-_FILE_PIECE_BYTES = 1024 * 1024  # is looked for in the page cache, and sent, at a time
 
 _KNOWN_STATUS = {int(status): status.phrase for status in http.HTTPStatus}
 _STATUS_LINE = {status: f"HTTP/1.1 {status} {_KNOWN_STATUS.get(status, '')}\r\n".encode() for status in range(200, 600)}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class ClientDisconnected(OSError):
-    """The client is gone: raised by `send`, so that an application stops reading what nobody will receive."""
 
 
 class Exchange:
@@ -57,6 +52,7 @@ class Exchange:
         "more_body",
         "notes",
         "received_bytes",
+        "recorded",
         "response_left",
         "response_started",
         "scope",
@@ -92,6 +88,7 @@ class Exchange:
         self.chunked_response = False
         self.response_left = -1  # bytes of the response's body not yet sent; -1: not known, or not to be sent
         self.sent_bytes = 0
+        self.recorded = False
 
     def start(self) -> None:
         connection = self.connection
@@ -112,7 +109,7 @@ class Exchange:
             if not self.done and not self.disconnected:
                 raise RuntimeError("the application returned before the end of its response")
         except ClientDisconnected:
-            self._record()
+            pass
         except asyncio.CancelledError:
             # Only the end of the drain time-out cancels; the client learns of it by the cut.
             self.connection.transport.abort()
@@ -121,6 +118,8 @@ class Exchange:
             _LOG.exception("%s %r failed", self.method, self.scope["raw_path"])
             if not self.done and not self.disconnected:
                 self._fail()
+        finally:
+            self._record()
 
     def _fail(self) -> None:
         connection = self.connection
@@ -169,7 +168,7 @@ class Exchange:
             self.connection.transport.write(_CONTINUE)
 
     async def receive(self) -> dict[str, Any]:
-        """All of the body that has arrived since the last call, waiting for some; after its end, the disconnect."""
+        """More of the body that has arrived, waiting for some; after its end, the disconnect."""
         connection = self.connection
         if self.awaits_continue:
             self._continue()
@@ -177,18 +176,26 @@ class Exchange:
                 connection._enter_phase()
         while not self.disconnected and not self.done:
             if self.body or not (self.more_body or self.body_delivered):
-                chunks = self.body
-                self.body = []
-                self.body_bytes = 0
-                if not self.more_body:
-                    self.body_delivered = True
-                body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-                return {"type": "http.request", "body": body, "more_body": self.more_body}
+                body = self._take_body()
+                more = self.more_body or bool(self.body)
+                self.body_delivered = not more
+                return {"type": "http.request", "body": body, "more_body": more}
             self.waiter = connection.loop.create_future()
             if self.more_body:
                 connection.resume_reading()
             await self.waiter
         return {"type": "http.disconnect"}
+
+    def _take_body(self) -> bytes:
+        """What has arrived: large chunks one at a time, for to join them would copy them; small ones together."""
+        chunks = self.body
+        if len(chunks) > 1 and len(chunks[0]) >= _JOIN_BYTES:
+            body = chunks.pop(0)
+            self.body_bytes -= len(body)
+            return body
+        self.body = []
+        self.body_bytes = 0
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     # -- Response ------------------------------------------------------------------------------------------------
 
@@ -262,17 +269,16 @@ class Exchange:
         self.response_left = -1 if bodiless or self.chunked_response else length
 
     def _write_body(self, data: bytes, more: bool) -> None:
+        size = len(data)
         if self.chunked_response:
-            self.sent_bytes += len(data)
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if not more:
                 data += b"0\r\n\r\n"
         elif self.response_left >= 0:
-            self._count(len(data), more)
+            self._count(size, more)
         elif self.method == "HEAD" or self.status in (204, 304):
-            data = b""
-        else:
-            self.sent_bytes += len(data)
+            size, data = 0, b""
+        self.sent_bytes += size
         transport = self.connection.transport
         if self.head:
             head, self.head = self.head, b""
@@ -290,7 +296,6 @@ class Exchange:
         """Hold the application to the Content-Length that it promised."""
         if size > self.response_left:
             raise RuntimeError(f"the response's body is longer than its Content-Length by {size - self.response_left}")
-        self.sent_bytes += size
         self.response_left -= size
         if not more and self.response_left:
             raise RuntimeError(f"the response's body is shorter than its Content-Length by {self.response_left}")
@@ -326,50 +331,45 @@ class Exchange:
         self._record()
 
     def _record(self) -> None:
+        """Tell the access log of this request, once, however it ended."""
         access_log = self.connection.front.access_log
-        if access_log.enabled:
-            access_log.record(
-                (
-                    time.time_ns(),
-                    self.connection.client_text,
-                    self.method,
-                    self.scope["raw_path"],
-                    self.scope["query_string"],
-                    self.status,
-                    self.sent_bytes,
-                    self.received_bytes,
-                    time.monotonic_ns() - self.started_ns,
-                    self.notes,
-                )
+        if self.recorded or not access_log.enabled:
+            return
+        self.recorded = True
+        access_log.record(
+            (
+                time.time_ns(),
+                self.connection.client_text,
+                self.method,
+                self.scope["raw_path"],
+                self.scope["query_string"],
+                self.status,
+                self.sent_bytes,
+                self.received_bytes,
+                time.monotonic_ns() - self.started_ns,
+                self.notes,
             )
+        )
 
     # -- File ranges ---------------------------------------------------------------------------------------------
 
     async def _send_file(self, message: MutableMapping[str, Any]) -> None:
         """Send `count` bytes of the file descriptor `file` from `offset`, without their passing through Python.
 
-        Pages that are not in memory are read by a thread first, so that one slow disk read does not stall the other
-        connections of this process.
+        Beyond ASGI's, `ahead` says how many bytes behind them the same file will be asked for next.
         """
         connection = self.connection
         file, offset, count = message["file"], message["offset"], message["count"]
-        more = message.get("more_body", False)
-        fd = file if isinstance(file, int) else file.fileno()
         if self.response_left < 0:
             raise RuntimeError("zerocopysend needs a response with a Content-Length and a body")
+        more = message.get("more_body", False)
         self._count(count, more)
         if self.head:
             head, self.head = self.head, b""
-            connection.transport.write(head)
-        await connection.flushed()
-        end = offset + count
-        while offset < end:
-            piece = min(_FILE_PIECE_BYTES, end - offset)
-            if not in_page_cache(fd, offset, piece):
-                await connection.loop.run_in_executor(None, read_ahead, fd, offset, piece)
-            piece_end = offset + piece
-            while offset < piece_end:
-                offset += await connection.send_some_of(fd, offset, piece_end - offset)
-            await asyncio.sleep(0)  # a client as fast as the memory would keep the loop from all others
+            connection.send_head(head)
+        if connection.transport.get_write_buffer_size():
+            await connection.flushed()
+        fd = file if isinstance(file, int) else file.fileno()
+        await connection.front.files.send(connection, fd, offset, count, message.get("ahead", 0))
         if not more:
             self._finish()

@@ -20,6 +20,7 @@ which the application notes what the access log should say. Not here: HTTP/2, We
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -39,7 +40,8 @@ from tigrislike.config import Settings
 from tigrislike.logs import AccessLog
 from tigrislike.s3api.deadlines import Deadlines, Phase
 from tigrislike.s3api.errors import S3Error
-from tigrislike.s3api.exchange import ClientDisconnected, Exchange
+from tigrislike.s3api.exchange import Exchange
+from tigrislike.s3api.sendfile import FileSender, Sending
 
 _SEND_BUFFER_BYTES = 256 * 1024  # of one connection; then the application waits
 _LINGER_BYTES = 4 * 1024 * 1024  # what a client may still send us while it is told to stop
@@ -75,7 +77,13 @@ class Limits:
 
 
 class Front(ServerState):
-    """What all connections of one process share. It takes the place of uvicorn's `ServerState`."""
+    """What all connections of one process share. It takes the place of uvicorn's `ServerState`.
+
+    Args:
+        limits: What they may cost.
+        access_log: Told of every request exactly once, however it ended.
+        new_request_id: Makes the id of an answer that the application did not give.
+    """
 
     def __init__(self, limits: Limits, access_log: AccessLog, new_request_id: Callable[[], str]) -> None:
         super().__init__()
@@ -83,6 +91,7 @@ class Front(ServerState):
         self.access_log = access_log
         self.new_request_id = new_request_id
         self.draining = False
+        self.files = FileSender()
         self.date_header = b""
         self.deadlines: Deadlines[HttpProtocol] = Deadlines(
             {
@@ -96,11 +105,24 @@ class Front(ServerState):
         )
         self.tick(time.monotonic())
 
+    @property
+    def sendfile_bytes(self) -> int:
+        """Bytes sent from files, without a copy, so far."""
+        return self.files.sent_bytes
+
+    @property
+    def sendfile_cold(self) -> int:
+        """How often a client has had to wait for the disk before a piece of a file could be sent."""
+        return self.files.cold_waits
+
     async def tick_for_ever(self) -> None:
-        """Enforce the deadlines and keep the Date header; a task of the server, cancelled by it."""
-        while True:
-            self.tick(time.monotonic())
-            await asyncio.sleep(self.deadlines.tick_s)
+        """Enforce the deadlines and keep the Date header; a task of the server, cancelled by it at its end."""
+        try:
+            while True:
+                self.tick(time.monotonic())
+                await asyncio.sleep(self.deadlines.tick_s)
+        finally:
+            self.files.close()
 
     def tick(self, now_s: float) -> None:
         self.date_header = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
@@ -135,6 +157,7 @@ class HttpProtocol(asyncio.Protocol):
         self.window_buffered = 0  # size of the send buffer when the window began
         self.discarded_bytes = 0
         self.file_socket: socket.socket | None = None
+        self.sending: Sending | None = None
 
         # The request that is being parsed; None between requests.
         self.incoming: Exchange | None = None
@@ -179,8 +202,10 @@ class HttpProtocol(asyncio.Protocol):
         if self.writable is not None and not self.writable.done():
             self.writable.set_result(None)
         self.writable = None
+        if self.sending is not None:
+            self.front.files.lost(self.sending)
+            self.sending = None
         if self.file_socket is not None:
-            self.loop.remove_writer(self.file_socket)
             self.file_socket.close()
         self.parser = None
 
@@ -546,34 +571,33 @@ class HttpProtocol(asyncio.Protocol):
             finally:
                 transport.set_write_buffer_limits(high=_SEND_BUFFER_BYTES)
 
-    async def send_some_of(self, fd: int, offset: int, count: int) -> int:
-        """sendfile at least one byte; the number of bytes sent.
+    @property
+    def closing(self) -> bool:
+        return self.transport.is_closing()
 
-        Raises:
-            ClientDisconnected
-        """
+    def sent(self, count: int) -> None:
+        """So many bytes of a file have gone out for the current request."""
+        self.window_bytes += count
+        if self.current is not None:
+            self.current.sent_bytes += count
+
+    def file_target(self) -> int:
+        """The socket, as a descriptor for `sendfile`."""
+        return self._raw_socket().fileno()
+
+    def send_head(self, head: bytes) -> None:
+        """Write a response's head of which the body follows from a file: in the same segment, where there is room."""
+        if not self.transport.get_write_buffer_size():
+            with contextlib.suppress(OSError):  # it is full, or gone: the transport will meet that
+                head = head[self._raw_socket().send(head, socket.MSG_MORE) :]
+        if head:
+            self.transport.write(head)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def _raw_socket(self) -> socket.socket:
         if self.file_socket is None:
             # A duplicate, because the loop refuses to watch a descriptor that a transport owns.
             self.file_socket = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
-        target = self.file_socket.fileno()
-        while not self.transport.is_closing():
-            try:
-                sent = os.sendfile(target, fd, offset, count)
-            except BlockingIOError:
-                if self.writable is None:
-                    self.pause_writing()
-                writable = cast("asyncio.Future[None]", self.writable)
-                self.loop.add_writer(target, self.resume_writing)
-                try:
-                    await writable
-                finally:
-                    if self.file_socket.fileno() >= 0:
-                        self.loop.remove_writer(target)
-            except OSError:
-                self.transport.abort()
-            else:
-                if not sent:
-                    raise RuntimeError(f"file ends at {offset}, {count} bytes early")
-                self.window_bytes += sent
-                return sent
-        raise ClientDisconnected("the client has closed the connection")
+        return self.file_socket

@@ -1,29 +1,304 @@
-"""File ranges and the page cache: what may be sent from the event loop, and what a thread has to read first."""
+"""File ranges on their way to sockets, by `sendfile`: a piece of one connection per turn of the event loop.
+
+Guarantees:
+
+- A turn sends at most `PIECE_BYTES` of one connection, then the loop looks at everything else; connections that can be
+  sent to take turns. So a small request waits for one piece and not for a round of all large ones.
+- What is not in the page cache is read by a few threads of this module's own before it is sent: a slow disk holds up
+  whoever asked for those bytes, and nobody else. One read of at most `CHUNK_BYTES` is under way per connection, at most
+  `WINDOW_BYTES` ahead of what has been sent, in order; so readers share the disk evenly too.
+- A client that takes nothing costs nothing: its socket is watched, and its time-out runs.
+
+Reading ahead is `sendfile` to /dev/null, for it brings pages in as sequential readers do and copies nothing: on a cold
+disk file 2.0 GB/s at 0.15 s of CPU per GiB, where preads of 256 KiB reach 0.65 at 1.2 and POSIX_FADV_WILLNEED 0.9 at
+0.33. Not here: whether the bytes are right (`bytecache/`), and TLS, whose bytes pass through the process.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, Protocol
+
+PIECE_BYTES: Final = 512 * 1024
+CHUNK_BYTES: Final = 1024 * 1024
+FIRST_CHUNK_BYTES: Final = 256 * 1024
+"""The first read of a cold stream is short, for somebody waits for its first byte."""
+WINDOW_BYTES: Final = 2 * CHUNK_BYTES
+READ_THREADS: Final = 8
+_PROBE_BYTES: Final = 256 * 1024
+_STALE_S: Final = 1.0  # what was read this long ago may have left memory again
+
+_NULL: Final = open("/dev/null", "wb", buffering=0)  # noqa: SIM115  # for the life of the process
+
+_CLIENT_GONE: Final = frozenset(
+    {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH}
+)
+
+
+class ClientDisconnected(OSError):
+    """The client is gone: raised by whoever sends to it, so that nobody goes on reading for it."""
+
+
+class Outlet(Protocol):
+    """A connection as this module needs it."""
+
+    sending: Sending | None
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing more can be sent."""
+
+    def file_target(self) -> int:
+        """A descriptor of the socket that the loop may watch; non-blocking."""
+
+    def sent(self, count: int) -> None:
+        """So many bytes more have been sent."""
+
+    def pause_writing(self) -> None:
+        """The socket is full: the client's time to take something runs."""
+
+    def resume_writing(self) -> None:
+        """It no longer is."""
+
+    def abort(self) -> None: ...
+
+
+class Sending:
+    """A range of one file on its way to one connection. Goes on in place where the next range begins where it ended."""
+
+    __slots__ = (
+        "cold",
+        "done",
+        "end",
+        "fd",
+        "full_at",
+        "known_end",
+        "limit",
+        "offset",
+        "outlet",
+        "reading",
+        "target",
+        "waits",
+    )
+
+    def __init__(self, outlet: Outlet, fd: int, offset: int) -> None:
+        self.outlet = outlet
+        self.fd = fd
+        self.offset = offset  # sent up to here
+        self.end = offset  # to be sent up to here
+        self.limit = offset  # expected to be asked for up to here: the most that is read ahead
+        self.known_end = offset  # read into memory up to here a moment ago
+        self.cold = False  # the last read had to wait for the disk: go on ahead of the client
+        self.reading = False  # a thread is at it
+        self.waits = False  # ... and nothing can be sent before it is done
+        self.target = -1  # watched for room in the socket; -1 where there is some
+        self.full_at = 0.0  # since when there is none
+        self.done: asyncio.Future[None] | None = None  # None while nothing is asked for
+
+
+class FileSender:
+    """All connections of the running event loop.
+
+    Args:
+        read: What brings a range of a file into memory, on a thread; says whether it had to wait for the disk.
+
+    Attributes:
+        sent_bytes: Sent from files so far.
+        cold_waits: How often a client had to wait for the disk.
+    """
+
+    def __init__(self, read: Callable[[int, int, int], bool] | None = None) -> None:
+        self.sent_bytes = 0
+        self.cold_waits = 0
+        self._loop = asyncio.get_running_loop()
+        self._read = read or read_ahead
+        self._ready: deque[Sending] = deque()
+        self._turning = False
+        self._pool = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read-ahead")
+
+    def close(self) -> None:
+        """Let go of the threads. Reads that have not begun are forgotten."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def send(self, outlet: Outlet, fd: int, offset: int, count: int, ahead: int = 0) -> None:
+        """Send `count` bytes of a file from `offset`.
+
+        Args:
+            outlet: One that has nothing else in hand, in particular nothing to write by itself.
+            fd: Stays open until this returns or raises; nobody looks at it afterwards.
+            ahead: How many bytes behind these the same file will be asked for next.
+
+        Raises:
+            ClientDisconnected: Before all of it was taken.
+            OSError: The file cannot be read, or ends early (ENODATA).
+        """
+        if not count:
+            return
+        sending = outlet.sending
+        if sending is None or sending.fd != fd or sending.offset != offset:
+            sending = outlet.sending = Sending(outlet, fd, offset)
+        sending.end = offset + count
+        sending.limit = sending.end + ahead
+        done = sending.done = self._loop.create_future()
+        self._enqueue(sending)
+        try:
+            await done
+        finally:
+            sending.done = None
+            sending.waits = False
+            self._unwatch(sending)  # the client has gone, or the server stops
+
+    def lost(self, sending: Sending) -> None:
+        """The connection is gone: whoever waits for it is told."""
+        self._unwatch(sending)
+        self._fail(sending, ClientDisconnected("the client has closed the connection"))
+
+    # -- Turns
+
+    def _enqueue(self, sending: Sending) -> None:
+        self._ready.append(sending)
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        sending = self._ready.popleft()
+        if sending.done is not None and not sending.done.done():
+            try:
+                self._send_piece(sending)
+            except Exception as error:  # whatever it is, it is this connection's
+                self._fail(sending, error)
+        if self._ready:
+            self._loop.call_soon(self._turn)
+        else:
+            self._turning = False
+
+    def _send_piece(self, sending: Sending) -> None:
+        outlet, fd, offset = sending.outlet, sending.fd, sending.offset
+        if outlet.closing:
+            raise ClientDisconnected("the client has closed the connection")
+        size = min(PIECE_BYTES, sending.end - offset)
+        if offset < sending.known_end:
+            size = min(size, sending.known_end - offset)
+        elif not in_page_cache(fd, offset, size):
+            self.cold_waits += 1
+            sending.waits = True
+            self._read_ahead(sending)
+            return
+        target = outlet.file_target()
+        try:
+            sent = os.sendfile(target, fd, offset, size)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            if error.errno not in _CLIENT_GONE:
+                raise
+            outlet.abort()
+            raise ClientDisconnected("the client has closed the connection") from error
+        else:
+            if not sent:
+                raise OSError(errno.ENODATA, f"file ends at {offset}, {sending.end - offset} bytes early")
+        sending.offset += sent
+        outlet.sent(sent)
+        self.sent_bytes += sent
+        if sending.cold:
+            self._read_ahead(sending)
+        if sending.offset == sending.end:
+            assert sending.done is not None
+            sending.done.set_result(None)
+        elif sent < size:
+            sending.target = target
+            sending.full_at = self._loop.time()
+            outlet.pause_writing()
+            self._loop.add_writer(target, self._has_room, sending)
+        else:
+            self._ready.append(sending)
+
+    def _has_room(self, sending: Sending) -> None:
+        self._unwatch(sending)
+        if self._loop.time() - sending.full_at > _STALE_S:
+            sending.known_end = sending.offset
+        sending.outlet.resume_writing()
+        self._enqueue(sending)
+
+    def _unwatch(self, sending: Sending) -> None:
+        if sending.target >= 0:
+            self._loop.remove_writer(sending.target)
+            sending.target = -1
+
+    def _fail(self, sending: Sending, error: BaseException) -> None:
+        if sending.done is not None and not sending.done.done():
+            sending.done.set_exception(error)
+
+    # -- Cold pages
+
+    def _read_ahead(self, sending: Sending) -> None:
+        """Have a thread read the next chunk, unless it is reading already or far enough ahead."""
+        start = max(sending.offset, sending.known_end)
+        stop = min(start + (CHUNK_BYTES if sending.cold else FIRST_CHUNK_BYTES), sending.limit)
+        if sending.reading or stop <= start or start - sending.offset >= WINDOW_BYTES:
+            return
+        fd = os.dup(sending.fd)  # the reader may close its own before the thread gets round to it
+        sending.reading = True
+        reading = self._loop.run_in_executor(self._pool, self._read, fd, start, stop - start)
+        reading.add_done_callback(partial(self._have_read, sending, fd, stop))
+
+    def _have_read(self, sending: Sending, fd: int, stop: int, reading: asyncio.Future[bool]) -> None:
+        os.close(fd)
+        sending.reading = False
+        if reading.cancelled():
+            return  # the server stops
+        error = reading.exception()
+        if error is not None:
+            self._fail(sending, error)
+            return
+        sending.cold = reading.result()
+        sending.known_end = stop
+        if sending.waits:
+            sending.waits = False
+            self._enqueue(sending)
+        if sending.cold:
+            self._read_ahead(sending)
 
 
 def in_page_cache(fd: int, offset: int, count: int) -> bool:
-    """Whether a file range is in memory, as far as its first, middle and last bytes tell."""
+    """Whether a file range is in memory, as far as probes at its ends and every 256 KiB tell.
+
+    False where the filesystem cannot tell.
+    """
+    probe = [bytearray(1)]
+    end = offset + count - 1
     try:
-        for position in (offset, offset + count // 2, offset + count - 1):
-            if not os.preadv(fd, [bytearray(1)], position, os.RWF_NOWAIT):
-                return True  # past the end: sendfile will say so
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True  # a filesystem without RWF_NOWAIT
+        for position in (*range(offset, end, _PROBE_BYTES), end):
+            os.preadv(fd, probe, position, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+            return False
+        raise
     return True
 
 
-def read_ahead(fd: int, offset: int, count: int) -> None:
-    """Bring a file range into the page cache; for a thread."""
-    buffer = bytearray(min(count, 256 * 1024))
-    end = offset + count
-    while offset < end:
-        size = os.preadv(fd, [memoryview(buffer)[: end - offset]], offset)
-        if not size:
-            return
-        offset += size
+def read_ahead(fd: int, offset: int, count: int) -> bool:
+    """Bring a file range into the page cache; for a thread. Whether any of it was not there.
+
+    Raises:
+        OSError: It cannot be read. The end of the file is none: whoever sends will meet it.
+    """
+    if in_page_cache(fd, offset, count):
+        return False
+    position, end = offset, offset + count
+    while position < end:
+        read = os.sendfile(_NULL.fileno(), fd, position, end - position)
+        if not read:
+            break
+        position += read
+    # Where its own reading ahead begins, the kernel leaves a mark that makes a probe look cold until it is read.
+    for position in (*range(offset, end - 1, _PROBE_BYTES), end - 1):
+        os.pread(fd, 1, position)
+    return True
