@@ -91,6 +91,7 @@ def a_fetched_shard_is_mapped(place: str, expected_path: str, out: str) -> None:
             tensor = shard.get_tensor(name)
             expected.see(name, named[tensor.dtype.name], tensor.shape, tensor.tobytes())
     expected.all_seen()
+    os.remove("shard")
 
 
 def shards_are_read_by_many_ranges_at_once_through_arrow(place: str, expected_path: str, out: str) -> None:
