@@ -129,19 +129,25 @@ class BlockStore:
         if os.statvfs(self._layout.incoming).f_flag & os.ST_RDONLY:
             raise DiskFailed(f"{self._layout.incoming} is on a filesystem mounted read-only")
 
-    def create_blob(self, digest: Digest | None = None) -> BlobWriter:
+    def create_blob(
+        self, digest: Digest | None = None, *, beside: Digest | None = None, size: int | None = None
+    ) -> BlobWriter:
         """Begin a blob under a fresh random id. Touches the disk with the first megabyte, or in finish().
 
         Args:
             digest: Called on a worker thread with each piece, in order, before it is written.
+            beside: Likewise, but at the same time, on another thread: for the slower of two digests.
+            size: Of the blob in bytes, if it is known: space for it is claimed before its first byte is written.
         """
         blob_id = secrets.token_bytes(ID_BYTES)
         return BlobWriter(
             blob_id,
             self.block_size,
-            BlockSealer(self._disk, blob_id, digest),
+            BlockSealer(self._disk, blob_id, digest, size),
             self._writers,
             lambda delta: self._source.counters.add(in_flight_bytes=delta),
+            beside=beside,
+            size=size,
         )
 
     def open_blob(self, blob_id: bytes, size: int) -> BlobReader:

@@ -1,7 +1,7 @@
 """From a payload to stored bytes awaiting their commit.
 
 A small payload is kept in memory and becomes a row of the metadata; a larger one streams into a blob of the block
-store, hashed in the same worker thread that writes it. Either way nothing exists for anybody until `Received.commit`
+store, hashed by the worker threads that write it. Either way nothing exists for anybody until `Received.commit`
 has run the metadata transaction; leaving the context without it removes every trace.
 """
 
@@ -117,11 +117,11 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         received._describe(digests, algorithm, payload.given)
         yield received
         return
-    writer = ctx.blocks.create_blob(digests.update)
+    digest, beside = digests.apart()
+    writer = ctx.blocks.create_blob(digest, beside=beside, size=payload.size if payload.exact else None)
     received = Received(ctx, writer)
     try:
-        async for piece in payload.pieces():
-            await writer.write(piece)
+        await payload.store(writer)
         await writer.finish()
         received.size = writer.size
         payload.finish()
@@ -141,7 +141,8 @@ async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterat
         received._describe(digests, algorithm, bool(algorithm))
         yield received
         return
-    writer = ctx.blocks.create_blob(digests.update)
+    digest, beside = digests.apart()
+    writer = ctx.blocks.create_blob(digest, beside=beside, size=len(data))
     received = Received(ctx, writer)
     try:
         await writer.write(data)

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from tigrislike.s3api import checksums
 from tigrislike.s3api.chunked import ChunkedDecoder
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.receiving import DirectReceiver, Sink
 from tigrislike.s3api.request import Receive
 from tigrislike.s3api.sigv4 import Payload as Mode
 from tigrislike.s3api.sigv4 import Verified
@@ -29,11 +30,13 @@ DEFAULT_ALGORITHM = "CRC64NVME"
 
 
 class Payload:
-    """The body of one request. Iterate over `pieces()` once, or call `read()`; then `finish()`.
+    """The body of one request. Iterate over `pieces()` once, or call `read()` or `store()`; then `finish()`.
 
-    `size` is the decoded length that the client promised. `algorithm` is the checksum kept with an object made of this
-    payload, `given` tells whether the client sent one.
+    `size` is the decoded length that the client promised; unless it is `exact`, a bound until `pieces` has ended.
+    `algorithm` is the checksum kept with an object made of this payload, `given` tells whether the client sent one.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Payload:
             raise S3Error("InvalidRequest", "A trailer is possible only in a signed request's aws-chunked body.")
         self.digests: checksums.Digests | None = None
         self._received = 0
+        self._direct: DirectReceiver | None = None
 
     def start_digests(self, algorithms: set[str]) -> checksums.Digests:
         """Begin hashing with `algorithms` and with whatever it takes to check what the client promised."""
@@ -97,8 +101,20 @@ class Payload:
             )
         self.algorithm = algorithm
 
+    async def store(self, sink: Sink) -> None:
+        """Put the decoded payload into `sink`, without a copy where its bytes come as they are to be stored.
+
+        Raises:
+            S3Error: as `pieces`.
+            Exception: what the sink raises.
+        """
+        if self._decoder is None:
+            self._direct = DirectReceiver.of(self._receive, sink)
+        async for piece in self.pieces():
+            await sink.write(piece)
+
     async def pieces(self) -> AsyncIterator[Buffer]:
-        """The decoded payload, piece by piece as it arrives.
+        """The decoded payload, piece by piece as it arrives, less what goes past here into the sink of `store`.
 
         Raises:
             S3Error: IncompleteBody when the client stops early; what the chunk decoder refuses.
@@ -106,6 +122,8 @@ class Payload:
         decoder = self._decoder
         receive = self._receive
         while True:
+            if self._direct is not None:
+                self._received += await self._direct.receive()
             message = await receive()
             if message["type"] != "http.request":
                 raise S3Error("IncompleteBody")

@@ -80,6 +80,8 @@ class FormBody:
 class FormFile(Payload):
     """The file of a form as a payload: its size is known when it has arrived, and the policy bounds it."""
 
+    exact = False
+
     def __init__(self, body: FormBody, form: PostForm, policy: Policy, request: Request) -> None:
         # The form's length bounds the file's, which is all that deciding where to keep it needs.
         headers = {name: request.headers[name] for name in _FRAMING if name in request.headers} | form.headers
