@@ -12,7 +12,8 @@ Readers need none of this: they open blocks by name. After a reboot, or without 
 until `reconcile` has run.
 
 Deliberately absent: fetching, reading and verifying; who else has a blob; memory of what is here. All of it blocks:
-call it on worker threads. The work is done in `holdings.py` (transactions), `filling.py` and `index.py`.
+call it on worker threads. The work is done in `holdings.py` (transactions), `filling.py`, `reconciling.py`
+and `index.py`.
 """
 
 import contextlib
@@ -23,12 +24,13 @@ from typing import Final, Literal
 
 from tigrislike.bytecache.errors import from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
-from tigrislike.bytecache.filling import Filling, block_name, claim, remove_dead
+from tigrislike.bytecache.filling import Filling, block_name, claim
 from tigrislike.bytecache.footer import FOOTER_BYTES, padded
 from tigrislike.bytecache.holdings import BATCH, Holdings, Reason
 from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Index, Rows
-from tigrislike.bytecache.layout import Layout, parse_blob_name, parse_block_name
+from tigrislike.bytecache.layout import Layout, parse_block_name
 from tigrislike.bytecache.policies import DEFAULT, GHOST, Entry, Key, Policy, named
+from tigrislike.bytecache.reconciling import Reconciled, reconcile, settle_fills
 from tigrislike.bytecache.statistics import Counters
 
 __all__ = ["Cache", "CachedBlock", "Filling", "Reason", "Reconciled", "State", "Usage"]
@@ -91,21 +93,6 @@ class CachedBlock:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
-class Reconciled:
-    """What a reconciliation corrected.
-
-    Attributes:
-        added: Files that had no row.
-        removed: Rows that had no file.
-        garbage: Files of dead fills.
-    """
-
-    added: int
-    removed: int
-    garbage: int
-
-
 class Cache:
     """Open with `Cache.open`, after any fork. Thread-safe; several per root are fine. What it raises is a BytesError.
 
@@ -152,7 +139,7 @@ class Cache:
                     holdings.write(partial(holdings.choose, policy=policy))
                 else:
                     holdings.write(holdings.policy)
-                cache._settle_fills()
+                settle_fills(holdings)
                 if not index.read(holdings.is_ready) and cache._is_empty():
                     cache.reconcile()
         except BaseException:
@@ -280,11 +267,7 @@ class Cache:
     def pins(self, after: bytes = b"", limit: int = _ROWS) -> list[bytes]:
         """Ids of pinned blobs beyond `after`, ascending, `limit` at most."""
         with _translated("listing pins"):
-            return sorted(blob_id for blob_id in self._pinned() if blob_id > after)[:limit]
-
-    def _pinned(self) -> set[bytes]:
-        blob_ids = map(parse_blob_name, self._fs.listdir(self._layout.pins))
-        return {blob_id for blob_id in blob_ids if blob_id is not None}
+            return sorted(blob_id for blob_id in self._holdings.pinned() if blob_id > after)[:limit]
 
     def usage(self) -> Usage:
         """As of one moment, over all processes."""
@@ -318,71 +301,12 @@ class Cache:
         Args:
             progress: Told after each of 256 directories how many files were compared so far.
         """
-        holdings = self._holdings
-        added = removed = garbage = seen = 0
         with _translated("reconciling the cache"):
-            while True:
-                garbage += self._settle_fills()
-                generation = holdings.index.generation
-                pinned = self._pinned()
-                for shard in range(256):
-                    files = self._files(shard)
-                    differing = holdings.index.read(partial(_differing, shard=shard, files=files, pinned=pinned))
-                    for start in range(0, len(differing), _ROWS):
-                        more = holdings.write(partial(holdings.settle, keys=differing[start : start + _ROWS]))
-                        added += more[0]
-                        removed += more[1]
-                    seen += len(files)
-                    if progress is not None:
-                        progress(seen)
-                if holdings.index.generation == generation:
-                    holdings.write(holdings.make_ready)
-                    return Reconciled(added, removed, garbage)
-
-    def _files(self, shard: int) -> dict[Key, int]:
-        """Sizes of the blocks in one directory of `cache/`."""
-        files = {}
-        with contextlib.suppress(FileNotFoundError), self._fs.scandir(f"{self._layout.cache}/{shard:02x}") as found:
-            for file in found:
-                key = parse_block_name(file.name)
-                if key is not None and key[0][0] == shard:
-                    with contextlib.suppress(FileNotFoundError):  # evicted just now
-                        files[key] = file.stat(follow_symlinks=False).st_size
-        return files
-
-    def _settle_fills(self) -> int:
-        """Remove what dead fillers left; how many files."""
-        removed = 0
-        for name in self._fs.listdir(self._layout.filling):
-            if parse_block_name(name) is not None:
-                removed += remove_dead(self._fs, f"{self._layout.filling}/{name}")
-
-        def settle(rows: Rows) -> None:
-            entries = [*rows.of_queue(FILLING), *rows.of_queue(LEAVING)]
-            self._holdings.settle(rows, [entry.key for entry in entries])
-
-        self._holdings.write(settle)
-        return removed
+            return reconcile(self._holdings, progress)
 
     def _is_empty(self) -> bool:
         cache = self._layout.cache
         return not any(self._fs.listdir(f"{cache}/{shard}") for shard in self._fs.listdir(cache))
-
-
-def _differing(rows: Rows, shard: int, files: dict[Key, int], pinned: set[bytes]) -> list[Key]:
-    """What may have to be settled. Files were looked at first, and others went on meanwhile: it may be fine by now."""
-    differing = []
-    unknown = set(files)
-    for entry in rows.of_shard(shard):
-        unknown.discard(entry.key)
-        size = files.get(entry.key)
-        if entry.queue == GHOST:
-            wrong = size is not None
-        else:
-            wrong = size != entry.size or (entry.queue == PINNED) != (entry.key[0] in pinned)
-        if wrong:
-            differing.append(entry.key)
-    return [*differing, *unknown]
 
 
 def _described(entry: Entry) -> CachedBlock:

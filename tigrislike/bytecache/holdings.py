@@ -13,7 +13,7 @@ from typing import Final, Literal, TypeVar
 from tigrislike.bytecache.errors import PinsFull
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Index, Rows
-from tigrislike.bytecache.layout import Layout
+from tigrislike.bytecache.layout import Layout, parse_blob_name
 from tigrislike.bytecache.policies import GHOST, Entry, Key, Policy, named, names
 from tigrislike.bytecache.statistics import Counters
 
@@ -114,6 +114,11 @@ class Holdings:
 
     def is_pinned(self, blob_id: bytes) -> bool:
         return self.status(self.layout.pin(blob_id)) is not None
+
+    def pinned(self) -> set[bytes]:
+        """Ids of all pinned blobs."""
+        blob_ids = map(parse_blob_name, self.fs.listdir(self.layout.pins))
+        return {blob_id for blob_id in blob_ids if blob_id is not None}
 
     def is_being_filled(self, entry: Entry) -> bool:
         """Whether a row stands for a fill whose filler lives, or is not yet known to be dead."""
@@ -225,32 +230,3 @@ class Holdings:
                 f"{pinned} bytes are pinned of a cache of {self.capacity_bytes}, and pins may not take up more than "
                 f"{most}: {size} more do not fit beside fills in progress; unpin something, or make the cache larger"
             )
-
-    # What is true of the files.
-
-    def settle(self, rows: Rows, keys: list[Key]) -> tuple[int, int]:
-        """Make the rows of blocks say what their files are; how many files had no row, and rows no file."""
-        added = removed = 0
-        policy = self.policy(rows)
-        for key in keys:
-            entry = rows.get(key)
-            if entry is not None and self.is_being_filled(entry):
-                continue
-            if entry is not None and entry.queue == LEAVING:
-                self.unlink(rows, key, "request")
-            file = self.status(self.layout.cache_block(*key))
-            known = entry is not None and entry.queue != GHOST
-            added += file is not None and not known
-            removed += file is None and known
-            if entry is not None and (known or file is not None):
-                rows.drop(entry)
-            if file is not None:
-                if self.is_pinned(key[0]):
-                    queue = PINNED
-                elif entry is not None and entry.queue in policy.queues:
-                    queue = entry.queue
-                else:
-                    queue = policy.admit(None)
-                # In the order in which they came, as far as that can still be known.
-                rows.insert(key, file.st_size, queue, file.st_mtime_ns)
-        return added, removed

@@ -91,7 +91,8 @@ class Rows:
 
     @property
     def hand(self) -> int:
-        return int(self.meta("hand") or -1)
+        place = self.meta("hand")
+        return -1 if place is None else int(place)
 
     @hand.setter
     def hand(self, place: int) -> None:
@@ -126,6 +127,21 @@ class Rows:
             "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0)",
             (*key, size, queue, self._new_place(queue) if place is None else place),
         )
+
+    def insert_missing(self, blocks: list[tuple[Key, int]], queue: str) -> int:
+        """Add those (key, size) that have no row at the new end of a queue; how many."""
+        place = self._new_place(queue)
+        before = self.totals().get(queue, _NONE).blocks
+        self._many(
+            "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0) "
+            "ON CONFLICT DO UPDATE SET bytes = excluded.bytes, queue = excluded.queue, place = excluded.place "
+            "WHERE queue = ?",
+            ((*key, size, queue, place + index, GHOST) for index, (key, size) in enumerate(blocks)),
+        )
+        return self.totals().get(queue, _NONE).blocks - before
+
+    def resize(self, entry: Entry, size: int) -> None:
+        self._execute("UPDATE block SET bytes = ? WHERE blob = ? AND number = ?", (size, *entry.key))
 
     def of_blob(self, blob_id: bytes) -> list[Entry]:
         """All rows of a blob, ghosts included, by number."""

@@ -24,8 +24,8 @@ class Sieve:
         hand = shelf.hand
         while (entry := shelf.first("all", hand) or shelf.first("all")) is not None:
             if not entry.counter:
-                # Just before it: where it is evicted, the hand points at the next one.
-                shelf.hand = entry.place - 1
+                following = shelf.first("all", entry.place)
+                shelf.hand = -1 if following is None else following.place - 1
                 return entry
             shelf.count(entry, 0)
             hand = entry.place
