@@ -373,7 +373,7 @@ def test_a_file_that_is_too_short_cuts_the_response(tmp_path: Any, caplog: pytes
             assert (await client.rest()).endswith(b"12345")
 
     run(main())
-    assert "file ends" in caplog.text
+    assert "the file ends 1 bytes early" in caplog.text
 
 
 def test_a_client_that_leaves_during_a_file_ends_the_sending(tmp_path: Any) -> None:

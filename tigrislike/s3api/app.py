@@ -246,10 +246,7 @@ class Gateway:
                 return
         started = False
         pieces: AsyncGenerator[Segment | Buffer, None]
-        if request.zero_copy:
-            pieces = segments_of(blocks, extents)
-        else:
-            pieces = read_extents(blocks, extents)
+        pieces = segments_of(blocks, extents) if request.zero_copy else read_extents(blocks, extents)
         try:
             async with aclosing(pieces):
                 async for piece in pieces:

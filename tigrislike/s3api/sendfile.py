@@ -25,13 +25,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, Protocol
 
-PIECE_BYTES: Final = 512 * 1024
+PIECE_BYTES: Final = 1024 * 1024
+"""About 0.3 ms of a processor; half of it costs 5 % more CPU per byte."""
 CHUNK_BYTES: Final = 1024 * 1024
 FIRST_CHUNK_BYTES: Final = 256 * 1024
 """The first read of a cold stream is short, for somebody waits for its first byte."""
 WINDOW_BYTES: Final = 2 * CHUNK_BYTES
 READ_THREADS: Final = 8
-_PROBE_BYTES: Final = 256 * 1024
+_PROBE_BYTES: Final = 512 * 1024
 _STALE_S: Final = 1.0  # what was read this long ago may have left memory again
 
 _NULL: Final = open("/dev/null", "wb", buffering=0)  # noqa: SIM115  # for the life of the process
@@ -43,6 +44,10 @@ _CLIENT_GONE: Final = frozenset(
 
 class ClientDisconnected(OSError):
     """The client is gone: raised by whoever sends to it, so that nobody goes on reading for it."""
+
+
+class FileFailed(Exception):
+    """A file cannot be read, or is shorter than was said. No OSError, which from ASGI's `send` means a client gone."""
 
 
 class Outlet(Protocol):
@@ -106,17 +111,23 @@ class FileSender:
     """All connections of the running event loop.
 
     Args:
-        read: What brings a range of a file into memory, on a thread; says whether it had to wait for the disk.
+        probe: Whether a range of a file is in memory: descriptor, offset, count.
+        read: What brings one there, on a thread; says whether it had to wait for the disk.
 
     Attributes:
         sent_bytes: Sent from files so far.
         cold_waits: How often a client had to wait for the disk.
     """
 
-    def __init__(self, read: Callable[[int, int, int], bool] | None = None) -> None:
+    def __init__(
+        self,
+        probe: Callable[[int, int, int], bool] | None = None,
+        read: Callable[[int, int, int], bool] | None = None,
+    ) -> None:
         self.sent_bytes = 0
         self.cold_waits = 0
         self._loop = asyncio.get_running_loop()
+        self._probe = probe or in_page_cache
         self._read = read or read_ahead
         self._ready: deque[Sending] = deque()
         self._turning = False
@@ -136,7 +147,7 @@ class FileSender:
 
         Raises:
             ClientDisconnected: Before all of it was taken.
-            OSError: The file cannot be read, or ends early (ENODATA).
+            FileFailed: It cannot be read, or ends early.
         """
         if not count:
             return
@@ -172,8 +183,10 @@ class FileSender:
         if sending.done is not None and not sending.done.done():
             try:
                 self._send_piece(sending)
-            except Exception as error:  # whatever it is, it is this connection's
+            except ClientDisconnected as error:
                 self._fail(sending, error)
+            except Exception as error:  # whatever it is, it is this connection's
+                self._fail(sending, _file_failed(sending, error))
         if self._ready:
             self._loop.call_soon(self._turn)
         else:
@@ -186,7 +199,7 @@ class FileSender:
         size = min(PIECE_BYTES, sending.end - offset)
         if offset < sending.known_end:
             size = min(size, sending.known_end - offset)
-        elif not in_page_cache(fd, offset, size):
+        elif not self._probe(fd, offset, size):
             self.cold_waits += 1
             sending.waits = True
             self._read_ahead(sending)
@@ -203,7 +216,7 @@ class FileSender:
             raise ClientDisconnected("the client has closed the connection") from error
         else:
             if not sent:
-                raise OSError(errno.ENODATA, f"file ends at {offset}, {sending.end - offset} bytes early")
+                raise EOFError(f"the file ends {sending.end - offset} bytes early")
         sending.offset += sent
         outlet.sent(sent)
         self.sent_bytes += sent
@@ -256,7 +269,7 @@ class FileSender:
             return  # the server stops
         error = reading.exception()
         if error is not None:
-            self._fail(sending, error)
+            self._fail(sending, _file_failed(sending, error))
             return
         sending.cold = reading.result()
         sending.known_end = stop
@@ -267,8 +280,14 @@ class FileSender:
             self._read_ahead(sending)
 
 
+def _file_failed(sending: Sending, error: BaseException) -> FileFailed:
+    failure = FileFailed(f"sending bytes {sending.offset} to {sending.end} of a file: {error}")
+    failure.__cause__ = error
+    return failure
+
+
 def in_page_cache(fd: int, offset: int, count: int) -> bool:
-    """Whether a file range is in memory, as far as probes at its ends and every 256 KiB tell.
+    """Whether a file range is in memory, as far as probes at its ends and every 512 KiB tell.
 
     False where the filesystem cannot tell.
     """
