@@ -160,10 +160,14 @@ class FileSender:
         self._enqueue(sending)
         try:
             await done
+        except BaseException:  # the client has gone, the file has failed, or the server stops
+            outlet.sending = None
+            sending.limit = 0
+            self._unwatch(sending)
+            raise
         finally:
             sending.done = None
             sending.waits = False
-            self._unwatch(sending)  # the client has gone, or the server stops
 
     def lost(self, sending: Sending) -> None:
         """The connection is gone: whoever waits for it is told."""
@@ -258,8 +262,12 @@ class FileSender:
         if sending.reading or stop <= start or start - sending.offset >= WINDOW_BYTES:
             return
         fd = os.dup(sending.fd)  # the reader may close its own before the thread gets round to it
+        try:
+            reading = self._loop.run_in_executor(self._pool, self._read, fd, start, stop - start)
+        except RuntimeError:  # the pool is closed: the server stops
+            os.close(fd)
+            raise
         sending.reading = True
-        reading = self._loop.run_in_executor(self._pool, self._read, fd, start, stop - start)
         reading.add_done_callback(partial(self._have_read, sending, fd, stop))
 
     def _have_read(self, sending: Sending, fd: int, stop: int, reading: asyncio.Future[bool]) -> None:
