@@ -9,7 +9,7 @@ import pytest
 
 from tests.bytecache.blobs import drain, put, stored_files
 from tests.bytecache.faults import NoSync, Residency, Warm
-from tigrislike.bytecache import BlockStore, CorruptBlock, MissingBlob
+from tigrislike.bytecache import BlockStore, CorruptBlock, MissingBlob, Segment
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, padded
 
@@ -167,8 +167,9 @@ def test_a_replaced_file_is_verified_anew(scratch: Path) -> None:
         copy.write_bytes(content)
         os.utime(copy, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
         copy.rename(file)
+        assert reader.read_cached(0, 10) is None
         with pytest.raises(CorruptBlock):
-            reader.read_cached(0, 10)
+            await drain(reader.read(0, 10))
 
     asyncio.run(story())
     store.close()
@@ -197,6 +198,7 @@ def test_segments_are_verified_before_they_are_given_out(scratch: Path) -> None:
         _edit(stored_files(scratch)[1], _flip(0))
         segments = store.open_blob(blob_id, len(DATA)).segments(10, len(DATA))
         first = await anext(segments)
+        assert isinstance(first, Segment)
         assert (first.offset, first.length) == (10, BLOCK - 10)
         with pytest.raises(CorruptBlock):
             await anext(segments)

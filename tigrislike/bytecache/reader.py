@@ -1,8 +1,12 @@
-"""Read one blob: verified bytes, in order, without stalling the event loop.
+"""Read one blob: verified bytes, in order, without stalling the event loop, from here or from elsewhere.
 
 What is in the page cache is read on the event loop, a piece at a time; that takes tens of microseconds, less than a
 hop to a thread. What is not is read on a small thread pool, a few pieces ahead of the consumer. A piece is verified,
-if its chunks have not been since this process started, before any byte of it is given out.
+if its chunks have not been since the node started, before any byte of it is given out.
+
+A block that is not here, or is damaged, is fetched (`fills.py`), also in the middle of a read: what was given out was
+right, and the rest follows from elsewhere. A damaged block of the cache is dropped first, one of `home/` is replaced
+when it has been fetched. Where nobody else has it the read ends with an error.
 
 No descriptor is kept between reads: opening a known block costs microseconds, and so a deleted block's space is free
 as soon as the last read of it ends. Deliberately absent: a cache of bytes, which is the kernel's work.
@@ -10,33 +14,49 @@ as soon as the last read of it ends. Deliberately absent: a cache of bytes, whic
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Final, NamedTuple
+from contextlib import aclosing
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
+from tigrislike.bytecache.cache import Cache
+from tigrislike.bytecache.errors import BytesError, CorruptBlock, DiskFailed, MissingBlob
 from tigrislike.bytecache.footer import CHUNK
-from tigrislike.bytecache.reading import Buffer, OpenBlock, Source
+from tigrislike.bytecache.reading import Buffer, Local, OpenBlock
+from tigrislike.bytecache.recovery import Recovery
 
 READ_PIECE: Final = 2 * CHUNK
 """Default bytes per piece; bench/blocks.py compares. One piece with verification takes about 0.1 ms."""
 AHEAD_BYTES: Final = 4 * 1024 * 1024
 """Read ahead of the consumer while the disk is being waited for; what a slow consumer can make one read hold."""
+SEGMENT_BYTES: Final = 2 * 1024 * 1024
+"""Most bytes of one extent: how much may leave between two looks at whether the file still is what was verified."""
 _TURN_BYTES: Final = 1024 * 1024
 """A reader that never has to wait lets others run after this many bytes."""
+_TRIES: Final = 3
+"""After so many fetches that ended in a file which cannot be read either, bytes are passed by the disk."""
 
 
 class Segment(NamedTuple):
-    """A verified extent of an open file, for sendfile and the like. `fd` stays open until the next one is asked for."""
+    """A verified extent of an open file, for sendfile and the like. `fd` stays open until the next one is asked for.
+
+    `ahead` is how many bytes right behind it, in the same file, this read will ask for next.
+    """
 
     fd: int
     offset: int
     length: int
+    ahead: int = 0
 
 
 class _Piece(NamedTuple):
     number: int
     start: int
     stop: int
+
+
+Part = TypeVar("Part", Buffer, Segment)
 
 
 class BlobReader:
@@ -47,13 +67,17 @@ class BlobReader:
         size: Bytes in the blob, as its metadata has it: the files must agree.
     """
 
-    def __init__(self, source: Source, pool: Executor, blob_id: bytes, size: int) -> None:
-        self._source = source
+    def __init__(
+        self, local: Local, cache: Cache, recovery: Recovery, pool: Executor, blob_id: bytes, size: int
+    ) -> None:
+        self._local = local
+        self._cache = cache
+        self._recovery = recovery
         self._pool = pool
         self.blob_id = blob_id
         self.size = size
 
-    async def read(self, start: int, stop: int, chunk: int = READ_PIECE) -> AsyncGenerator[Buffer, None]:
+    def read(self, start: int, stop: int, chunk: int = READ_PIECE) -> AsyncGenerator[Buffer, None]:
         """Bytes `start` to `stop` (half open), in pieces of at most about `chunk` bytes.
 
         Args:
@@ -62,10 +86,104 @@ class BlobReader:
 
         Raises:
             ValueError: The range is not inside the blob.
-            MissingBlob, CorruptBlock: A block is not here or not what was written; nothing of the piece was given out.
+            MissingBlob, CorruptBlock: A block is not here or not what was written, and nobody else has it; nothing of
+                the piece was given out.
+            SourceUnavailable: It has to come from elsewhere, and does not.
             DiskFailed, TooManyOpenFiles: It could not be read.
         """
-        pieces = self._pieces(start, stop, -(-chunk // CHUNK) * CHUNK)
+        self._check(start, stop)
+        return self._served(start, stop, partial(self._pieces_here, chunk=-(-chunk // CHUNK) * CHUNK))
+
+    def segments(self, start: int, stop: int) -> AsyncGenerator[Segment | Buffer, None]:
+        """The same bytes as extents of open files, of at most 2 MiB, verified just before they are given out; and as
+        bytes where they are not in a file, or every read is to be verified.
+
+        The caller sends from the descriptor and never closes it: it is closed when the next segment is asked for or
+        the iterator is closed. The pages of an extent may have left the cache again: probe before sending on a loop.
+
+        Raises:
+            As read().
+        """
+        self._check(start, stop)
+        if self._local.always:
+            return self.read(start, stop)
+        return self._served(start, stop, self._extents_here)
+
+    def read_cached(self, start: int, stop: int) -> bytes | None:
+        """Bytes `start` to `stop` at once, if all of them are in the page cache and their blocks are known and sound.
+
+        For small ranges on the event loop: costs about 10 us and what copying takes. None means: use read().
+
+        Raises:
+            ValueError: The range is not inside the blob.
+        """
+        self._check(start, stop)
+        found = []
+        numbers = []
+        try:
+            for piece in self._pieces(start, stop, self._local.layout.block_size):
+                if (self.blob_id, piece.number) not in self._local.known:
+                    return None
+                block = OpenBlock.open(self._local, self.blob_id, self.size, piece.number)
+                try:
+                    data = block.read(piece.start, piece.stop, wait=False)
+                finally:
+                    block.close()
+                if data is None:
+                    return None
+                found.append(data)
+                numbers.append(piece.number)
+        except BytesError:
+            return None  # read() meets it too, and knows what to do
+        for number in numbers:
+            self._touch(number)
+        self._local.counters.add(hits=len(numbers), bytes_read=stop - start)
+        return bytes(found[0]) if len(found) == 1 else b"".join(found)
+
+    async def _served(
+        self, start: int, stop: int, here: Callable[[int, int], AsyncGenerator[Part, None]]
+    ) -> AsyncGenerator[Part | bytes, None]:
+        """What `here` reads from this disk, and in between, what has to come from elsewhere."""
+        block_size = self._local.layout.block_size
+        add = self._local.counters.add
+        counted = -1
+        tries = 0
+        while start < stop:
+            failure: BytesError
+            try:
+                async with aclosing(here(start, stop)) as parts:
+                    async for part in parts:
+                        length = part.length if isinstance(part, Segment) else len(part)
+                        if start // block_size == counted:
+                            add(bytes_read=length)
+                        else:
+                            counted = start // block_size
+                            add(bytes_read=length, hits=1)
+                            self._touch(counted)
+                        start += length
+                        tries = 0
+                        yield part
+                continue
+            except (MissingBlob, CorruptBlock, DiskFailed) as error:
+                failure = error
+            number, offset = divmod(start, block_size)
+            if number != counted:
+                counted = number
+                add(misses=1)
+            end = min(block_size, offset + stop - start)
+            tries += 1
+            async with aclosing(
+                self._recovery.fetch(self.blob_id, self.size, number, offset, end, failure, direct=tries > _TRIES)
+            ) as pieces:
+                async for piece in pieces:
+                    add(bytes_read=len(piece))
+                    start += len(piece)
+                    tries = 0
+                    yield piece
+
+    async def _pieces_here(self, start: int, stop: int, chunk: int) -> AsyncGenerator[Buffer, None]:
+        """Verified bytes of blocks on this disk."""
+        pieces = self._pieces(start, stop, chunk)
         most_ahead = max(1, AHEAD_BYTES // max(chunk, CHUNK))
         ahead: deque[asyncio.Future[tuple[Buffer, bool]]] = deque()
         block: OpenBlock | None = None
@@ -80,15 +198,14 @@ class BlobReader:
                     if block is not None and block.number != piece.number:
                         block.close()
                         block = None
-                    if block is None and (self.blob_id, piece.number) in self._source.verified:
-                        block = OpenBlock.open(self._source, self.blob_id, self.size, piece.number)
+                    if block is None and (self.blob_id, piece.number) in self._local.known:
+                        block = OpenBlock.open(self._local, self.blob_id, self.size, piece.number)
                     warm = None if block is None else block.read(piece.start, piece.stop, wait=False)
                     if warm is not None:
                         if turn <= 0:
                             turn = _TURN_BYTES
                             await asyncio.sleep(0)
                         turn -= len(warm)
-                        self._source.counters.add(bytes_read=len(warm))
                         yield warm
                         continue
                     ahead.append(self._submit(piece))
@@ -100,7 +217,6 @@ class BlobReader:
                 ahead.popleft()
                 # What needed no disk does not need threads either: drain, then go on here.
                 reading_ahead = waited
-                self._source.counters.add(bytes_read=len(data))
                 yield data
         finally:
             for future in ahead:
@@ -109,56 +225,68 @@ class BlobReader:
             if block is not None:
                 block.close()
 
-    def read_cached(self, start: int, stop: int) -> bytes | None:
-        """Bytes `start` to `stop` at once, if all of them are in the page cache and their blocks are known; else None.
-
-        For small ranges on the event loop: costs about 10 us and what copying takes.
-
-        Raises:
-            As read().
-        """
-        found = []
-        for piece in self._pieces(start, stop, self._source.layout.block_size):
-            if (self.blob_id, piece.number) not in self._source.verified:
-                return None
-            block = OpenBlock.open(self._source, self.blob_id, self.size, piece.number)
+    async def _extents_here(self, start: int, stop: int) -> AsyncGenerator[Segment, None]:
+        """Verified extents of blocks on this disk."""
+        for piece in self._pieces(start, stop, self._local.layout.block_size):
+            known = (self.blob_id, piece.number) in self._local.known
+            if known:
+                block = OpenBlock.open(self._local, self.blob_id, self.size, piece.number)
+            else:
+                block = await self._open_and_verify(
+                    piece.number, piece.start, min(_extent_end(piece.start), piece.stop)
+                )
+            verifying: Future[None] | None = None
+            # At the first read of a block the next extent is verified while this one is sent.
+            ahead = not known
             try:
-                data = block.read(piece.start, piece.stop, wait=False)
+                position = piece.start
+                while position < piece.stop:
+                    end = min(_extent_end(position), piece.stop)
+                    while verifying is not None or not block.is_verified(position, end):
+                        ahead = True
+                        verifying = verifying or self._pool.submit(block.verify, position, end)
+                        await asyncio.shield(asyncio.wrap_future(verifying))
+                        verifying = None
+                    if ahead and end < piece.stop:
+                        verifying = self._pool.submit(block.verify, end, min(_extent_end(end), piece.stop))
+                        ahead = False
+                    yield Segment(block.fd, position, end - position, piece.stop - end)
+                    position = end
             finally:
-                block.close()
-            if data is None:
-                return None
-            found.append(data)
-        self._source.counters.add(bytes_read=stop - start)
-        return bytes(found[0]) if len(found) == 1 else b"".join(found)
+                if verifying is None:
+                    block.close()
+                else:  # a thread may be reading from it
+                    verifying.add_done_callback(lambda _, block=block: block.close())  # type: ignore[misc]
 
-    async def segments(self, start: int, stop: int) -> AsyncGenerator[Segment, None]:
-        """The same bytes as extents of open files, one per block, verified before they are given out.
+    async def _open_and_verify(self, number: int, start: int, stop: int) -> OpenBlock:
+        """An open block in which these bytes are verified."""
+        opening = self._pool.submit(self._open_verified, number, start, stop)
+        try:
+            return await asyncio.wrap_future(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close)
+            raise
 
-        The caller sends from the descriptor and never closes it: it is closed when the next segment is asked for or
-        the iterator is closed. The pages of an extent may have left the cache again: probe before sending on a loop.
+    def _open_verified(self, number: int, start: int, stop: int) -> OpenBlock:
+        block = OpenBlock.open(self._local, self.blob_id, self.size, number)
+        try:
+            block.verify(start, stop)
+        except BaseException:
+            block.close()
+            raise
+        return block
 
-        Raises:
-            As read().
-        """
-        for piece in self._pieces(start, stop, self._source.layout.block_size):
-            opening = self._pool.submit(self._verified_block, piece)
-            try:
-                block = await asyncio.wrap_future(opening)
-            except asyncio.CancelledError:
-                opening.add_done_callback(_close)
-                raise
-            try:
-                self._source.counters.add(bytes_read=piece.stop - piece.start)
-                yield Segment(block.fd, piece.start, piece.stop - piece.start)
-            finally:
-                block.close()
+    def _touch(self, number: int) -> None:
+        if self._local.known.place(self.blob_id, number) == "cache":
+            self._cache.touch(self.blob_id, number)
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.size:
+            raise ValueError(f"bytes {start} to {stop} are not inside a blob of {self.size} bytes")
 
     def _pieces(self, start: int, stop: int, length: int) -> Iterator[_Piece]:
         """Cut a range at multiples of `length` within each block, and at the ends of blocks."""
-        if not 0 <= start <= stop <= self.size:
-            raise ValueError(f"bytes {start} to {stop} are not inside a blob of {self.size} bytes")
-        block_size = self._source.layout.block_size
+        block_size = self._local.layout.block_size
         while start < stop:
             number, offset = divmod(start, block_size)
             end = min(offset // length * length + length, block_size, offset + stop - start)
@@ -173,7 +301,7 @@ class BlobReader:
 
     def _read_piece(self, piece: _Piece, buffer: bytearray) -> tuple[Buffer, bool]:
         """On a thread: the piece's bytes, and whether the disk was waited for."""
-        block = OpenBlock.open(self._source, self.blob_id, self.size, piece.number)
+        block = OpenBlock.open(self._local, self.blob_id, self.size, piece.number)
         try:
             data = block.read(piece.start, piece.stop, wait=False, into=buffer)
             if data is not None:
@@ -184,15 +312,11 @@ class BlobReader:
         finally:
             block.close()
 
-    def _verified_block(self, piece: _Piece) -> OpenBlock:
-        """On a thread: an open block in which the piece is verified."""
-        block = OpenBlock.open(self._source, self.blob_id, self.size, piece.number)
-        try:
-            block.verify(piece.start, piece.stop)
-        except BaseException:
-            block.close()
-            raise
-        return block
+
+def _extent_end(position: int) -> int:
+    """Where the extent that holds `position` ends: extents begin at multiples of their length, so that readers of
+    different ranges verify the same ones."""
+    return position // SEGMENT_BYTES * SEGMENT_BYTES + SEGMENT_BYTES
 
 
 def _retrieve(future: "asyncio.Future[tuple[Buffer, bool]]") -> None:

@@ -1,11 +1,14 @@
-"""The durable block store of one node: blobs in, blobs out, on a local filesystem that several processes share.
+"""The block store of one node: blobs in, blobs out, on a local filesystem that several processes share.
 
 Guarantees. A blob whose writer's `finish()` returned survives a power cut. Until `publish` it lies in a directory of
 its own, locked by its live owner; a sweep by anybody settles the directories of dead owners, and of no others. A reader
 finds a committed blob before, during and after publication. Bytes are verified before their first serve.
 
-Deliberately absent: which blobs are committed (the caller knows, `sweep` asks), eviction, and a list of blobs held in
-memory: the directory is the truth.
+Beside what is durable here lies what was fetched from a source and may be dropped at any time (`cache.py`). A read
+finds either; what is nowhere here, or is damaged, it fetches.
+
+Deliberately absent: which blobs are committed (the caller knows, `sweep` asks), and a list of blobs held in memory: the
+directory is the truth.
 """
 
 import asyncio
@@ -17,16 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
+from tigrislike.bytecache.cache import Cache, CachedBlock, Reconciled, Usage
 from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, MissingBlob, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
+from tigrislike.bytecache.fills import Fills
 from tigrislike.bytecache.footer import ID_BYTES, block_count
 from tigrislike.bytecache.incoming import NEW, Incoming, remove_draft
 from tigrislike.bytecache.layout import Layout, open_layout, parse_blob_name, parse_block_name
+from tigrislike.bytecache.policies import named
 from tigrislike.bytecache.reader import BlobReader
-from tigrislike.bytecache.reading import Source
+from tigrislike.bytecache.reading import Local
+from tigrislike.bytecache.recovery import Recovery
 from tigrislike.bytecache.sealing import BlockSealer, Digest, Disk
+from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters, Statistics
 from tigrislike.bytecache.truth import StoredBlob, scan_incoming, scan_shard, verify_block
 from tigrislike.bytecache.verified import Verified
@@ -39,6 +47,8 @@ filesystem fragments and stalls."""
 DEFAULT_THREADS: Final = 8
 """Most of their time is spent waiting for the disk, so more than there are cores."""
 READ_THREADS: Final = 4
+DEFAULT_FILL_BYTES: Final = 256 * 1024 * 1024
+DEFAULT_FILL_TIMEOUT_S: Final = 10.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,24 +72,44 @@ class SweepStats:
 
 
 class BlockStore:
-    """Open with `BlockStore.open`, after any fork; use from one event loop; close with `close`.
+    """Open with `BlockStore.open`, after any fork; use from one event loop; close with `aclose`, or with `close` once
+    that loop has ended.
 
     Attributes:
         node_id: 16 bytes made with the directory.
         block_size: Bytes of data per block.
+        fs: The system calls.
+        layout: Where things lie.
+        counters: What is counted.
     """
 
-    def __init__(self, fs: FileSystem, layout: Layout, reserve_bytes: int, threads: int) -> None:
-        counters = Counters()
+    def __init__(
+        self,
+        fs: FileSystem,
+        layout: Layout,
+        cache: Cache,
+        counters: Counters,
+        verified: Verified,
+        *,
+        reserve_bytes: int,
+        threads: int,
+        fill_bytes: int,
+        fill_timeout_s: float,
+        verify_always: bool,
+    ) -> None:
         self.node_id = layout.node_id
         self.block_size = layout.block_size
-        self._fs = fs
-        self._layout = layout
-        self._disk = Disk(fs, layout, reserve_bytes, counters)
-        self._source = Source(fs, layout, counters, Verified())
+        self.fs = fs
+        self.layout = layout
+        self.counters = counters
+        self._cache = cache
+        self._disk = Disk(fs, layout, reserve_bytes, counters, make_room=cache.make_room)
+        self._local = Local(fs, layout, counters, verified, verify_always)
         # Apart, so that a read never queues behind hashing or an fdatasync.
         self._writers = ThreadPoolExecutor(threads, "block-write")
         self._readers = ThreadPoolExecutor(READ_THREADS, "block-read")
+        self._fills = Fills(layout.block_size, counters, self._writers, fill_bytes=fill_bytes, timeout_s=fill_timeout_s)
+        self._recovery = Recovery(self._local, cache, self._fills, self._writers)
 
     @classmethod
     def open(
@@ -90,6 +120,13 @@ class BlockStore:
         reserve_bytes: int = DEFAULT_RESERVE_BYTES,
         threads: int = DEFAULT_THREADS,
         fs: FileSystem | None = None,
+        cache_bytes: int | None = None,
+        policy: str | None = None,
+        fill_bytes: int = DEFAULT_FILL_BYTES,
+        fill_timeout_s: float = DEFAULT_FILL_TIMEOUT_S,
+        verify: Literal["once", "always"] = "once",
+        verified: Verified | None = None,
+        counters: Counters | None = None,
     ) -> "BlockStore":
         """Open the store under `root`, making it if need be. Blocks for a few milliseconds.
 
@@ -97,15 +134,50 @@ class BlockStore:
             root: Directory; several processes may open the same.
             block_size: Fixed when the directory is made; a multiple of 4096 bytes up to 32 MiB (use multiples of 2 MiB,
                 so that blocks can be mapped with huge pages).
-            reserve_bytes: Free space that writes may not use; at most a tenth of the filesystem is kept.
+            reserve_bytes: Free space that uploads and fills may not use; at most a tenth of the filesystem is kept.
             threads: For writing and hashing.
             fs: The system calls; for tests.
+            cache_bytes: Most that evictable blocks may take up; None: what the disk has beyond the reserve.
+            policy: Which of them go first: "s3fifo", "sieve", "lru" or "fifo"; None: as the cache was last arranged, at
+                first by "s3fifo". Another one than that arranges it anew.
+            fill_bytes: Most memory that this process may use for blocks being fetched.
+            fill_timeout_s: A source that gives nothing for so long has failed.
+            verify: "once": a chunk is verified before it is first served since the node started. "always": at every
+                read, which then copies.
+            verified: What the node's processes have verified, made before they were forked; None: a table of its own.
+            counters: To count in; None: from zero.
 
         Raises:
-            FormatTooNew, NotABlockStore, BlockSizeMismatch, DiskFull, DiskFailed
+            FormatTooNew, NotABlockStore, BlockSizeMismatch, BlobBusy, DiskFull, DiskFailed
         """
         system = fs or FileSystem()
-        return cls(system, open_layout(system, root, block_size), reserve_bytes, threads)
+        layout = open_layout(system, root, block_size)
+        counters = counters or Counters()
+        cache = Cache.open(
+            system,
+            layout,
+            counters,
+            capacity_bytes=cache_bytes,
+            reserve_bytes=reserve_bytes,
+            policy=None if policy is None else named(policy),
+        )
+        return cls(
+            system,
+            layout,
+            cache,
+            counters,
+            verified or Verified(),
+            reserve_bytes=reserve_bytes,
+            threads=threads,
+            fill_bytes=fill_bytes,
+            fill_timeout_s=fill_timeout_s,
+            verify_always=verify == "always",
+        )
+
+    async def aclose(self) -> None:
+        """Give up fills in progress, then `close` on a thread."""
+        await self._fills.close()
+        await asyncio.to_thread(self.close)
 
     def close(self) -> None:
         """Wait for jobs in progress, let go of all locks: what is neither published nor aborted is a sweeper's."""
@@ -113,9 +185,14 @@ class BlockStore:
         self._readers.shutdown()
         for blob_id in list(self._disk.held):
             self.release(blob_id)
+        self._cache.close()
+
+    def fill_from(self, source: BlobSource | None) -> None:
+        """From now on fetch blocks that are not here, or are damaged, from `source`; None: from nowhere."""
+        self._fills.source = source
 
     def statistics(self) -> Statistics:
-        return self._source.counters.snapshot(direct_io=self._disk.direct)
+        return self.counters.snapshot(direct_io=self._disk.direct)
 
     async def check(self) -> None:
         """See that the directory can be used: it is there, and its filesystem not mounted read-only.
@@ -126,8 +203,8 @@ class BlockStore:
         await self._run("checking the cache directory", self._check)
 
     def _check(self) -> None:
-        if os.statvfs(self._layout.incoming).f_flag & os.ST_RDONLY:
-            raise DiskFailed(f"{self._layout.incoming} is on a filesystem mounted read-only")
+        if os.statvfs(self.layout.incoming).f_flag & os.ST_RDONLY:
+            raise DiskFailed(f"{self.layout.incoming} is on a filesystem mounted read-only")
 
     def create_blob(
         self, digest: Digest | None = None, *, beside: Digest | None = None, size: int | None = None
@@ -145,14 +222,14 @@ class BlockStore:
             self.block_size,
             BlockSealer(self._disk, blob_id, digest, size),
             self._writers,
-            lambda delta: self._source.counters.add(in_flight_bytes=delta),
+            lambda delta: self.counters.add(in_flight_bytes=delta),
             beside=beside,
             size=size,
         )
 
     def open_blob(self, blob_id: bytes, size: int) -> BlobReader:
         """Read a committed blob of `size` bytes. Does no I/O: a missing block is reported by the read that meets it."""
-        return BlobReader(self._source, self._readers, blob_id, size)
+        return BlobReader(self._local, self._cache, self._recovery, self._readers, blob_id, size)
 
     async def publish(self, blob_id: bytes) -> None:
         """Move a finished and committed blob to `home/`. Doing it again, or for a blob that is there, does nothing.
@@ -169,21 +246,91 @@ class BlockStore:
         """Let go of a finished blob whose commit is in doubt: a sweep will settle it. Unknown ids are ignored."""
         incoming = self._disk.held.pop(blob_id, None)
         if incoming is not None:
-            self._source.counters.add(uploads=-1)
+            self.counters.add(uploads=-1)
             incoming.release()
 
     async def delete_blob(self, blob_id: bytes, size: int | None = None) -> None:
-        """Remove every block of a dead blob, durably. Blocks that are not there are fine.
+        """Remove every block of a dead blob, durably, from the cache too, with its pin. Blocks that are not there are
+        fine; what is being fetched of it will not be kept.
 
         Args:
             blob_id: 16 bytes.
             size: In bytes, if known: spares listing a directory.
 
         Raises:
-            BlobBusy: A live process still owns it as an upload.
+            BlobBusy: A live process still owns it as an upload, or holds the cache's index.
             DiskFailed
         """
         await self._run(f"deleting blob {blob_id.hex()}", self._delete, blob_id, size)
+
+    # What operators ask of the cache.
+
+    async def usage(self) -> Usage:
+        """What the cache holds, over all processes."""
+        return await self._run("looking at the cache", self._cache.usage)
+
+    async def cached_blocks(self, after: tuple[bytes, int] | None = None, limit: int = 1000) -> list[CachedBlock]:
+        """Evictable blocks in order of blob id and number, `limit` at a time, from behind `after` on."""
+        return await self._run("listing the cache", self._cache.blocks, after, limit)
+
+    async def pin(self, blob_id: bytes) -> None:
+        """Keep a blob's blocks in the cache, those that are there and those that will come. Durable when it returns.
+
+        Raises:
+            PinsFull: The cache would hold too little else.
+            BlobBusy, DiskFull, DiskFailed
+        """
+        await self._run(f"pinning blob {blob_id.hex()}", self._cache.pin, blob_id)
+
+    async def unpin(self, blob_id: bytes) -> bool:
+        """Let the blob's blocks be evicted again; whether it was pinned."""
+        return await self._run(f"unpinning blob {blob_id.hex()}", self._cache.unpin, blob_id)
+
+    async def pins(self, after: bytes = b"", limit: int = 1000) -> list[bytes]:
+        """Pinned blobs in order of their ids, `limit` at a time, from behind `after` on."""
+        return await self._run("listing pins", self._cache.pins, after, limit)
+
+    async def evict(self, blob_id: bytes) -> int:
+        """Drop the blob's blocks from the cache, pinned or not, and not from `home/`; bytes of files freed."""
+        return await self._run(f"evicting blob {blob_id.hex()}", self._cache.remove_blob, blob_id, "request")
+
+    async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None] = lambda _: None) -> int:
+        """Fetch every block of a blob that is not on this node, a few at a time; the bytes that were fetched.
+
+        Args:
+            blob_id, size: The blob and its size in bytes.
+            progress: Called on the loop with the bytes of each block that turned out to be here or has come here.
+
+        Raises:
+            SourceUnavailable, NotAtSource: A block cannot be had; or there is no source.
+            CacheFull, DiskFull, DiskFailed: A block cannot be kept.
+        """
+        return await self._recovery.warm(blob_id, size, progress)
+
+    async def flush_hits(self) -> None:
+        """Tell the cache which blocks were read. Every process that reads should, each second."""
+        await self._run("noting hits", self._cache.flush)
+
+    async def reconcile(self) -> Reconciled:
+        """Make the cache's index agree with its directory. Others serve meanwhile; a million blocks take seconds."""
+        return await self._run("reconciling the cache", self._cache.reconcile)
+
+    async def mend(self, blob_id: bytes, size: int, number: int) -> bool:
+        """Replace a block that was found damaged by one from the source; whether that was done. If not, whoever reads
+        it from now on verifies it again, and `corrupt_unhealed` is counted.
+
+        Raises:
+            SourceUnavailable, FillInProgress, CacheFull, DiskFull, DiskFailed: Not now.
+        """
+        return await self._recovery.mend(blob_id, size, number)
+
+    async def drop(self, blob_id: bytes, number: int) -> bool:
+        """Drop a block of the cache that was found damaged; whether it was there.
+
+        Raises:
+            BlobBusy, DiskFailed
+        """
+        return await self._recovery.drop(blob_id, number)
 
     async def sweep(self, settle: Callable[[bytes], Awaitable[bool]]) -> SweepStats:
         """Settle what dead processes left in `incoming/`.
@@ -197,16 +344,16 @@ class BlockStore:
         """
         published = removed = live = 0
         failures: list[tuple[bytes, BytesError]] = []
-        for name in await self._run("listing uploads", self._fs.listdir, self._layout.incoming):
+        for name in await self._run("listing uploads", self.fs.listdir, self.layout.incoming):
             if name.startswith(NEW):
                 with contextlib.suppress(BytesError):  # nothing was ever in it; the next sweep tries again
-                    removed += await self._run("removing a draft", remove_draft, self._fs, self._layout, name)
+                    removed += await self._run("removing a draft", remove_draft, self.fs, self.layout, name)
                 continue
             blob_id = parse_blob_name(name)
             if blob_id is None:
                 continue
             try:
-                incoming = await self._run(f"adopting blob {name}", Incoming.adopt, self._fs, self._layout, blob_id)
+                incoming = await self._run(f"adopting blob {name}", Incoming.adopt, self.fs, self.layout, blob_id)
             except MissingBlob:
                 continue  # its owner, or another sweep, finished with it just now
             except BytesError as error:
@@ -243,11 +390,11 @@ class BlockStore:
         Raises:
             DiskFailed: A directory cannot be listed.
         """
-        for path in (*self._layout.shards(), None):
+        for path in (*self.layout.shards(), None):
             if path is None:
-                found = await self._run("listing uploads", scan_incoming, self._fs, self._layout)
+                found = await self._run("listing uploads", scan_incoming, self.fs, self.layout)
             else:
-                found = await self._run(f"listing {path}", scan_shard, self._fs, self._layout, path)
+                found = await self._run(f"listing {path}", scan_shard, self.fs, self.layout, path)
             for blob in found:
                 yield blob
 
@@ -258,15 +405,15 @@ class BlockStore:
             MissingBlob, CorruptBlock, DiskFailed: For the first block that is not as it was written.
         """
         for number in range(block_count(size, self.block_size)):
-            await self._run(f"verifying blob {blob_id.hex()}", verify_block, self._source, blob_id, size, number)
+            await self._run(f"verifying blob {blob_id.hex()}", verify_block, self._local, blob_id, size, number)
 
     def _publish(self, blob_id: bytes) -> None:
         incoming = self._disk.held.pop(blob_id, None)
         if incoming is not None:
-            self._source.counters.add(uploads=-1)
+            self.counters.add(uploads=-1)
         else:
             try:
-                incoming = Incoming.adopt(self._fs, self._layout, blob_id)
+                incoming = Incoming.adopt(self.fs, self.layout, blob_id)
             except FileNotFoundError:
                 return  # published already
             if incoming is None:
@@ -279,7 +426,7 @@ class BlockStore:
 
     def _delete(self, blob_id: bytes, size: int | None) -> None:
         try:
-            incoming = Incoming.adopt(self._fs, self._layout, blob_id)
+            incoming = Incoming.adopt(self.fs, self.layout, blob_id)
             if incoming is None:
                 raise BlobBusy(f"blob {blob_id.hex()} is still an upload with a live owner; try again later")
             try:
@@ -289,18 +436,21 @@ class BlockStore:
                 raise
         except FileNotFoundError:
             pass
-        shard = self._layout.shard(blob_id)
+        self._cache.remove_blob(blob_id, "deleted")
+        shard = self.layout.shard(blob_id)
         if size is None:
-            names = map(parse_block_name, self._fs.listdir(shard))
+            names = map(parse_block_name, self.fs.listdir(shard))
             numbers = sorted(name[1] for name in names if name is not None and name[0] == blob_id)
         else:
             numbers = list(range(block_count(size, self.block_size)))
         # Descending, so that what an interrupted removal leaves is a blob cut short, never one with a hole.
         for number in reversed(numbers):
-            self._source.verified.forget(blob_id, number)
-            with contextlib.suppress(FileNotFoundError):
-                self._fs.unlink(self._layout.home_block(blob_id, number))
-        sync_directory(self._fs, shard)
+            self._local.known.forget(blob_id, number)
+            # First what is about to be renamed over the block (`mending.py`).
+            for path in (self.layout.filling_block(blob_id, number), self.layout.home_block(blob_id, number)):
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.unlink(path)
+        sync_directory(self.fs, shard)
 
     async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""

@@ -8,15 +8,12 @@ import mmap
 import os
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
 
 from tigrislike.bytecache.errors import CorruptBlock
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, Footer, matches, padded
 from tigrislike.bytecache.layout import Layout, parse_blob_name, parse_block_name, parse_number
-from tigrislike.bytecache.reading import OpenBlock, Source
-
-Place = Literal["home", "incoming"]
+from tigrislike.bytecache.reading import Local, OpenBlock, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +64,24 @@ def scan_incoming(fs: FileSystem, layout: Layout) -> list[StoredBlob]:
     return blobs
 
 
-def verify_block(source: Source, blob_id: bytes, size: int, number: int) -> None:
+def verify_block(local: Local, blob_id: bytes, size: int, number: int) -> None:
     """Read one block from the device, past the page cache if the filesystem can, and verify every byte of the file.
 
     Raises:
         MissingBlob, CorruptBlock; OSError as the system calls do.
     """
-    fs = source.fs
-    block = OpenBlock.open(source, blob_id, size, number)
+    fs = local.fs
+    block = OpenBlock.open(local, blob_id, size, number)
     try:
-        footer = block.read_footer(wait=True)
-        assert footer is not None
+        footer = block.read_footer()
         buffer = memoryview(mmap.mmap(-1, CHUNK))
         fs.set_direct(block.fd)
         for start in range(0, padded(block.length), CHUNK):
             chunk = buffer[: min(CHUNK, padded(block.length) - start)]
             if fs.preadv(block.fd, [chunk], start, 0) != len(chunk):
-                raise block.corrupt(f"its file ends inside chunk {start // CHUNK}")
+                raise block.damaged(f"its file ends inside chunk {start // CHUNK}")
             if not matches(footer, start // CHUNK, chunk):
-                raise block.corrupt(f"chunk {start // CHUNK} fails its checksum")
+                raise block.damaged(f"chunk {start // CHUNK} fails its checksum")
     finally:
         block.close()
 

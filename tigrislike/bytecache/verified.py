@@ -1,69 +1,77 @@
-"""Which chunks of which block files this process has verified since it started.
+"""Which chunks of which block files were verified since the node started: a table that its processes share.
 
-A bounded table from (blob id, block number) to the file's identity, footer and a bit per verified chunk. An entry is
-void as soon as the file under that name has another inode, size or modification time. Losing an entry, or a bit to a
-race between threads, costs one more verification and nothing else.
+A slot holds a tag, a bit for each chunk, and a checksum of both. The tag is a hash of who a block file is: blob id,
+number, inode, size and times. So what is known is void as soon as the file under a name is another one or was changed,
+and nothing has to be told to anybody. A tag has one slot, which the last writer gets.
+
+The table is lossy on purpose, and has no locks: a slot that was taken by another tag, or torn by two writers, is known
+by its checksum and means "not verified". Losing one costs one more verification of the chunk, and nothing else; a bit
+that nobody set never appears (2^-64 per torn slot). Nothing outlives the processes: a restart verifies all anew.
 """
 
+import mmap
 import os
-from collections import OrderedDict
-from dataclasses import dataclass
-from threading import Lock
+import struct
 from typing import Final
 
-from tigrislike.bytecache.footer import Footer
+import xxhash
 
-MAX_BLOCKS: Final = 65536
-"""Half a TiB of 8 MiB blocks, at about 0.6 KiB of memory each: 40 MiB at the very most."""
+SHARED_SLOTS: Final = 1 << 20
+"""Of a node: 8 TiB of full blocks. 40 MiB of memory, taken as slots come into use."""
+OWN_SLOTS: Final = 1 << 14
+"""Of a process that stands alone, such as a command."""
 
-Identity = tuple[int, int, int]
-"""(inode, size, modification time in ns)."""
+Identity = tuple[int, int, int, int]
+"""(inode, size, modification time in ns, change time in ns). The last cannot be set by anybody: a file whose content
+was changed has another, whatever was done to hide it."""
+
+_TAG: Final = struct.Struct("<16sIQQqq")
+_SLOT: Final = struct.Struct("<16s16sQ")
+_BODY: Final = _SLOT.size - 8
+_BITS: Final = 16
+_EMPTY: Final = bytes(_SLOT.size)
 
 
 def identity(status: os.stat_result) -> Identity:
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-@dataclass(slots=True)
-class BlockState:
-    """Of one block file: who it is, what its footer says, and which of its chunks (bit i: chunk i) were verified."""
-
-    identity: Identity
-    footer: Footer
-    verified: int = 0
+def tag_of(blob_id: bytes, number: int, who: Identity) -> bytes:
+    """The 16 bytes that stand for a block file as it is now."""
+    return xxhash.xxh3_128_digest(_TAG.pack(blob_id, number, *who))
 
 
 class Verified:
-    """The table. Least recently used entries are forgotten. Safe to use from several threads."""
+    """The table. Made before the fork it is shared by all processes; any thread of any of them may use it."""
 
-    def __init__(self, max_blocks: int = MAX_BLOCKS) -> None:
-        self._max_blocks = max_blocks
-        self._states: OrderedDict[tuple[bytes, int], BlockState] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, slots: int = OWN_SLOTS) -> None:
+        self._slots = slots
+        self._table = memoryview(mmap.mmap(-1, slots * _SLOT.size))
 
-    def __len__(self) -> int:
-        return len(self._states)
+    @classmethod
+    def shared(cls, slots: int = SHARED_SLOTS) -> "Verified":
+        """A table for all processes of a node, which are forked from the one that makes it."""
+        return cls(slots)
 
-    def get(self, blob_id: bytes, number: int, expected: Identity) -> BlockState | None:
-        """The state of the block, if it is known and its file still is `expected`."""
-        with self._lock:
-            state = self._states.get((blob_id, number))
-            if state is None or state.identity != expected:
-                return None
-            self._states.move_to_end((blob_id, number))
-            return state
+    def get(self, tag: bytes) -> int:
+        """The chunks of the file that were verified, as bits: bit i is chunk i."""
+        start = self._start(tag)
+        slot = bytes(self._table[start : start + _SLOT.size])
+        found, bits, checksum = _SLOT.unpack(slot)
+        if found != tag or checksum != xxhash.xxh3_64_intdigest(slot[:_BODY]):
+            return 0
+        return int.from_bytes(bits, "little")
 
-    def __contains__(self, block: tuple[bytes, int]) -> bool:
-        return block in self._states
+    def add(self, tag: bytes, bits: int) -> None:
+        """Add chunks that were verified. Who else adds some at the same moment may lose his, or make this lose its."""
+        body = tag + (bits | self.get(tag)).to_bytes(_BITS, "little")
+        start = self._start(tag)
+        self._table[start : start + _SLOT.size] = body + xxhash.xxh3_64_intdigest(body).to_bytes(8, "little")
 
-    def put(self, state: BlockState) -> None:
-        with self._lock:
-            key = (state.footer.blob_id, state.footer.number)
-            self._states[key] = state
-            self._states.move_to_end(key)
-            if len(self._states) > self._max_blocks:
-                self._states.popitem(last=False)
+    def forget(self, tag: bytes) -> None:
+        """Have the file verified again, and whatever else its slot holds."""
+        start = self._start(tag)
+        self._table[start : start + _SLOT.size] = _EMPTY
 
-    def forget(self, blob_id: bytes, number: int) -> None:
-        with self._lock:
-            self._states.pop((blob_id, number), None)
+    def _start(self, tag: bytes) -> int:
+        return int.from_bytes(tag[:8], "little") % self._slots * _SLOT.size

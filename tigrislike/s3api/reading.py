@@ -39,7 +39,8 @@ async def read_extents(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGe
     """The bytes of `extents`, in pieces of the block store's choosing.
 
     Raises:
-        CorruptBlock, MissingBlob: before a wrong byte leaves.
+        CorruptBlock, MissingBlob: before a wrong byte leaves; nobody else has the right ones.
+        SourceUnavailable: whoever has them does not answer.
     """
     for extent in extents:
         reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
@@ -48,8 +49,9 @@ async def read_extents(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGe
                 yield piece
 
 
-async def segments_of(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Segment, None]:
-    """The same bytes as verified extents of open files, for a connection that can send from a file."""
+async def segments_of(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Segment | Buffer, None]:
+    """The same bytes as verified extents of open files, for a connection that can send from a file; and as bytes where
+    they are not in one."""
     for extent in extents:
         reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
         async with aclosing(reader.segments(extent.offset, extent.offset + extent.size)) as segments:

@@ -1,0 +1,791 @@
+"""Blocks from elsewhere: fetched once, served as they come, kept when whole; and every way in which that goes wrong."""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import os
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.bytecache.blobs import drain, put
+from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync, SmallDisk, Warm
+from tests.bytecache.scripted_source import PIECE, ScriptedSource
+from tigrislike.bytecache import (
+    BlockStore,
+    CacheFull,
+    MissingBlob,
+    NotAtSource,
+    Segment,
+    SourceUnavailable,
+    TooManyOpenFiles,
+)
+from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, padded
+from tigrislike.bytecache.images import Images
+
+BLOCK = 4 * CHUNK
+SIZE = 2 * BLOCK + CHUNK + 1000
+BLOCKS = 3
+IMAGE = BLOCK + FOOTER_BYTES
+"""Memory that a whole block takes while it is fetched."""
+
+
+def content(seed: int, size: int = SIZE) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class Elsewhere:
+    """A store with a source that has one blob, which is not here."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        options = {"fs": NoSync(), "block_size": BLOCK, "fill_timeout_s": 60.0, **options}
+        self.root = root
+        self.source = ScriptedSource()
+        self.store = BlockStore.open(root, **options)
+        self.store.fill_from(self.source)
+        self.data = content(1)
+        self.blob_id = self.add(self.data)
+
+    def add(self, data: bytes) -> bytes:
+        blob_id = len(self.source.blobs).to_bytes(16, "big")
+        self.source.blobs[blob_id] = data
+        return blob_id
+
+    async def read(self, start: int = 0, stop: int = SIZE, blob_id: bytes | None = None) -> bytes:
+        blob_id = blob_id or self.blob_id
+        return await drain(self.store.open_blob(blob_id, len(self.source.blobs[blob_id])).read(start, stop))
+
+    async def settled(self) -> None:
+        """Until no fill runs."""
+        await asyncio.gather(*self.store._fills._tasks, return_exceptions=True)
+
+    def kept(self) -> list[int]:
+        """Numbers of the first blob's blocks that are in the cache."""
+        return sorted(int(path.suffix[1:]) for path in (self.root / "cache").rglob(f"{self.blob_id.hex()}.*"))
+
+    def check_quiet(self) -> None:
+        """Nothing is held, open or left behind."""
+        statistics = self.store.statistics()
+        assert statistics.open_blocks == 0
+        assert statistics.filling_bytes == 0
+        assert self.source.open_reads == 0
+        assert os.listdir(self.root / "filling") == []
+        assert not self.store._fills._running
+        assert not self.store._fills._lingering
+
+
+def run(elsewhere: Elsewhere, story: Callable[[], Awaitable[None]]) -> None:
+    """Run a story; then see that nothing is left of it."""
+
+    async def whole() -> None:
+        await story()
+        await elsewhere.settled()
+        await elsewhere.store.aclose()
+
+    asyncio.run(whole())
+    elsewhere.check_quiet()
+
+
+async def rendered(parts: Any) -> bytes:
+    """The bytes of `segments`, each extent read while it is given out."""
+    found = bytearray()
+    async for part in parts:
+        found += os.pread(part.fd, part.length, part.offset) if isinstance(part, Segment) else part
+    return bytes(found)
+
+
+def test_a_blob_that_is_elsewhere_is_fetched_served_and_kept(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        assert await here.read() == here.data
+        await here.settled()
+        statistics = here.store.statistics()
+        assert (statistics.misses, statistics.hits, statistics.fills) == (BLOCKS, 0, BLOCKS)
+        assert statistics.fill_bytes == statistics.bytes_read == SIZE
+        assert sum(statistics.fill_times) == BLOCKS
+        assert here.kept() == [0, 1, 2]
+        asked = len(here.source.asked)
+        assert await here.read() == here.data
+        assert await rendered(here.store.open_blob(here.blob_id, SIZE).segments(0, SIZE)) == here.data
+        assert len(here.source.asked) == asked
+        assert here.store.statistics().hits == 2 * BLOCKS
+        usage = await here.store.usage()
+        assert (usage.blocks, usage.filling_bytes) == (BLOCKS, 0)
+        assert usage.used_bytes == sum(padded(length) + FOOTER_BYTES for length in (BLOCK, BLOCK, CHUNK + 1000))
+        await here.store.verify_blob(here.blob_id, SIZE)
+
+    run(here, story)
+
+
+def test_a_fill_starts_at_the_chunk_that_was_asked_for_and_fetches_the_rest_after_it(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        start = BLOCK + 2 * CHUNK + 5
+        assert await here.read(start, start + 10) == here.data[start : start + 10]
+        await here.settled()
+        assert here.source.asked == [
+            (here.blob_id, BLOCK + 2 * CHUNK, 2 * BLOCK),
+            (here.blob_id, BLOCK, BLOCK + 2 * CHUNK),
+        ]
+        assert here.kept() == [1]
+        assert await here.read(BLOCK, 2 * BLOCK) == here.data[BLOCK : 2 * BLOCK]
+        assert len(here.source.asked) == 2
+
+    run(here, story)
+
+
+@pytest.mark.parametrize("how", ["read", "segments"])
+def test_many_readers_share_one_fill(scratch: Path, how: str) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        dice = random.Random(7)
+        ranges = [sorted((dice.randrange(BLOCK), dice.randrange(BLOCK))) for _ in range(30)]
+        readers = [here.store.open_blob(here.blob_id, SIZE) for _ in ranges]
+        found = await asyncio.gather(
+            *(rendered(getattr(reader, how)(*span)) for reader, span in zip(readers, ranges, strict=True))
+        )
+        assert found == [here.data[start:stop] for start, stop in ranges]
+        await here.settled()
+        assert sum(stop - start for _, start, stop in here.source.asked) == BLOCK
+        statistics = here.store.statistics()
+        assert (statistics.fills, statistics.fills_joined, statistics.misses) == (1, 29, 30)
+
+    run(here, story)
+
+
+def test_bytes_are_served_as_they_arrive(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        gates = {position: asyncio.Event() for position in range(0, SIZE, PIECE)}
+        here.source.script = lambda blob_id, start: gates[start].wait()
+        reading = here.store.open_blob(here.blob_id, SIZE).read(0, 2 * PIECE)
+        gates[0].set()
+        first = await anext(reading)
+        assert first == here.data[:PIECE]  # while the source is still waited for
+        for gate in gates.values():
+            gate.set()
+        assert bytes(first) + await drain(reading) == here.data[: 2 * PIECE]
+
+    run(here, story)
+
+
+def test_who_asks_for_bytes_before_the_fills_start_gets_them_in_its_second_part(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        gate = asyncio.Event()
+        here.source.script = lambda blob_id, start: gate.wait()
+        late = asyncio.create_task(here.read(3 * CHUNK, BLOCK))
+        await _until(lambda: len(here.source.asked) == 1)
+        early = asyncio.create_task(here.read(10, BLOCK))
+        await _until(lambda: here.store.statistics().fills_joined == 1)
+        gate.set()
+        assert await late == here.data[3 * CHUNK : BLOCK]
+        assert await early == here.data[10:BLOCK]
+        assert here.source.asked == [(here.blob_id, 3 * CHUNK, BLOCK), (here.blob_id, 0, 3 * CHUNK)]
+
+    run(here, story)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # nothing tells when it changes
+        await asyncio.sleep(0)
+
+
+def test_a_fill_outlives_the_readers_that_gave_up(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        gate = asyncio.Event()
+        here.source.script = lambda blob_id, start: gate.wait() if start else None
+        readers = [asyncio.create_task(here.read(0, BLOCK)) for _ in range(3)]
+        await _until(lambda: here.store.statistics().fill_bytes > 0)
+        for reader in readers:
+            reader.cancel()
+        assert all(
+            isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*readers, return_exceptions=True)
+        )
+        gate.set()
+        await here.settled()
+        assert here.kept() == [0]
+        assert here.store.statistics().fills == 1
+
+    run(here, story)
+
+
+def _short(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for index, piece in enumerate(pieces):
+        if index == 3:
+            yield piece[:-1]
+            return
+        yield piece
+
+
+def _long(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield from pieces
+    yield b"!"
+
+
+def _refused(blob_id: bytes, start: int) -> None:
+    if start >= 2 * PIECE:
+        raise SourceUnavailable("the other node is being restarted")
+
+
+def _reset(blob_id: bytes, start: int) -> None:
+    if start >= 2 * PIECE:
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
+def _silent(blob_id: bytes, start: int) -> Awaitable[object] | None:
+    return asyncio.Event().wait() if start >= 2 * PIECE else None
+
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "short": {"cut": _short},
+    "long": {"cut": _long},
+    "refused": {"script": _refused},
+    "reset": {"script": _reset},
+    "silent": {"script": _silent},
+}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["fill", "passed-through"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_source_that_fails_is_found_out_and_asked_again_by_the_next_reader(
+    scratch: Path, fault: str, kept: bool
+) -> None:
+    here = Elsewhere(scratch, fill_timeout_s=0.05, cache_bytes=None if kept else 4096)
+
+    async def story() -> None:
+        sound = {name: getattr(here.source, name) for name in ("cut", "script")}
+        for name, value in FAULTS[fault].items():
+            setattr(here.source, name, value)
+        given = bytearray()
+        with pytest.raises(SourceUnavailable):  # noqa: PT012
+            async for piece in here.store.open_blob(here.blob_id, SIZE).read(0, SIZE):
+                given += piece
+            if fault == "long" and kept:  # who had all of his bytes before the one too many has no reason to complain
+                raise SourceUnavailable
+        assert here.data.startswith(given)
+        await here.settled()
+        assert here.kept() == []
+        assert here.store.statistics().fills_failed == (0 if not kept else BLOCKS if fault == "long" else 1)
+        here.check_quiet()
+        for name, value in sound.items():
+            setattr(here.source, name, value)
+        assert await here.read() == here.data
+        await here.settled()
+        assert here.kept() == ([0, 1, 2] if kept else [])
+
+    run(here, story)
+
+
+def test_a_source_with_a_defect_of_its_own_is_reported_and_nobody_hangs(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    def broken(blob_id: bytes, start: int) -> None:
+        raise ZeroDivisionError
+
+    async def story() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        here.source.script = broken
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await here.read()
+        here.source.script = lambda blob_id, start: None
+        assert await here.read() == here.data
+
+    run(here, story)
+
+
+def test_each_of_several_waiting_readers_gets_an_error_of_its_own(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        here.source.script = _refused
+        errors = await asyncio.gather(*(here.read(3 * PIECE, BLOCK) for _ in range(5)), return_exceptions=True)
+        assert [type(error) for error in errors] == [SourceUnavailable] * 5
+        assert len({id(error) for error in errors}) == 5
+        assert here.store.statistics().fills_failed == 1
+
+    run(here, story)
+
+
+def test_what_nobody_has_is_missing(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        del here.source.blobs[here.blob_id]
+        for _ in range(2):
+            with pytest.raises(MissingBlob):
+                await drain(here.store.open_blob(here.blob_id, SIZE).read(0, SIZE))
+        with pytest.raises(NotAtSource):
+            await here.store.warm(here.blob_id, SIZE)
+        assert here.store.statistics().corrupt_unhealed == 0
+
+    run(here, story)
+
+
+def test_without_a_source_what_is_not_here_is_missing(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        here.store.fill_from(None)
+        with pytest.raises(MissingBlob, match="block 0 of blob"):
+            await here.read()
+        with pytest.raises(SourceUnavailable, match="no source"):
+            await here.store.warm(here.blob_id, SIZE)
+
+    run(here, story)
+
+
+def test_a_blob_that_is_dead_when_its_fill_begins_is_not_fetched(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        here.source.dead.add(here.blob_id)
+        with pytest.raises(MissingBlob, match="deleted"):
+            await here.read()
+        assert here.source.asked == []
+        assert here.store.statistics().fills_dropped == 1
+
+    run(here, story)
+
+
+def test_a_blob_that_dies_during_its_fill_is_served_to_who_reads_it_and_not_kept(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    def die(blob_id: bytes, start: int) -> None:
+        if start >= BLOCK - PIECE:
+            here.source.dead.add(blob_id)
+
+    async def story() -> None:
+        here.source.script = die
+        assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        await here.settled()
+        assert here.kept() == []
+        statistics = here.store.statistics()
+        assert (statistics.fills, statistics.fills_dropped, statistics.fills_failed) == (0, 1, 0)
+
+    run(here, story)
+
+
+def test_a_blob_deleted_during_its_fill_does_not_come_back(scratch: Path) -> None:
+    """The deletion comes after the fill last asked whether the blob lives."""
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        questions = 0
+
+        async def delete(blob_id: bytes) -> None:
+            nonlocal questions
+            questions += 1
+            if questions == 2:
+                await here.store.delete_blob(blob_id, SIZE)
+
+        here.source.answer = delete
+        assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        await here.settled()
+        assert questions == 2
+        assert here.kept() == []
+        assert here.store.statistics().fills_dropped == 1
+        assert (await here.store.usage()).blocks == 0
+
+    run(here, story)
+
+
+@pytest.mark.parametrize("moment", [1, 2], ids=["before", "after"])
+def test_when_it_cannot_be_told_whether_a_blob_lives_nothing_is_kept(scratch: Path, moment: int) -> None:
+    here = Elsewhere(scratch, fill_timeout_s=0.05)
+
+    async def story() -> None:
+        here.source.answer = lambda blob_id: asyncio.Event().wait() if len(here.source.lives_asked) == moment else None
+        if moment == 1:
+            with pytest.raises(SourceUnavailable, match="does not tell"):
+                await here.read(0, BLOCK)
+        else:
+            assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        await here.settled()
+        assert here.kept() == []
+        assert here.store.statistics().fills_failed == 1
+
+    run(here, story)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_bytes": 4096}, {"fill_bytes": BLOCK}, {"fs": SmallDisk(2**40, 2**20)}],
+    ids=["no-capacity", "no-memory", "no-space"],
+)
+def test_what_there_is_no_room_for_is_passed_through_and_only_what_was_asked_for(
+    scratch: Path, options: dict[str, Any]
+) -> None:
+    here = Elsewhere(scratch, **options)
+
+    async def story() -> None:
+        start, stop = BLOCK - 5, BLOCK + 5
+        assert await here.read(start, stop) == here.data[start:stop]
+        assert here.source.asked == [(here.blob_id, start, BLOCK), (here.blob_id, BLOCK, stop)]
+        assert await rendered(here.store.open_blob(here.blob_id, SIZE).segments(start, stop)) == here.data[start:stop]
+        assert here.kept() == []
+        statistics = here.store.statistics()
+        assert (statistics.passed_through, statistics.passed_through_bytes) == (4, 20)
+        assert (statistics.fills, statistics.fills_failed, statistics.misses) == (0, 0, 4)
+
+    run(here, story)
+
+
+def test_who_waits_too_long_for_memory_is_passed_through(scratch: Path) -> None:
+    here = Elsewhere(scratch, fill_bytes=IMAGE)
+    other = here.add(content(2))
+
+    async def story() -> None:
+        gate = asyncio.Event()
+        here.source.script = lambda blob_id, start: gate.wait() if blob_id == here.blob_id else None
+        stuck = asyncio.create_task(here.read(0, BLOCK))
+        await _until(lambda: bool(here.source.asked))
+        here.store._fills._wait_s = 0.01
+        assert await here.read(5, 10, other) == content(2)[5:10]
+        assert here.source.asked[1:] == [(other, 5, 10)]
+        gate.set()
+        assert await stuck == here.data[:BLOCK]
+        await here.settled()
+        statistics = here.store.statistics()
+        assert (statistics.passed_through, statistics.fills) == (1, 1)
+
+    run(here, story)
+
+
+def test_who_waits_too_long_for_his_own_bytes_in_a_long_fill_is_passed_through(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        gate = asyncio.Event()
+        here.source.script = lambda blob_id, start: gate.wait() if start >= 3 * CHUNK else None
+        long = asyncio.create_task(here.read(3 * CHUNK, BLOCK))
+        await _until(lambda: bool(here.source.asked))
+        here.store._fills._timeout_s = 0.01
+        assert await here.read(5, 10) == here.data[5:10]
+        assert here.source.asked[1:] == [(here.blob_id, 5, 10)]
+        gate.set()
+        assert await long == here.data[3 * CHUNK : BLOCK]
+
+    run(here, story)
+
+
+def test_memory_is_taken_from_readers_that_lag_behind_and_they_go_on_from_the_file(scratch: Path) -> None:
+    here = Elsewhere(scratch, fill_bytes=IMAGE)
+    other = here.add(content(2))
+
+    async def story() -> None:
+        slow = here.store.open_blob(here.blob_id, SIZE).read(0, BLOCK)
+        given = bytes(await anext(slow))
+        await here.settled()
+        assert here.store.statistics().filling_bytes == IMAGE  # for the slow one's sake
+        assert await here.read(0, BLOCK, other) == content(2)[:BLOCK]
+        assert here.store.statistics().passed_through == 0
+        asked = len(here.source.asked)
+        assert given + await drain(slow) == here.data[:BLOCK]
+        assert len(here.source.asked) == asked
+
+    run(here, story)
+
+
+@pytest.mark.parametrize("ending", ["commit", "abandon", "never"])
+def test_a_block_that_another_process_fetches_is_waited_for_within_bounds(scratch: Path, ending: str) -> None:
+    here = Elsewhere(scratch)
+    other = BlockStore.open(scratch, block_size=BLOCK, fs=NoSync())
+
+    async def story() -> None:
+        theirs = await asyncio.to_thread(other._cache.begin, here.blob_id, 0, BLOCK)
+        reading = asyncio.create_task(here.read(0, 10))
+        tried = asyncio.Event()
+        real = here.store._cache.begin
+
+        def begin(*args: Any) -> Any:
+            loop.call_soon_threadsafe(tried.set)
+            return real(*args)
+
+        loop = asyncio.get_running_loop()
+        here.store._cache.begin = begin  # type: ignore[method-assign]
+        if ending == "never":
+            here.store._fills._wait_s = 0.01
+        await tried.wait()
+        if ending == "commit":
+            image = memoryview(bytearray(IMAGE))
+            image[:BLOCK] = here.data[:BLOCK]
+            image[BLOCK:] = _footer(here.blob_id, here.data[:BLOCK])
+            await asyncio.to_thread(theirs.commit, image)
+        elif ending == "abandon":
+            await asyncio.to_thread(theirs.abandon)
+        assert await reading == here.data[:10]
+        await here.settled()
+        statistics = here.store.statistics()
+        assert statistics.fills == (ending == "abandon")
+        assert statistics.passed_through == (ending == "never")
+        assert here.kept() == ([] if ending == "never" else [0])
+        await asyncio.to_thread(theirs.abandon)
+
+    run(here, story)
+    other.close()
+
+
+def _footer(blob_id: bytes, data: bytes) -> bytes:
+    from tigrislike.bytecache.footer import Footer, chunk_checksum
+
+    checksums = b"".join(chunk_checksum(data[at : at + CHUNK]) for at in range(0, BLOCK, CHUNK))
+    return Footer(blob_id, 0, BLOCK, BLOCK, checksums).encode()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_whichever_system_call_of_a_fill_fails_the_reader_gets_his_bytes_and_nothing_is_left(
+    scratch: Path, code: int
+) -> None:
+    """Fail call number 1, 2, 3 ... of a read that fills, until one passes untouched."""
+    fail = FailNth(code)
+    writes = {"pwrite", "mkdir", "rename", "fdatasync", "fsync", "fallocate"}
+
+    def hook(name: str, args: tuple[object, ...]) -> None:
+        # Reading needs no space.
+        if (
+            code == errno.EIO
+            or name in writes
+            or (name == "open" and isinstance(args[1], int) and args[1] & os.O_CREAT)
+        ):
+            fail(name, args)
+
+    here = Elsewhere(scratch, fs=HookedFileSystem(hook))
+    here.data = content(1, CHUNK + 5)
+
+    async def story() -> None:
+        for nth in range(1, 200):
+            blob_id = here.add(here.data)
+            fail.arm(nth)
+            assert await here.read(7, CHUNK + 2, blob_id) == here.data[7 : CHUNK + 2]
+            await here.settled()
+            fail.disarm()
+            assert os.listdir(scratch / "filling") == [], fail.failed
+            usage = await here.store.usage()
+            assert usage.filling_bytes == 0
+            assert await here.read(0, CHUNK + 5, blob_id) == here.data
+            await here.settled()
+            await here.store.verify_blob(blob_id, CHUNK + 5)
+            if not fail.failed:
+                assert nth > (10 if code == errno.EIO else 3)
+                return
+        raise AssertionError("200 system calls for one fill")
+
+    run(here, story)
+
+
+def test_out_of_descriptors_is_no_reason_to_fetch(scratch: Path) -> None:
+    broken: list[int] = []
+
+    def fail(name: str, args: tuple[object, ...]) -> None:
+        if broken and name == "open" and "/home/" in str(args[0]):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    here = Elsewhere(scratch, fs=HookedFileSystem(fail))
+
+    async def story() -> None:
+        broken.append(1)
+        with pytest.raises(TooManyOpenFiles):
+            await here.read()
+        assert here.source.asked == []
+
+    run(here, story)
+
+
+def test_closing_the_store_ends_fills_and_tells_who_waits(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        here.source.script = lambda blob_id, start: asyncio.Event().wait()
+        reading = asyncio.create_task(here.read())
+        await _until(lambda: bool(here.source.asked))
+        await here.store.aclose()
+        with pytest.raises(SourceUnavailable, match="closed"):
+            await reading
+
+    asyncio.run(story())
+    here.check_quiet()
+
+
+def test_warming_fetches_only_what_is_not_here_and_goes_on_where_it_failed(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        await here.read(BLOCK, BLOCK + 1)
+        await here.settled()
+        here.source.asked.clear()
+        done: list[int] = []
+
+        def fail(blob_id: bytes, start: int) -> None:
+            if start >= 2 * BLOCK:
+                raise SourceUnavailable("enough for now")
+
+        here.source.script = fail
+        with pytest.raises(SourceUnavailable):
+            await here.store.warm(here.blob_id, SIZE, done.append)
+        await here.settled()
+        assert here.kept() == [0, 1]
+        here.source.script = lambda blob_id, start: None
+        here.source.asked.clear()
+        done.clear()
+        assert await here.store.warm(here.blob_id, SIZE, done.append) == CHUNK + 1000
+        assert sum(done) == SIZE
+        assert [start for _, start, _ in here.source.asked] == [2 * BLOCK]
+        assert await here.store.warm(here.blob_id, SIZE) == 0
+        empty = here.add(b"")
+        assert await here.store.warm(empty, 0) == 0
+        await here.store.verify_blob(empty, 0)
+
+    run(here, story)
+
+
+def test_warming_counts_what_is_at_home_as_here_and_says_why_it_cannot_keep(scratch: Path) -> None:
+    here = Elsewhere(scratch, cache_bytes=4096)
+
+    async def story() -> None:
+        home = await put(here.store, here.data)
+        assert await here.store.warm(home, SIZE) == 0
+        with pytest.raises(CacheFull):
+            await here.store.warm(here.blob_id, SIZE)
+        assert here.kept() == []
+
+    run(here, story)
+
+
+def test_a_pinned_blob_stays_and_an_evicted_one_goes(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        await here.store.pin(here.blob_id)
+        assert await here.store.pins() == [here.blob_id]
+        await here.store.warm(here.blob_id, SIZE)
+        usage = await here.store.usage()
+        assert usage.pinned_blocks == BLOCKS
+        assert [block.number for block in await here.store.cached_blocks()] == [0, 1, 2]
+        assert all(block.pinned for block in await here.store.cached_blocks())
+        assert await here.store.unpin(here.blob_id)
+        assert not await here.store.unpin(here.blob_id)
+        assert await here.store.evict(here.blob_id) == usage.used_bytes
+        assert here.kept() == []
+        assert here.store.statistics().evicted_request == BLOCKS
+        assert await here.read() == here.data
+        await here.settled()
+        await here.store.flush_hits()
+        await here.store.pin(here.blob_id)
+        await here.store.delete_blob(here.blob_id, SIZE)
+        assert here.kept() == []
+        assert await here.store.pins() == []
+        assert (await here.store.reconcile()).removed == 0
+
+    run(here, story)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_readers_in_any_order_and_a_source_that_fails_anywhere_never_give_a_wrong_byte(
+    scratch: Path, data: st.DataObject
+) -> None:
+    fs = data.draw(st.sampled_from([NoSync(), Warm()]))
+    fill_bytes = data.draw(st.sampled_from([4096, IMAGE, 10 * IMAGE]))
+    cache_bytes = data.draw(st.sampled_from([None, 4096, 3 * IMAGE]))
+    faulty = set(data.draw(st.lists(st.integers(0, 200), max_size=4)))
+    sizes = data.draw(st.lists(st.integers(4000, 3 * PIECE), min_size=1, max_size=5))
+    plans = data.draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 2), st.integers(0, SIZE), st.integers(0, SIZE), st.sampled_from(["read", "segments"])
+            ),
+            min_size=1,
+            max_size=12,
+        )
+    )
+    root = scratch / os.urandom(8).hex()
+    here = Elsewhere(root, fs=fs, fill_bytes=fill_bytes, cache_bytes=cache_bytes, fill_timeout_s=60.0)
+    here.store._fills._wait_s = 0.0
+    blobs = [here.blob_id, here.add(content(2)), here.add(content(3))]
+    pieces_given = 0
+
+    def script(blob_id: bytes, start: int) -> Awaitable[None]:
+        nonlocal pieces_given
+        pieces_given += 1
+        if pieces_given in faulty:
+            raise SourceUnavailable("not now")
+        return asyncio.sleep(0)
+
+    def cut(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        whole = b"".join(pieces)
+        start = 0
+        for size in itertools.cycle(sizes):
+            if start >= len(whole):
+                return
+            yield whole[start : start + size]
+            start += size
+
+    here.source.script = script
+    here.source.cut = cut
+
+    async def one(which: int, start: int, stop: int, how: str) -> None:
+        start, stop = min(start, stop), max(start, stop)
+        expected = here.source.blobs[blobs[which]]
+        given = bytearray()
+        with contextlib.suppress(SourceUnavailable):
+            async for part in getattr(here.store.open_blob(blobs[which], SIZE), how)(start, stop):
+                given += os.pread(part.fd, part.length, part.offset) if isinstance(part, Segment) else part
+                assert given == expected[start : start + len(given)]
+            assert len(given) == stop - start
+
+    async def story() -> None:
+        await asyncio.gather(*(one(*plan) for plan in plans))
+        await here.settled()
+        faulty.clear()
+        for plan in plans:
+            await one(*plan)
+
+    run(here, story)
+
+
+def test_memory_is_given_out_in_order_and_to_nobody_who_left(scratch: Path) -> None:
+    held: list[int] = []
+    fills = Elsewhere(scratch)
+    images = Images(10_000, held.append, lambda: None)
+
+    async def story() -> None:
+        first = await images.take(8000, 60)
+        assert first is not None
+        assert await images.take(10_001, 60) is None
+        order: list[str] = []
+
+        async def wait(name: str, length: int) -> None:
+            image = await images.take(length, 60)
+            assert image is not None
+            order.append(name)
+            images.give(image)
+
+        large, gone, small = (
+            asyncio.create_task(wait(n, s)) for n, s in (("large", 9000), ("gone", 10), ("small", 10))
+        )
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert await images.take(1, 0) is None  # there is room, but not its turn
+        gone.cancel()
+        images.give(first)
+        await asyncio.gather(large, small)
+        assert order == ["large", "small"]
+        assert sum(held) == 0
+
+    run(fills, story)

@@ -1,0 +1,456 @@
+"""Fetching blocks that are not here, once however many readers wait.
+
+A fill is a task of its own: it belongs to no reader, and goes on when all of them have left. It starts at the chunk
+that the first reader asked for, goes to the block's end, and then fetches what lies before. Readers are given the bytes
+as they arrive, from the fill's memory; when that is wanted elsewhere, those that lag behind go on from the file. What
+was fetched is kept only if the blob still lives.
+
+Everything is bounded. All fills of a process hold at most `fill_bytes` of memory. A source that gives nothing for
+`timeout_s` fails its fill. Who waits too long, for memory, for another process's fill of the same block or for his own
+bytes in a long fill, is *passed through*: his bytes come straight from the source and are not kept. So is who asks for
+what the cache has no room for, or the disk refuses: a full or failing cache serves, and only does not get better.
+
+Errors are given to who waits and then forgotten: the next reader tries anew. Deliberately absent: a checksum from
+outside. What a source gives is counted, sealed with checksums and believed.
+"""
+
+import asyncio
+import enum
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import aclosing
+from typing import Final, Protocol, TypeVar
+
+from tigrislike.bytecache.errors import (
+    BlobGone,
+    BlockPresent,
+    BytesError,
+    CacheFull,
+    FillInProgress,
+    MissingBlob,
+    SourceUnavailable,
+)
+from tigrislike.bytecache.footer import (
+    CHUNK,
+    FOOTER_BYTES,
+    Footer,
+    block_length,
+    chunk_checksum,
+    padded,
+)
+from tigrislike.bytecache.images import Images
+from tigrislike.bytecache.source import BlobSource
+from tigrislike.bytecache.statistics import Counters
+
+WAIT_S: Final = 2.0
+"""Longest wait for memory, or for another process's fill. Asking the source at once would send it a herd; waiting until
+the other is done, however long that takes, has been found to be worse."""
+_POLL_S: Final = 0.01
+_PIECE: Final = 2 * CHUNK
+_TURN_BYTES: Final = 1024 * 1024
+"""A reader whose bytes are all in memory lets others run after this many."""
+
+T = TypeVar("T")
+
+
+class Keeping(Protocol):
+    """Where a fetched block will be kept: a place that was taken, and is used or given up. Methods block."""
+
+    def commit(self, image: memoryview) -> None:
+        """Keep the block: data, padding and footer. Raises BytesError, and has then left nothing behind."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave nothing behind. Never raises."""
+        ...
+
+
+Begin = Callable[[], Keeping]
+"""Takes the place for a block; blocks. Raises BlockPresent, FillInProgress, and CacheFull, DiskFull or DiskFailed where
+there is none."""
+
+
+class Outcome(enum.Enum):
+    """How a fill ended."""
+
+    HERE = enum.auto()
+    """The block can be read from its file."""
+    UNKEPT = enum.auto()
+    """There is no file; what was fetched, if anything, is in memory for as long as that can be spared."""
+    FAILED = enum.auto()
+
+
+class Fill:
+    """One block on its way here.
+
+    Attributes:
+        block: Blob id and number.
+        size: Of the blob, in bytes.
+        length: Of the block's data, in bytes.
+        first: Where fetching starts; it goes to the end, then from 0 to here.
+        image: The block's memory, while there is some.
+        outcome: None while it runs.
+        error: Why it failed, or why nothing was kept.
+        readers: How many are looking at `image`.
+    """
+
+    __slots__ = ("_head", "_tail", "block", "error", "first", "image", "length", "moved", "outcome", "readers", "size")
+
+    def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int) -> None:
+        self.block = block
+        self.size = size
+        self.length = length
+        self.first = first
+        self.image: memoryview | None = None
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
+        self.readers = 0
+        self.moved = asyncio.Event()
+        self._head = 0
+        self._tail = first
+
+    def reaches(self, position: int) -> int:
+        """Up to where bytes from `position` on are in memory; `position` itself if none are."""
+        if self.image is None:
+            return position
+        if position >= self.first or self._head == self.first:
+            return max(position, self._tail)
+        return max(position, self._head)
+
+    def put(self, data: bytes | memoryview) -> None:
+        """The next bytes that were fetched."""
+        assert self.image is not None
+        if self._tail < self.length:
+            self.image[self._tail : self._tail + len(data)] = data
+            self._tail += len(data)
+        else:
+            self.image[self._head : self._head + len(data)] = data
+            self._head += len(data)
+        self.tell()
+
+    def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
+        self.outcome, self.error = outcome, error
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake who waits."""
+        moved, self.moved = self.moved, asyncio.Event()
+        moved.set()
+
+
+class Fills:
+    """The fills of one process. Used from one event loop.
+
+    Args:
+        block_size: Of the store.
+        counters: The store's.
+        pool: For what blocks.
+        fill_bytes: Most memory that fills hold.
+        timeout_s: After so long without a byte from the source a fill has failed.
+
+    Attributes:
+        source: Who is asked; None: nobody, and nothing may be fetched.
+    """
+
+    def __init__(
+        self, block_size: int, counters: Counters, pool: Executor, *, fill_bytes: int, timeout_s: float
+    ) -> None:
+        self.source: BlobSource | None = None
+        self._block_size = block_size
+        self._counters = counters
+        self._pool = pool
+        self._timeout_s = timeout_s
+        self._wait_s = min(WAIT_S, timeout_s)
+        self._images = Images(fill_bytes, lambda change: counters.add(filling_bytes=change), self._spare)
+        self._running: dict[tuple[bytes, int], Fill] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Ended, and their memory still looked at; the oldest first.
+        self._lingering: dict[Fill, None] = {}
+
+    async def close(self) -> None:
+        """Give up what runs. Who waits is told SourceUnavailable."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def fetch(
+        self, blob_id: bytes, size: int, number: int, start: int, stop: int, begin: Begin, *, heals: bool = False
+    ) -> AsyncGenerator[bytes, None]:
+        """Bytes `start` to `stop` of a block; may end early, and then the rest can be read from the block's file.
+
+        Args:
+            blob_id, size, number: The block, and the size of its blob in bytes.
+            start, stop: Within the block's data.
+            begin: How to take the block's place, if this becomes a fill.
+            heals: Whether the block was here and is damaged.
+
+        Raises:
+            SourceUnavailable, NotAtSource
+            MissingBlob: The blob was deleted.
+        """
+        fill = self._join(blob_id, size, number, start, begin, heals)
+        position = start
+        turn = _TURN_BYTES
+        fill.readers += 1
+        try:
+            while position < stop:
+                end = min(fill.reaches(position), stop, position + _PIECE)
+                if end > position:
+                    assert fill.image is not None
+                    # A copy: the reader may hold it for as long as a client is slow, and the image is wanted again.
+                    piece = bytes(fill.image[position:end])
+                    position = end
+                    yield piece
+                    turn -= len(piece)
+                    if turn <= 0:
+                        turn = _TURN_BYTES
+                        await asyncio.sleep(0)
+                elif fill.outcome is not None or not await self._moved(fill, position):
+                    break
+        finally:
+            fill.readers -= 1
+            self._release(fill)
+        if position == stop or fill.outcome is Outcome.HERE:
+            return
+        if fill.outcome is Outcome.FAILED:
+            raise _again(fill.error)
+        async with aclosing(self.pass_through(blob_id, size, number, position, stop)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def keep(self, blob_id: bytes, size: int, number: int, begin: Begin, *, heals: bool = False) -> None:
+        """Have a block here, whatever it takes.
+
+        Raises:
+            SourceUnavailable, NotAtSource, MissingBlob: It could not be fetched.
+            CacheFull, DiskFull, DiskFailed, FillInProgress, BlobGone: It could not be kept.
+        """
+        fill = self._join(blob_id, size, number, 0, begin, heals)
+        while fill.outcome is None:
+            await fill.moved.wait()
+        if fill.outcome is not Outcome.HERE:
+            raise _again(fill.error)
+
+    async def pass_through(
+        self, blob_id: bytes, size: int, number: int, start: int, stop: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Bytes `start` to `stop` of a block straight from the source, in constant memory, and not kept.
+
+        Raises:
+            SourceUnavailable, NotAtSource
+        """
+        self._counters.add(passed_through=1)
+        base = number * self._block_size
+        async with aclosing(self._received(blob_id, size, base + start, base + stop)) as pieces:
+            async for piece in pieces:
+                self._counters.add(passed_through_bytes=len(piece))
+                yield bytes(piece)
+
+    def _join(self, blob_id: bytes, size: int, number: int, start: int, begin: Begin, heals: bool) -> Fill:
+        fill = self._running.get((blob_id, number))
+        if fill is not None:
+            self._counters.add(fills_joined=1)
+            return fill
+        length = block_length(size, self._block_size, number)
+        fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK)
+        self._running[fill.block] = fill
+        task = asyncio.create_task(self._run(fill, begin, heals), name=f"fill {blob_id.hex()}.{number}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return fill
+
+    async def _moved(self, fill: Fill, position: int) -> bool:
+        """Wait until there are bytes at `position`, or will be none; False if that takes too long.
+
+        Twice the time after which a silent source fails the fill: who would wait longer waits for other bytes first.
+        """
+        try:
+            async with asyncio.timeout(2 * self._timeout_s):
+                while fill.outcome is None and fill.reaches(position) == position:
+                    await fill.moved.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _run(self, fill: Fill, begin: Begin, heals: bool) -> None:
+        started_ns = time.monotonic_ns()
+        try:
+            error = await self._fill(fill, begin)
+        except BlockPresent:
+            outcome, error = Outcome.HERE, None
+        except BytesError as failure:
+            self._counters.add(fills_failed=1)
+            outcome, error = Outcome.FAILED, failure
+        except asyncio.CancelledError:
+            self._end(fill, Outcome.FAILED, SourceUnavailable("the store is being closed"))
+            raise
+        except BaseException as failure:
+            self._counters.add(fills_failed=1)
+            self._end(fill, Outcome.FAILED, failure)
+            raise
+        else:
+            outcome = Outcome.UNKEPT if error is not None else Outcome.HERE
+            if error is None:
+                self._counters.filled(time.monotonic_ns() - started_ns)
+                self._counters.add(healed=heals)
+        self._end(fill, outcome, error)
+
+    async def _fill(self, fill: Fill, begin: Begin) -> BytesError | None:
+        """Fetch and keep a block. Returns why nothing was kept, if that is no reason to fail who waits."""
+        fill.image = await self._images.take(padded(fill.length) + FOOTER_BYTES, self._wait_s)
+        if fill.image is None:
+            return CacheFull("other fills hold all the memory that fills may use")
+        try:
+            keeping = await self._begin(begin)
+        except BlockPresent:
+            raise
+        except BytesError as error:
+            return error
+        try:
+            refusal = await self._receive(fill)
+        except BaseException:
+            await self._on_thread(keeping.abandon)
+            raise
+        if refusal is not None:
+            await self._on_thread(keeping.abandon)
+            return refusal
+        try:
+            await self._on_thread(lambda: self._commit(fill, keeping))
+        except BlobGone as error:
+            self._counters.add(fills_dropped=1)
+            return error
+        except BytesError as error:
+            self._counters.add(fills_failed=1)
+            return error
+        return None
+
+    async def _receive(self, fill: Fill) -> BytesError | None:
+        """Fetch a block into memory. Returns why it may not be kept, if it may not."""
+        blob_id, number = fill.block
+        if not await self._lives(blob_id):
+            self._counters.add(fills_dropped=1)
+            raise MissingBlob(f"blob {blob_id.hex()} was deleted")
+        base = number * self._block_size
+        for start, stop in ((fill.first, fill.length), (0, fill.first)):
+            if start < stop:
+                async with aclosing(self._received(blob_id, fill.size, base + start, base + stop)) as pieces:
+                    async for piece in pieces:
+                        fill.put(piece)
+                        self._counters.add(fill_bytes=len(piece))
+        try:
+            if await self._lives(blob_id):
+                return None
+        except SourceUnavailable as error:  # who waits has the bytes
+            self._counters.add(fills_failed=1)
+            return error
+        self._counters.add(fills_dropped=1)
+        return BlobGone(f"blob {blob_id.hex()} was deleted while block {number} was fetched")
+
+    async def _begin(self, begin: Begin) -> Keeping:
+        """Take the block's place; while another process has it, wait for the block, or for that one's end."""
+        deadline_s = time.monotonic() + self._wait_s
+        while True:
+            beginning: Future[Keeping] = self._pool.submit(begin)
+            try:
+                return await asyncio.wrap_future(beginning)
+            except FillInProgress:
+                if time.monotonic() >= deadline_s:
+                    raise
+            except asyncio.CancelledError:
+                beginning.add_done_callback(_abandon)
+                raise
+            await asyncio.sleep(_POLL_S)
+
+    def _commit(self, fill: Fill, keeping: Keeping) -> None:
+        """On a thread: seal the image as a block file's content, and keep it."""
+        image = fill.image
+        assert image is not None
+        end = padded(fill.length)
+        image[fill.length : end] = bytes(end - fill.length)
+        checksums = b"".join(
+            chunk_checksum(image[start : min(start + CHUNK, end)]) for start in range(0, fill.length, CHUNK)
+        )
+        blob_id, number = fill.block
+        image[end:] = Footer(blob_id, number, fill.length, self._block_size, checksums).encode()
+        keeping.commit(image)
+
+    async def _received(
+        self, blob_id: bytes, size: int, start: int, stop: int
+    ) -> AsyncGenerator[bytes | memoryview, None]:
+        """Exactly bytes `start` to `stop` of the blob from the source, none of them late."""
+        what = f"bytes {start} to {stop} of blob {blob_id.hex()}"
+        assert self.source is not None
+        pieces: AsyncIterator[bytes | memoryview] = aiter(self.source.read(blob_id, size, start, stop))
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        piece = await anext(pieces)
+                except StopAsyncIteration:
+                    break
+                except OSError as error:  # time-outs are some
+                    raise SourceUnavailable(f"the source does not give {what}: {error or 'no answer'}") from error
+                start += len(piece)
+                if start > stop:
+                    raise SourceUnavailable(f"the source gave more than {what}")
+                if piece:
+                    yield piece
+        finally:
+            if (close := getattr(pieces, "aclose", None)) is not None:
+                await close()
+        if start < stop:
+            raise SourceUnavailable(f"the source gave {stop - start} bytes too few of {what}")
+
+    async def _lives(self, blob_id: bytes) -> bool:
+        assert self.source is not None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self.source.lives(blob_id)
+        except OSError as error:
+            text = f"the source does not tell whether blob {blob_id.hex()} lives: {error or 'no answer'}"
+            raise SourceUnavailable(text) from error
+
+    async def _on_thread(self, job: Callable[[], T]) -> T:
+        """Run a job to its end, whether or not the caller is cancelled."""
+        return await asyncio.shield(asyncio.wrap_future(self._pool.submit(job)))
+
+    def _end(self, fill: Fill, outcome: Outcome, error: BaseException | None) -> None:
+        del self._running[fill.block]
+        fill.end(outcome, error)
+        if fill.image is not None:
+            self._lingering[fill] = None
+            self._release(fill)
+
+    def _release(self, fill: Fill) -> None:
+        """Give back the memory of a fill that has ended and that nobody reads."""
+        if not fill.readers and fill in self._lingering:
+            self._drop(fill)
+
+    def _spare(self) -> None:
+        """Take the memory from readers that lag behind the end of their fills."""
+        for fill in list(self._lingering):
+            self._drop(fill)
+
+    def _drop(self, fill: Fill) -> None:
+        del self._lingering[fill]
+        image, fill.image = fill.image, None
+        assert image is not None
+        # After a cancelled fill a thread may still be writing it out.
+        self._images.give(image, reuse=fill.outcome is not Outcome.FAILED)
+
+
+def _again(error: BaseException | None) -> BaseException:
+    """The error for one of several who wait: an exception of its own, for raising one changes it."""
+    assert error is not None
+    if not isinstance(error, BytesError):
+        return error
+    mine = type(error)(*error.args)
+    mine.__cause__ = error
+    return mine
+
+
+def _abandon(beginning: Future[Keeping]) -> None:
+    """Nobody waits for this place any more. Called on the thread that took it, whatever became of the loop."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().abandon()

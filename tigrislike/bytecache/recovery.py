@@ -1,0 +1,192 @@
+"""What is done about a block that is not here, is damaged or cannot be read: drop it, fetch it, replace it.
+
+A damaged block of the cache is dropped and fetched like one that never was here. A damaged durable block (in `home/`,
+or in `incoming/` on its way there) stays until a good one has been fetched and is durable, and is then replaced; if
+nobody else has it, it is left for the operator, and `corrupt_unhealed` counts each read that fails for it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+from tigrislike.bytecache.cache import Cache
+from tigrislike.bytecache.errors import BytesError, MissingBlob, NotAtSource, SourceUnavailable
+from tigrislike.bytecache.fills import Begin, Fills
+from tigrislike.bytecache.footer import block_count, block_length
+from tigrislike.bytecache.mending import Mending
+from tigrislike.bytecache.reading import DamagedBlock, Local, OpenBlock, UnreadableBlock
+from tigrislike.bytecache.verified import identity
+
+_WARM_AT_ONCE: Final = 4
+"""Fills that warming a blob keeps going: enough for a network while a disk writes, few enough to leave readers room."""
+
+Damage = DamagedBlock | UnreadableBlock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Recovery:
+    """Of one store. Used from its event loop.
+
+    Args:
+        local: What is here.
+        cache: The evictable blocks.
+        fills: How blocks come here.
+        pool: For what blocks.
+    """
+
+    def __init__(self, local: Local, cache: Cache, fills: Fills, pool: Executor) -> None:
+        self._local = local
+        self._cache = cache
+        self._fills = fills
+        self._pool = pool
+
+    async def fetch(
+        self, blob_id: bytes, size: int, number: int, start: int, stop: int, reason: BytesError, *, direct: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Bytes `start` to `stop` of a block from elsewhere; may end early, and then the rest can be read here.
+
+        Args:
+            blob_id, size, number: The block, and the size of its blob in bytes.
+            start, stop: Within the block's data.
+            reason: Why it could not be read here: MissingBlob, CorruptBlock or DiskFailed.
+            direct: Do without keeping it: what was kept could not be read.
+
+        Raises:
+            SourceUnavailable: Somebody may have it, but does not answer.
+            BytesError: `reason`, or MissingBlob, where nobody else has it.
+        """
+        damage = reason if isinstance(reason, Damage) else None
+        if damage is not None and damage.place == "cache":
+            await self._run(self._drop_damaged, blob_id, number, damage)
+        try:
+            if self._fills.source is None:
+                raise NotAtSource(str(reason))
+            if direct:
+                pieces = self._fills.pass_through(blob_id, size, number, start, stop)
+            else:
+                begin = self._begin(blob_id, size, number, damage)
+                pieces = self._fills.fetch(blob_id, size, number, start, stop, begin, heals=damage is not None)
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
+        except NotAtSource as error:
+            if damage is not None:
+                self._local.counters.add(corrupt_unhealed=1)
+            raise reason from (error if self._fills.source is not None else None)
+
+    async def mend(self, blob_id: bytes, size: int, number: int) -> bool:
+        """Replace a block that was found damaged by one from the source; whether that was done.
+
+        Raises:
+            SourceUnavailable, FillInProgress, CacheFull, DiskFull, DiskFailed: Not now.
+        """
+        try:
+            damage = await self._run(self._condemn, blob_id, size, number)
+            if damage.place == "cache":
+                await self._run(self._drop_damaged, blob_id, number, damage)
+            if self._fills.source is not None:
+                begin = self._begin(blob_id, size, number, damage)
+                await self._fills.keep(blob_id, size, number, begin, heals=True)
+                return True
+        except NotAtSource:
+            pass
+        except MissingBlob:
+            return False  # it was deleted
+        self._local.counters.add(corrupt_unhealed=1)
+        return False
+
+    async def drop(self, blob_id: bytes, number: int) -> bool:
+        """Drop a block of the cache that was found damaged; whether it was there.
+
+        Raises:
+            DiskFailed
+        """
+        self._local.known.forget(blob_id, number)
+        return await self._run(self._cache.remove_block, blob_id, number, "corrupt")
+
+    async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None]) -> int:
+        """Fetch every block of a blob that is not here; the bytes that were fetched.
+
+        Args:
+            blob_id, size: The blob and its size in bytes.
+            progress: Called on the loop with the bytes of each block that turned out to be here or has come here.
+
+        Raises:
+            SourceUnavailable, NotAtSource: A block cannot be had; or there is no source.
+            CacheFull, DiskFull, DiskFailed: A block cannot be kept.
+        """
+        fetched = 0
+        numbers = iter(range(block_count(size, self._local.layout.block_size)))
+
+        async def work() -> None:
+            nonlocal fetched
+            for number in numbers:
+                length = block_length(size, self._local.layout.block_size, number)
+                if await self._fetch_missing(blob_id, size, number):
+                    fetched += length
+                progress(length)
+
+        tasks = [asyncio.create_task(work()) for _ in range(_WARM_AT_ONCE)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return fetched
+
+    async def _fetch_missing(self, blob_id: bytes, size: int, number: int) -> bool:
+        """Whether the block had to be fetched."""
+        damage: Damage | None = None
+        try:
+            await self._run(self._see, blob_id, size, number)
+            return False
+        except DamagedBlock as error:
+            damage = error
+            if damage.place == "cache":
+                await self._run(self._drop_damaged, blob_id, number, damage)
+        except MissingBlob:
+            pass
+        if self._fills.source is None:
+            raise SourceUnavailable("this node has no source to fetch blocks from")
+        begin = self._begin(blob_id, size, number, damage)
+        await self._fills.keep(blob_id, size, number, begin, heals=damage is not None)
+        return True
+
+    def _begin(self, blob_id: bytes, size: int, number: int, damage: Damage | None) -> Begin:
+        if damage is not None and damage.place != "cache":
+            return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who)
+        length = block_length(size, self._local.layout.block_size, number)
+        return partial(self._cache.begin, blob_id, number, length)
+
+    def _drop_damaged(self, blob_id: bytes, number: int, damage: Damage) -> None:
+        """Drop the file from the cache, unless another has taken its place."""
+        # A file that the disk does not let go of is in the way of every fill, and so is passed by.
+        with contextlib.suppress(OSError, BytesError):
+            if identity(self._local.fs.stat(self._local.path("cache", blob_id, number))) == damage.who:
+                self._cache.remove_block(blob_id, number, "corrupt")
+
+    def _condemn(self, blob_id: bytes, size: int, number: int) -> Damage:
+        """A block that somebody else found damaged: have it verified again by whoever reads it meanwhile."""
+        try:
+            block = OpenBlock.open(self._local, blob_id, size, number)
+        except DamagedBlock as error:
+            return error
+        try:
+            block.forget()
+            return DamagedBlock("it was found damaged", block.place, block.who)
+        finally:
+            block.close()
+
+    def _see(self, blob_id: bytes, size: int, number: int) -> None:
+        OpenBlock.open(self._local, blob_id, size, number).close()
+
+    async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._pool, partial(job, *args, **kwargs)))
