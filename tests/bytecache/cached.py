@@ -117,4 +117,5 @@ def check(cache: Cache, root: Path, *, quiet: bool = True) -> None:
     if usage.capacity_bytes is not None:
         assert usage.used_bytes + usage.filling_bytes <= usage.capacity_bytes
         assert usage.pinned_bytes <= 0.9 * usage.capacity_bytes
-    assert usage.used_bytes >= sum(files.values())
+    # A filler that was killed after it renamed its file and before it said so leaves a row that is filling.
+    assert usage.used_bytes + usage.filling_bytes >= sum(files.values())
