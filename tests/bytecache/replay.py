@@ -7,7 +7,8 @@ and makes the tree that a crash right after it may leave, more cruelly than real
 - bytes not followed by an fdatasync or fsync of their file are kept, lost, or torn at a 512-byte sector, each write by
   itself;
 - a name made, removed or moved is durable once its directory was fsynced after; until then each change is kept or
-  lost by itself, in any combination. A rename is one change: both of its names, or neither;
+  lost by itself, in any combination. A rename is one change: both of its names, or neither. The removal of a directory
+  is not durable without the changes that emptied it: no filesystem removes a directory that has entries;
 - syncing a file does not make its name durable.
 """
 
@@ -205,6 +206,7 @@ class _Change(NamedTuple):
     """One change of names that is not yet durable: each (directory, name, node or None) of it, or none."""
 
     effects: tuple[tuple[_Directory, str, _Node | None], ...]
+    removed: _Directory | None = None
 
 
 class _Tree:
@@ -231,13 +233,14 @@ class _Tree:
             case Link(source, target):
                 self._set((target, self._find(source)))
             case Remove(path):
-                self._set((path, None))
+                node = self._find(path)
+                self._set((path, None), removed=node if isinstance(node, _Directory) else None)
             case Rename(source, target):
                 self._set((target, self._find(source)), (source, None))
             case Event():
                 pass
 
-    def _set(self, *changes: tuple[str, _Node | None]) -> None:
+    def _set(self, *changes: tuple[str, _Node | None], removed: _Directory | None = None) -> None:
         effects = []
         for path, node in changes:
             parent, _, name = path.rpartition("/")
@@ -245,21 +248,25 @@ class _Tree:
             assert isinstance(directory, _Directory)
             _put(directory.now, name, node)
             effects.append((directory, name, node))
-        self.pending.append(_Change(tuple(effects)))
+        self.pending.append(_Change(tuple(effects), removed))
 
     def _sync(self, path: str) -> None:
         directory = self._find(path, missing_ok=True)
-        left = []
-        for change in self.pending:
-            if any(touched is directory for touched, _, _ in change.effects):
-                self.keep(change)
-            else:
-                left.append(change)
-        self.pending = left
+        self.keep([any(touched is directory for touched, _, _ in change.effects) for change in self.pending])
 
-    def keep(self, change: _Change) -> None:
-        for directory, name, node in change.effects:
-            _put(directory.durable, name, node)
+    def keep(self, chosen: Sequence[bool]) -> None:
+        """Make the chosen ones of the pending changes durable, and what each of them needs."""
+        kept = list(chosen)
+        for index in range(len(kept) - 1, -1, -1):
+            removed = self.pending[index].removed
+            if kept[index] and removed is not None:
+                for earlier in range(index):
+                    kept[earlier] |= any(touched is removed for touched, _, _ in self.pending[earlier].effects)
+        for change, keep in zip(self.pending, kept, strict=True):
+            if keep:
+                for directory, name, node in change.effects:
+                    _put(directory.durable, name, node)
+        self.pending = [change for change, keep in zip(self.pending, kept, strict=True) if not keep]
 
     def _find(self, path: str, *, missing_ok: bool = False) -> _Node | None:
         node: _Node | None = self.root
@@ -283,9 +290,7 @@ def rebuild(trace: Sequence[Step], target: Path, fate: Fate, rng: random.Random)
         rng: Decides when `fate` is "random".
     """
     tree = _Tree(trace)
-    for change in tree.pending:
-        if fate == "kept" or (fate == "random" and rng.random() < 0.5):
-            tree.keep(change)
+    tree.keep([fate == "kept" or (fate == "random" and rng.random() < 0.5) for _ in tree.pending])
     made: dict[int, Path] = {}
     _materialise(tree.root, target, fate, rng, made)
 

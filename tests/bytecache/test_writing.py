@@ -1,9 +1,11 @@
 """A writer's life: bounds, order, misuse, cancellation, giving up, sweeping what it left."""
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from tests.bytecache.blobs import BLOCK, drain, put, stored_files
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tigrislike.bytecache import BlockStore, DiskFailed, WriterClosed
+from tigrislike.bytecache.incoming import NamesSync
+from tigrislike.bytecache.layout import open_layout
 from tigrislike.bytecache.sealing import UNIT
 from tigrislike.bytecache.store import DEFAULT_BLOCK_SIZE
 from tigrislike.bytecache.writer import MAX_OUTSTANDING_BYTES
@@ -317,3 +321,99 @@ def test_statistics_count_what_happened(scratch: Path) -> None:
 
     asyncio.run(story())
     store.close()
+
+
+def test_a_block_that_already_has_both_names_is_published_by_losing_one(scratch: Path) -> None:
+    store = BlockStore.open(scratch, block_size=BLOCK, fs=NoSync())
+
+    async def story() -> None:
+        writer = store.create_blob()
+        await writer.write(bytes(2 * BLOCK))
+        await writer.finish()
+        name = writer.blob_id.hex()
+        for number in (0, 1):
+            os.link(scratch / "incoming" / name / str(number), scratch / "home" / name[:2] / f"{name}.{number}")
+        await store.publish(writer.blob_id)
+        assert len(stored_files(scratch)) == 2
+        assert os.listdir(scratch / "incoming") == []
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_a_foreign_file_beside_the_blocks_keeps_the_directory_and_costs_no_block(scratch: Path) -> None:
+    store = BlockStore.open(scratch, block_size=BLOCK, fs=NoSync())
+
+    async def story() -> None:
+        writer = store.create_blob()
+        await writer.write(b"kept")
+        await writer.finish()
+        (scratch / "incoming" / writer.blob_id.hex() / "notes.txt").touch()
+        with pytest.raises(DiskFailed, match="not empty"):
+            await store.publish(writer.blob_id)
+        assert await drain(store.open_blob(writer.blob_id, 4).read(0, 4)) == b"kept"
+        (scratch / "incoming" / writer.blob_id.hex() / "notes.txt").unlink()
+        assert (await store.sweep(_always(True))).removed == 1
+        assert await drain(store.open_blob(writer.blob_id, 4).read(0, 4)) == b"kept"
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_uploads_that_end_at_the_same_time_share_the_sync_of_their_names(scratch: Path) -> None:
+    BlockStore.open(scratch, block_size=BLOCK, fs=NoSync()).close()
+    incoming, gate, entered = os.stat(scratch / "incoming").st_ino, threading.Event(), threading.Semaphore(0)
+    synced: list[int] = []
+
+    class SlowNames(NoSync):
+        def fsync(self, fd: int) -> None:
+            if os.fstat(fd).st_ino == incoming:
+                synced.append(fd)
+                entered.release()
+                gate.wait()
+
+    fs = SlowNames()
+    layout = open_layout(fs, scratch, BLOCK)
+    names = NamesSync(fs, layout)
+    with ThreadPoolExecutor(6) as threads:
+        first = threads.submit(names.sync)
+        entered.acquire()
+        later = [threads.submit(names.sync) for _ in range(5)]
+        while len(names._changed._waiters) < 5:  # type: ignore[attr-defined]
+            threading.Event().wait(0.001)
+        gate.set()
+        for sync in (first, *later):
+            sync.result()
+    assert len(synced) == 2, "one that ran already does not serve who came later, and the next serves all of them"
+
+
+def test_a_sync_of_names_that_fails_fails_for_all_that_share_it_and_not_for_the_next(scratch: Path) -> None:
+    BlockStore.open(scratch, block_size=BLOCK, fs=NoSync()).close()
+    gate, entered, failing = threading.Event(), threading.Semaphore(0), threading.Event()
+
+    class Failing(NoSync):
+        def fsync(self, fd: int) -> None:
+            entered.release()
+            gate.wait()
+            if failing.is_set():
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    gate.set()
+    fs = Failing()
+    names = NamesSync(fs, open_layout(fs, scratch, BLOCK))
+    gate.clear()
+    with ThreadPoolExecutor(4) as threads:
+        while entered.acquire(blocking=False):
+            pass
+        first = threads.submit(names.sync)
+        entered.acquire()
+        later = [threads.submit(names.sync) for _ in range(3)]
+        while len(names._changed._waiters) < 3:  # type: ignore[attr-defined]
+            threading.Event().wait(0.001)
+        failing.set()
+        gate.set()
+        for sync in (first, *later):
+            with pytest.raises(OSError, match="Input/output"):
+                sync.result()
+        failing.clear()
+        names.sync()

@@ -4,15 +4,19 @@ The lock is a flock on the directory itself, so that nothing has to be removed w
 Being old means nothing; only a free lock means a dead owner. The directory appears under its final name already locked
 (made under another name, locked, renamed), so a sweeper can never catch it in between.
 
-Publishing links each block into `home/`, makes the links durable, and only then unlinks: at every moment, and after a
-power cut at every moment, each block can be found in one of the two places. Every step may be repeated.
+Publishing renames each block into `home/`: at every moment, and after a power cut at every moment, each block can be
+found in one of the two places, and so nothing has to be synced. It rests on what every journaling filesystem gives: a
+rename between directories is kept or lost as one, and a directory's removal is not kept without what emptied it. Every
+step may be repeated.
 
 The lock lives in an open file description: a process that forks without exec shares it with its child. Open stores
 after forking.
 """
 
 import contextlib
+import errno
 import os
+import threading
 from typing import Final
 
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
@@ -25,12 +29,13 @@ _TRIES: Final = 16
 class Incoming:
     """A locked directory `incoming/<blob hex>/`. All methods block and raise OSError; call them on a worker thread."""
 
-    __slots__ = ("_fd", "_fs", "_layout", "blob_id", "path")
+    __slots__ = ("_fd", "_fs", "_layout", "_written", "blob_id", "path")
 
     def __init__(self, fs: FileSystem, layout: Layout, blob_id: bytes, fd: int) -> None:
         self._fs = fs
         self._layout = layout
         self._fd = fd
+        self._written: int | None = None  # blocks in it, where its writer has said so
         self.blob_id = blob_id
         self.path = layout.incoming_blob(blob_id)
 
@@ -84,24 +89,41 @@ class Incoming:
         # An adopter that was cancelled, a writer that was dropped: the lock must not outlive them.
         self.release()
 
-    def sync(self) -> None:
-        """Make the names of the blocks, and of the directory itself, durable."""
+    def sync(self, blocks: int, names: "NamesSync") -> None:
+        """Make the names of its `blocks` blocks, numbered from 0, and of the directory itself durable."""
         self._fs.fsync(self._fd)
-        sync_directory(self._fs, self._layout.incoming)
+        names.sync()
+        self._written = blocks
 
     def blocks(self) -> list[int]:
         """Numbers of the blocks in it, ascending."""
+        if self._written is not None:
+            return list(range(self._written))
         return sorted(n for n in map(parse_number, self._fs.listdir(self.path)) if n is not None)
 
     def publish(self) -> None:
         """Move every block to `home/`, remove the directory, let go of the lock."""
-        numbers = self.blocks()
-        for number in numbers:
-            with contextlib.suppress(FileExistsError):  # linked by an owner that died before unlinking
-                self._fs.link(f"{self.path}/{number}", self._layout.home_block(self.blob_id, number))
-        if numbers:
-            sync_directory(self._fs, self._layout.shard(self.blob_id))
-        self._remove(numbers)
+        for number in self.blocks():
+            self._fs.rename(f"{self.path}/{number}", self._layout.home_block(self.blob_id, number))
+        try:
+            self._fs.rmdir(self.path)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            self._unlink_twins()
+            self._fs.rmdir(self.path)
+        self.release()
+
+    def _unlink_twins(self) -> None:
+        """Unlink what has its name in `home/` too: to rename one name of a file to another of its names does nothing.
+
+        Versions that published by links leave it so when they die at it.
+        """
+        self._written = None
+        for number in self.blocks():
+            source, target = f"{self.path}/{number}", self._layout.home_block(self.blob_id, number)
+            if self._fs.stat(source).st_ino == self._fs.stat(target).st_ino:
+                self._fs.unlink(source)
 
     def discard(self) -> None:
         """Remove the blocks and the directory, let go of the lock."""
@@ -120,6 +142,49 @@ class Incoming:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rmdir(self.path)
         self.release()
+
+
+class NamesSync:
+    """fsync of `incoming/`, for many uploads at a time: those that end while one runs share the next."""
+
+    def __init__(self, fs: FileSystem, layout: Layout) -> None:
+        self._fs = fs
+        self._path = layout.incoming
+        self._changed = threading.Condition()
+        self._begun = 0
+        self._done = 0
+        self._running = False
+        self._failure: tuple[int, OSError] | None = None  # the last sync that failed
+
+    def sync(self) -> None:
+        """Make durable what was done to names in the directory before this call. Blocks; raises OSError.
+
+        The kernel reports a failed write to one caller of fsync only, so all that share it are told.
+        """
+        with self._changed:
+            mine = self._begun + 1
+            while self._running and self._done < mine:
+                self._changed.wait()
+            if self._done >= mine:
+                if self._failure is not None and self._failure[0] >= mine:
+                    error = self._failure[1]
+                    raise OSError(error.errno, error.strerror)
+                return
+            self._running = True
+            self._begun = mine = self._begun + 1
+        failure: OSError | None = None
+        try:
+            sync_directory(self._fs, self._path)
+        except OSError as error:
+            failure = error
+            raise
+        finally:
+            with self._changed:
+                self._running = False
+                self._done = mine
+                if failure is not None:
+                    self._failure = (mine, failure)
+                self._changed.notify_all()
 
 
 def remove_draft(fs: FileSystem, layout: Layout, name: str) -> bool:

@@ -31,7 +31,7 @@ from tigrislike.bytecache.footer import (
     chunk_checksum,
     padded,
 )
-from tigrislike.bytecache.incoming import Incoming
+from tigrislike.bytecache.incoming import Incoming, NamesSync
 from tigrislike.bytecache.layout import Layout
 from tigrislike.bytecache.statistics import Counters
 
@@ -108,6 +108,7 @@ class Disk:
         direct: Whether to try O_DIRECT; turned off by the first refusal.
         preallocate: Whether to try fallocate; turned off by the first refusal.
         buffers: Memory for units.
+        names: The sync of `incoming/` that uploads share.
         held: Directories of finished blobs whose fate is not yet known, by blob id.
     """
 
@@ -120,6 +121,10 @@ class Disk:
     preallocate: bool = True
     buffers: Buffers = field(default_factory=Buffers)
     held: dict[bytes, Incoming] = field(default_factory=dict)
+    names: NamesSync = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = NamesSync(self.fs, self.layout)
 
     def claim(self, wanted_bytes: int) -> None:
         """See that so many bytes fit beside the reserve, evicting what must go for it.
@@ -203,7 +208,7 @@ class BlockSealer:
                     finally:
                         self.buffers.give(unit)
                 self._sync_blocks()
-                self._incoming.sync()
+                self._incoming.sync(self._number, self._disk.names)
                 self._disk.held[self._blob_id] = self._incoming
                 self._incoming = None
         except OSError as error:
