@@ -1,5 +1,5 @@
-"""The command line: `serve`, `storage create`, `version`, and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
-`rotate-master-key`.
+"""The command line: `serve`, `storage create`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`,
+`scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +23,7 @@ from tigrislike import __version__
 from tigrislike.config import ConfigError, Settings, load_settings, options, unknown_variables
 
 if TYPE_CHECKING:
+    from tigrislike.admin.cache_commands import Command
     from tigrislike.server import Ready
     from tigrislike.storage import Storage
 
@@ -33,7 +35,9 @@ app = typer.Typer(
 )
 storage = typer.Typer(help="Buckets with a key pair of their own.", no_args_is_help=True)
 admin = typer.Typer(help="For operators, on the node itself.", no_args_is_help=True)
+cache = typer.Typer(help="What is on this node's disk, and what is to be.", no_args_is_help=True)
 app.add_typer(storage, name="storage")
+app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 
 
@@ -50,6 +54,8 @@ def _fail(message: str) -> NoReturn:
 
 # What commands on a local store, other than the server itself, need to know.
 _STORE = ("data_dir", "metadata", "cache_dir", "master_key_file", "region", "block_size")
+# And what those that fill and evict need beside: the same as the node's, or they keep more or less than it does.
+_CACHE = (*_STORE, "reserve_bytes", "cache_bytes", "cache_policy", "fill_bytes", "fill_timeout_s", "scrub_rate")
 _ADDRESS = ("host", "port", "tls_cert", "tls_key")
 
 
@@ -416,7 +422,75 @@ def _backup(
         _fail(f"{made.missing} blocks that records name are missing from the store: run `tigrislike admin fsck`")
 
 
+_Place = Annotated[
+    str,
+    typer.Argument(help="The live objects whose keys begin so: s3://BUCKET or s3://BUCKET/PREFIX.", metavar="S3_URL"),
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def _cache(settings: Settings, command: Callable[[ModuleType], Command]) -> NoReturn:
+    """Carry out a command of `cache_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import cache_commands
+
+    try:
+        status = cache_commands.run(settings, command(cache_commands))
+    except (cache_commands.CacheError, ValueError) as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _cache_stat(settings: Settings, *, as_json: _AsJson = False) -> None:
+    """How full the cache is, what is pinned, and when every block was last verified."""
+    _cache(settings, lambda commands: commands.stat(as_json))
+
+
+def _cache_ls(settings: Settings, place: _Place, *, as_json: _AsJson = False) -> None:
+    """How much of each object is on this disk, durably (home) or as a copy that may be evicted (cache)."""
+    _cache(settings, lambda commands: commands.ls(commands.Target.parse(place), as_json))
+
+
+def _cache_warm(settings: Settings, place: _Place, *, as_json: _AsJson = False) -> None:
+    """Fetch objects and pin them, so that they are here when they are needed.
+
+    What is here already is not fetched again, so an interrupted run is gone on with by running it again. Exits 1 where
+    an object could not be fetched.
+    """
+    _cache(settings, lambda commands: commands.warm(commands.Target.parse(place), as_json))
+
+
+def _cache_pin(settings: Settings, place: _Place, *, as_json: _AsJson = False) -> None:
+    """Keep objects in the cache, whatever else is read: what is here now, and what will be fetched."""
+    _cache(settings, lambda commands: commands.pin(commands.Target.parse(place), as_json))
+
+
+def _cache_unpin(settings: Settings, place: _Place, *, as_json: _AsJson = False) -> None:
+    """Let objects be evicted again when their turn comes."""
+    _cache(settings, lambda commands: commands.unpin(commands.Target.parse(place), as_json))
+
+
+def _cache_evict(settings: Settings, place: _Place, *, as_json: _AsJson = False) -> None:
+    """Drop objects from the cache at once, but for pinned ones. What only this node holds stays, and what is being read
+    is read to its end."""
+    _cache(settings, lambda commands: commands.evict(commands.Target.parse(place), as_json))
+
+
+def _cache_scrub(settings: Settings, *, as_json: _AsJson = False) -> None:
+    """Read and verify every block on this disk now, at most at --scrub-rate.
+
+    Goes on with a pass that the node or an earlier run has begun. Exits 1 where a block is damaged for good.
+    """
+    _cache(settings, lambda commands: commands.scrub(as_json))
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+cache.command("stat")(_with_settings(_cache_stat, _CACHE))
+cache.command("ls")(_with_settings(_cache_ls, _CACHE))
+cache.command("warm")(_with_settings(_cache_warm, _CACHE))
+cache.command("pin")(_with_settings(_cache_pin, _CACHE))
+cache.command("unpin")(_with_settings(_cache_unpin, _CACHE))
+cache.command("evict")(_with_settings(_cache_evict, _CACHE))
+cache.command("scrub")(_with_settings(_cache_scrub, _CACHE))
 admin.command("check")(_with_settings(_check, _STORE))
 admin.command("backup")(_with_settings(_backup, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))

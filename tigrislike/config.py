@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
@@ -261,7 +261,7 @@ class Settings:
         name="fill-timeout",
         shown="10s",
     )
-    verify: str = _setting(
+    verify: Literal["once", "always"] = _setting(
         "once",
         _parse_choice("once", "always"),
         "When bytes are compared with their checksums: `once` before the first read since start or fill (and by the "

@@ -10,16 +10,22 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.hold import passing
+from tigrislike.bytecache.scrub import Remedies, Scrubber, ScrubRunning
+from tigrislike.bytecache.source import BlobSource
+from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
 from tigrislike.metadata.kv import Engine, EngineError, EngineUnavailable, StoreSealed, open_engine
+from tigrislike.metadata.records import LIVE
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.reclaim import reclaim_due
 
@@ -27,10 +33,18 @@ _LOG = logging.getLogger("tigrislike.node")
 
 _CHECKPOINT_INTERVAL_S = 5.0
 _RECLAIM_INTERVAL_S = 10.0
+_RECONCILE_INTERVAL_S = 86400.0
+_RECONCILE_LOOK_S = 5.0  # how often the agent looks whether the index was lost
+_SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
+HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
 """What opening a node raises where something about the store, and not about this program, has to be put right."""
+
+
+Duty = tuple[str, Callable[[], Awaitable[None]], float]
+"""Its name, what it does, and the seconds to rest after it."""
 
 
 class Stop(Protocol):
@@ -48,11 +62,26 @@ class Node:
         self.engine = engine
         self.metadata = metadata
         self.blocks = blocks
+        self._reconcile_due_s = 0.0
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, settings: Settings) -> AsyncIterator[Node]:
+    async def opened(
+        cls,
+        settings: Settings,
+        *,
+        policy: str | None = None,
+        open_source: OpenSource | None = None,
+        verified: Verified | None = None,
+        counters: Counters | None = None,
+    ) -> AsyncIterator[Node]:
         """A node for the length of a `with` block, its directories and master key made at first start.
+
+        Args:
+            policy: of eviction; by default whatever the cache is arranged by, for it is the server's to say.
+            open_source: given the node, says where blocks that are not here come from; by default from nowhere.
+            verified: what the processes of the node share of what they have verified.
+            counters: where its block store counts.
 
         Raises:
             OSError: a directory or file cannot be used.
@@ -64,7 +93,16 @@ class Node:
             _make_private(settings.sqlite_path.parent)
         master_key = load_master_key(settings)
         blocks = BlockStore.open(
-            settings.cache_dir, block_size=settings.block_size, reserve_bytes=settings.reserve_bytes
+            settings.cache_dir,
+            block_size=settings.block_size,
+            reserve_bytes=settings.reserve_bytes,
+            cache_bytes=settings.cache_bytes,
+            policy=policy,
+            fill_bytes=settings.fill_bytes,
+            fill_timeout_s=settings.fill_timeout_s,
+            verify=settings.verify,
+            verified=verified,
+            counters=counters,
         )
         try:
             engine = await open_engine(settings.metadata)
@@ -76,11 +114,14 @@ class Node:
                     region=settings.region,
                     reclaim_grace_s=settings.reclaim_grace_s,
                 )
-                yield cls(settings, engine, metadata, blocks)
+                node = cls(settings, engine, metadata, blocks)
+                if open_source is not None:
+                    blocks.fill_from(open_source(node))
+                yield node
             finally:
                 await engine.close()
         finally:
-            await asyncio.to_thread(blocks.close)
+            await blocks.aclose()
 
     async def ensure_root(self) -> AccessKey:
         """The root user's key: the configured one, else the one made at first start."""
@@ -93,18 +134,23 @@ class Node:
 
     async def work(self, stop: Stop) -> None:
         """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
-        duties: list[tuple[str, Callable[[], Awaitable[None]], float]] = [
+        duties: list[Duty] = [
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("reclaim", self._reclaim, _RECLAIM_INTERVAL_S),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
+            ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
+            ("hits", self.blocks.flush_hits, HIT_INTERVAL_S),
         ]
-        tasks = [asyncio.create_task(_repeat(name, duty, pause_s), name=name) for name, duty, pause_s in duties]
-        try:
+        if self.settings.scrub_interval_s:
+            duties.append(("scrub", self._scrub, _SCRUB_LOOK_S))
+        async with repeating(duties):
             await stop.wait()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def scrubber(self, rate: int | None = None) -> Scrubber:
+        """The scrubber of this node's disk, at most at `rate` bytes a second, by default the configured one."""
+        blocks = self.blocks
+        remedies = Remedies(self.size_of, blocks.mend, blocks.drop)
+        return Scrubber(blocks.fs, blocks.layout, blocks.counters, remedies, rate or self.settings.scrub_rate)
 
     async def _sweep(self) -> None:
         """Settle what crashed uploads left behind: publish what was committed, remove the rest."""
@@ -123,6 +169,44 @@ class Node:
         if stats.contents or stats.blobs or stats.failed:
             _LOG.info("reclaim: %d contents, %d blobs, %d failed", stats.contents, stats.blobs, stats.failed)
 
+    async def _reconcile(self) -> None:
+        """Hold the cache's index and its directory against each other where it is due: until then, after a reboot or
+        where the index was lost, nothing is kept or evicted."""
+        now_s = time.monotonic()
+        if now_s < self._reconcile_due_s and (await self.blocks.usage()).ready:
+            return
+        done = await self.blocks.reconcile()
+        self._reconcile_due_s = now_s + _RECONCILE_INTERVAL_S
+        if done.added or done.removed or done.garbage:
+            _LOG.info("reconcile: %d added, %d removed, %d dead fills", done.added, done.removed, done.garbage)
+
+    async def _scrub(self) -> None:
+        """Verify what lies on the disk, if it is time."""
+        try:
+            done = await self.scrubber().run_if_due(self.settings.scrub_interval_s)
+        except ScrubRunning:
+            return  # somebody does it by hand
+        if done is None:
+            return
+        took_s = (done.completed_ns - done.started_ns) / 1e9
+        _LOG.log(
+            logging.ERROR if done.damaged else logging.INFO,
+            "scrub: %d blocks in %.0f s, %d healed, %d damaged",
+            done.blocks,
+            took_s,
+            done.healed,
+            done.damaged,
+        )
+        if took_s > self.settings.scrub_interval_s:
+            _LOG.warning("scrub: it took longer than --scrub-interval; raise --scrub-rate")
+
+    async def size_of(self, blob_id: bytes) -> int | None:
+        blob = await self.metadata.blob(blob_id)
+        return blob.size if blob is not None and blob.state == LIVE else None
+
+
+OpenSource = Callable[[Node], BlobSource]
+
 
 def load_master_key(settings: Settings) -> MasterKey:
     """The configured master key. Beside SQLite the file is made when it is absent; elsewhere it must be there."""
@@ -130,6 +214,18 @@ def load_master_key(settings: Settings) -> MasterKey:
     if path is not None and settings.sqlite_path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     return MasterKey.load(settings.master_key or None, path, create=settings.sqlite_path is not None)
+
+
+@contextlib.asynccontextmanager
+async def repeating(duties: Iterable[Duty]) -> AsyncIterator[None]:
+    """Do each duty again and again for the length of a `with` block, in a task of its own."""
+    tasks = [asyncio.create_task(_repeat(name, duty, pause_s), name=name) for name, duty, pause_s in duties]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float) -> None:

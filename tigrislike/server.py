@@ -20,16 +20,20 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
 import uvloop
 
 from tigrislike.accept import Acceptor, LoadTable
+from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.logs import AccessLog, setup_logging
-from tigrislike.node import NODE_REFUSES, Node
+from tigrislike.logs import AccessLog, Record, setup_logging
+from tigrislike.metrics import Metrics, Row, Table
+from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
+from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
 from tigrislike.supervisor import Role, Supervisor
 
@@ -57,8 +61,54 @@ class BindError(Exception):
     """The address cannot be listened on."""
 
 
-def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> int:
+@dataclass(frozen=True)
+class Shared:
+    """What the processes of a node share: memory that is there before they are.
+
+    Attributes:
+        loads: connections by worker.
+        verified: which chunks of which blocks have been verified since the node started.
+        metrics: a row for the agent, and then one for each worker.
+    """
+
+    loads: LoadTable
+    verified: Verified
+    metrics: Table
+
+    @classmethod
+    def of(cls, settings: Settings) -> Shared:
+        operations = [operation.name for operation in load_protocol()]
+        return cls(
+            LoadTable(settings.workers),
+            Verified.shared(),
+            Table(1 + settings.workers, [*operations, "PostObject"]),
+        )
+
+    def open_node(
+        self, settings: Settings, open_source: OpenSource | None, row: Row
+    ) -> contextlib.AbstractAsyncContextManager[Node]:
+        return Node.opened(
+            settings,
+            policy=settings.cache_policy,
+            open_source=open_source,
+            verified=self.verified,
+            counters=row.counters,
+        )
+
+    def worker_gone(self, index: int) -> None:
+        self.loads.absent(index)
+        self.metrics.absent(1 + index)
+
+    def agent_gone(self) -> None:
+        self.metrics.absent(0)
+
+
+def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: OpenSource | None = None) -> int:
     """Run a node until SIGTERM or SIGINT; the process's exit status.
+
+    Args:
+        on_ready: called once requests are answered.
+        open_source: called in each process with its node: where blocks come from that are not on this disk.
 
     Raises:
         BindError: the address is taken, or not this machine's.
@@ -67,7 +117,7 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> int:
     _raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
     endpoint = endpoint_url(settings, listener.getsockname()[1])
-    table = LoadTable(settings.workers)
+    shared = Shared.of(settings)
     _preload()
 
     def tell(facts: dict[str, dict[str, Any]]) -> None:
@@ -76,17 +126,18 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None]) -> int:
 
     def run_worker(index: int) -> Callable[[Callable[[dict[str, Any]], None], int], int]:
         def run(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
-            return _run(f"worker {index}", settings, worker(settings, listener, table, index, announce, lifeline))
+            main = worker(settings, listener, shared, index, open_source, announce, lifeline)
+            return _run(f"worker {index}", settings, main)
 
         return run
 
     def run_agent(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
         listener.close()
-        return _run("agent", settings, agent(settings, announce, lifeline))
+        return _run("agent", settings, agent(settings, shared, open_source, announce, lifeline))
 
-    roles = [Role("agent", run_agent)]
+    roles = [Role("agent", run_agent, on_exit=shared.agent_gone)]
     for index in range(settings.workers):
-        gone = lambda index=index: table.absent(index)  # noqa: E731
+        gone = partial(shared.worker_gone, index)
         roles.append(Role(f"worker {index}", run_worker(index), front=True, on_exit=gone))
     try:
         return Supervisor(roles, settings.drain_timeout_s, tell, on_stop=listener.close).run()
@@ -201,22 +252,26 @@ class WorkerServer(uvicorn.Server):
 async def worker(
     settings: Settings,
     listener: socket.socket,
-    table: LoadTable,
+    shared: Shared,
     index: int,
+    open_source: OpenSource | None,
     announce: Callable[[dict[str, Any]], None],
     lifeline: int,
 ) -> int:
     """Answer requests until told to stop."""
     from tigrislike.s3api.app import create_app
 
+    row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            node = await stack.enter_async_context(Node.opened(settings))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
-        app = create_app(metadata=node.metadata, blocks=node.blocks, settings=settings)
-        return await serve_app(app, settings, listener, table, index, announce, lifeline)
+        metrics = Metrics(shared.metrics, node.blocks)
+        app = create_app(metadata=node.metadata, blocks=node.blocks, settings=settings, metrics=metrics)
+        duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S)]
+        return await serve_app(app, settings, listener, shared.loads, index, row, duties, announce, lifeline)
 
 
 async def serve_app(
@@ -225,10 +280,12 @@ async def serve_app(
     listener: socket.socket,
     table: LoadTable,
     index: int,
+    row: Row,
+    duties: list[Duty],
     announce: Callable[[dict[str, Any]], None],
     lifeline: int,
 ) -> int:
-    """Serve one ASGI application on this process's event loop until told to stop."""
+    """Serve one ASGI application on this process's event loop, and do its duties beside, until told to stop."""
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -243,7 +300,16 @@ async def serve_app(
         timeout_graceful_shutdown=settings.drain_timeout_s,  # type: ignore[arg-type]  # seconds, passed to wait_for
     )
     gc.set_threshold(*_GC_THRESHOLDS)
-    access_log = AccessLog(settings.access_log)
+
+    def count(record: Record) -> None:
+        row.request(record)
+        row.sendfile(front.sendfile_bytes, front.sendfile_cold)
+
+    async def count_sendfile() -> None:
+        """Of downloads that are not over: they may take hours."""
+        row.sendfile(front.sendfile_bytes, front.sendfile_cold)
+
+    access_log = AccessLog(settings.access_log, count)
     front = Front(Limits.of(settings), access_log, new_request_id)
     # What exists now lives as long as the process: keep it out of every later garbage collection.
     gc.collect()
@@ -253,13 +319,20 @@ async def serve_app(
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, server.stop)
     try:
-        await server.serve()
+        async with repeating([*duties, ("sendfile", count_sendfile, HIT_INTERVAL_S)]):
+            await server.serve()
     finally:
         access_log.close()
     return 0
 
 
-async def agent(settings: Settings, announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+async def agent(
+    settings: Settings,
+    shared: Shared,
+    open_source: OpenSource | None,
+    announce: Callable[[dict[str, Any]], None],
+    lifeline: int,
+) -> int:
     """Prepare the store, then do its background work until told to stop."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -267,7 +340,7 @@ async def agent(settings: Settings, announce: Callable[[dict[str, Any]], None], 
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            node = await stack.enter_async_context(Node.opened(settings))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, shared.metrics.row(0)))
             root = await node.ensure_root()
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)

@@ -70,7 +70,7 @@ def test_help_explains_every_flag() -> None:
             assert f"--{option.name}" in text
             assert option.help[:40] in text
             assert option.variable in text
-    for command in (["--help"], ["storage", "create", "--help"], ["admin", "--help"]):
+    for command in (["--help"], ["storage", "create", "--help"], ["admin", "--help"], ["cache", "warm", "--help"]):
         assert tigris(*command).returncode == 0
 
 

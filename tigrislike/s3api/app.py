@@ -24,6 +24,7 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.errors import NotModified, RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
+from tigrislike.metrics import Metrics
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
@@ -57,9 +58,11 @@ INLINE_SEND_BYTES = 256 * 1024
 _XML = (b"content-type", b"application/xml")
 
 
-def create_app(*, metadata: Metadata, blocks: BlockStore, settings: Settings) -> Starlette:
+def create_app(
+    *, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close."""
-    services = Services(metadata, blocks, settings)
+    services = Services(metadata, blocks, settings, metrics)
     return S3Application(Gateway(services), service_routes(services))
 
 
@@ -260,6 +263,7 @@ class Gateway:
                                 "file": piece.fd,
                                 "offset": piece.offset,
                                 "count": piece.length,
+                                "ahead": piece.ahead,
                                 "more_body": True,
                             }
                         )

@@ -9,17 +9,21 @@ from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.records import Bucket
+from tigrislike.metrics import Metrics
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
 
 class Services:
-    """The parts of a node that operations work on; one per process."""
+    """The parts of a node that operations work on; one per process. Without `metrics` none are shown."""
 
-    def __init__(self, metadata: Metadata, blocks: BlockStore, settings: Settings) -> None:
+    def __init__(
+        self, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+    ) -> None:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
+        self.metrics = metrics
         self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 

@@ -1,7 +1,8 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers and the cache directory
-can be used. Management calls are signed with a root key, like any S3 request, and refused in the same XML.
+can be used. `/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3
+request, and refused in the same XML.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def service_routes(services: Services) -> list[Route]:
             {"status": "failing", **problems} if problems else {"status": "ok"}, 503 if problems else 200
         )
 
+    async def metrics(http: HttpRequest) -> Response:
+        assert services.metrics is not None
+        page, content_type = await services.metrics.page(http.headers.get("accept", ""))
+        return Response(page, media_type=content_type)
+
     async def storage(request: Request, payload: Payload) -> dict[str, Any]:
         body = await payload.read(_MAX_DOCUMENT)
         payload.finish()
@@ -61,11 +67,26 @@ def service_routes(services: Services) -> list[Route]:
         bucket, key = await services.metadata.create_storage(wanted.name, request.identity.owner, wanted.public)
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 
-    return [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/_tigrislike/storage", _managed(services, storage), methods=["POST"]),
+    routes = [
+        Route("/healthz", _noted("Healthz", healthz)),
+        Route("/readyz", _noted("Readyz", readyz)),
+        Route("/_tigrislike/storage", _noted("CreateStorage", _managed(services, storage)), methods=["POST"]),
     ]
+    if services.metrics is not None:
+        routes.append(Route("/_tigrislike/metrics", _noted("Metrics", metrics)))
+    return routes
+
+
+def _noted(
+    operation: str, endpoint: Callable[[HttpRequest], Awaitable[Response]]
+) -> Callable[[HttpRequest], Awaitable[Response]]:
+    """An endpoint whose requests are told apart by `operation` in the access log and in the metrics."""
+
+    async def noting(http: HttpRequest) -> Response:
+        http.scope.get("access", {})["operation"] = operation
+        return await endpoint(http)
+
+    return noting
 
 
 def _managed(

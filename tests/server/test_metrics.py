@@ -1,0 +1,431 @@
+"""Metrics: exact over processes, whoever is asked and whoever dies; complete; and they name nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import signal
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+import tigrislike
+from tests.bytecache.faults import FailNth, HookedFileSystem
+from tests.nodes import RunningNode, running_node
+from tests.server.test_serve import until, workers
+from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache.cache import Usage
+from tigrislike.bytecache.filesystem import Space
+from tigrislike.bytecache.scrub import ScrubState
+from tigrislike.bytecache.statistics import COUNTED, FILL_BOUNDS_S, GAUGES, Counters
+from tigrislike.logs import Record
+from tigrislike.metrics import _GAUGES, _TOTALS, NO_OPERATION, STATUSES, Metrics, Snapshot, Table, unlinked_bytes
+from tigrislike.s3api.errors import ERRORS, S3Error
+from tigrislike.s3api.protocol import load_protocol
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def record(operation: str | None = "GetObject", status: int = 200, sent: int = 0, received: int = 0) -> Record:
+    notes = {} if operation is None else {"operation": operation}
+    return (0, "", "GET", b"/", b"", status, sent, received, 0, notes)
+
+
+@contextlib.contextmanager
+def forked(work: object) -> Iterator[int]:
+    """A forked process that runs `work()` and then waits to be killed."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()  # type: ignore[operator]
+            os.write(writer, b"+")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    try:
+        assert os.read(reader, 1) == b"+"
+        yield pid
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+# -- The table -------------------------------------------------------------------------------------------------------
+
+
+def test_what_processes_count_adds_up_and_outlives_them() -> None:
+    table = Table(3, ["GetObject", "PutObject"])
+
+    def work(index: int) -> None:
+        row = table.row(index)
+        row.counters.add(hits=10 + index, open_blocks=2)
+        row.counters.filled(3_000_000)
+        row.request(record(sent=100))
+        row.request(record("PutObject", 503, received=7))
+        row.sendfile(1000, 1)
+        row.sendfile(1500, 2)
+
+    with forked(lambda: work(0)) as first, forked(lambda: work(2)) as second:
+        assert set(table.pids()) == {first, second}
+        totals = Snapshot(table).totals
+        assert (totals.hits, totals.fills, totals.fill_ns, totals.open_blocks) == (22, 2, 6_000_000, 4)
+    for index in (0, 2):
+        table.absent(index)
+    assert table.pids() == []
+    totals = Snapshot(table).totals
+    assert (totals.hits, totals.fills, totals.open_blocks) == (22, 2, 0), "a gauge goes with its process"
+    with forked(lambda: work(0)):
+        snapshot = Snapshot(table)
+        assert (snapshot.totals.hits, snapshot.totals.fills, snapshot.totals.open_blocks) == (32, 3, 2)
+        assert set(snapshot.requests()) == {("GetObject", 200, 3), ("PutObject", 503, 3)}
+        found = samples(snapshot.render("")[0].decode())
+        assert found["tigrislike_sendfile_bytes_total", ()] == 4500
+        assert found["tigrislike_sendfile_cold_total", ()] == 6
+        assert found["tigrislike_request_body_bytes_total", (("operation", "PutObject"),)] == 21
+        assert found["tigrislike_response_body_bytes_total", (("operation", "GetObject"),)] == 300
+
+
+def test_threads_of_a_process_lose_no_count() -> None:
+    table = Table(1, [])
+    counters = table.row(0).counters
+    start = threading.Barrier(8)
+
+    def count(_: int) -> None:
+        start.wait()
+        for _ in range(5_000):
+            counters.add(hits=1, bytes_read=3)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(8)))
+    assert (counters["hits"], counters["bytes_read"]) == (40_000, 120_000)
+
+
+def test_every_counter_of_the_block_store_is_shown() -> None:
+    assert set(_TOTALS) | set(_GAUGES) | {"fill_ns"} == set(COUNTED)
+    assert set(_GAUGES) == GAUGES
+    table = Table(2, [])
+    for index in range(2):
+        table.row(index).counters.add(**{name: 1000 + at for at, name in enumerate(COUNTED)})
+    found = samples(Snapshot(table).render("")[0].decode())
+    for at, name in enumerate(COUNTED):
+        if name in _TOTALS:
+            shown, _, labels = _TOTALS[name]
+            assert found[f"tigrislike_{shown}_total", tuple(labels.items())] == 2 * (1000 + at)
+        elif name in _GAUGES:
+            assert found[f"tigrislike_{_GAUGES[name][0]}", ()] == 2 * (1000 + at)
+
+
+def test_the_page_in_the_docs_names_what_is_shown_and_nothing_else() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "cache.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"tigrislike_[a-z_]+", text)) - {"tigrislike_"}
+    table = Table(1, [])
+    snapshot = Snapshot(table)
+    snapshot.usage(Usage(1, 0, 0, 0, 0, 0, True, "s3fifo"))
+    snapshot.space(Space(2, 1))
+    snapshot.scrub(ScrubState(completed_ns=1))
+    snapshot.gauge("unlinked_open_bytes", "", 0)
+    shown = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(snapshot.render("")[0].decode())
+    }
+    assert named == shown - {"tigrislike_build_info"}
+
+
+def test_an_unknown_name_is_no_counter() -> None:
+    with pytest.raises(KeyError):
+        Counters().add(nonsense=1)
+
+
+def test_fills_are_told_apart_by_the_time_they_took() -> None:
+    table = Table(2, [])
+    first, second = table.row(0).counters, table.row(1).counters
+    for counters in (first, second):
+        counters.filled(1_000_000)  # a bound belongs to its class
+        counters.filled(1_000_001)
+        counters.filled(60_000_000_000)
+    assert first.snapshot(direct_io=True).fill_times == (1, 1, *[0] * (len(FILL_BOUNDS_S) - 2), 1)
+    found = samples(Snapshot(table).render("")[0].decode())
+    assert found["tigrislike_fill_seconds_bucket", (("le", "0.001"),)] == 2
+    assert found["tigrislike_fill_seconds_bucket", (("le", "0.0025"),)] == 4
+    assert found["tigrislike_fill_seconds_bucket", (("le", "10.0"),)] == 4
+    assert found["tigrislike_fill_seconds_bucket", (("le", "+Inf"),)] == 6
+    assert found["tigrislike_fill_seconds_count", ()] == 6
+    assert found["tigrislike_fill_seconds_sum", ()] == pytest.approx(120.004)
+
+
+def test_what_nobody_foresaw_is_counted_all_the_same() -> None:
+    table = Table(1, ["GetObject"])
+    row = table.row(0)
+    row.request(record(None, 400))
+    row.request(record("Frobnicate", 200))
+    row.request(record("GetObject", 418))
+    row.request(record("GetObject", 0))
+    assert set(Snapshot(table).requests()) == {
+        (NO_OPERATION, 400, 1),
+        (NO_OPERATION, 200, 1),
+        ("GetObject", 500, 1),
+        ("GetObject", 0, 1),
+    }
+
+
+def test_every_status_that_is_answered_has_a_place() -> None:
+
+    answered = {S3Error(code).status for code in ERRORS}
+    answered |= {operation.status for operation in load_protocol()} | {206, 304, 201, 303}
+    assert answered <= set(STATUSES)
+
+
+def test_unlinked_files_are_found_once_in_whichever_process(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    for directory in (root, elsewhere):
+        directory.mkdir()
+        for name in ("kept", "gone"):
+            (directory / name).write_bytes(b"x" * 8192)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb")) for path in tmp_path.glob("*/*")]
+        files.append(stack.enter_context((root / "gone").open("rb")))
+        pid = stack.enter_context(forked(lambda: None))
+        for directory in (root, elsewhere):
+            (directory / "gone").unlink()
+        assert unlinked_bytes([os.getpid(), pid, 2**22 + 1], root) == 8192
+        for file in files:
+            file.close()
+        assert unlinked_bytes([os.getpid(), pid], root) == 8192, "the other holds it still"
+        assert unlinked_bytes([os.getpid()], root) == 0
+
+
+# -- A node ----------------------------------------------------------------------------------------------------------
+
+
+def scrape(node: RunningNode, accept: str = "") -> str:
+    request = urllib.request.Request(f"{node.endpoint}/_tigrislike/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return str(response.read().decode())
+
+
+def s3(node: RunningNode) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=node.endpoint,
+        aws_access_key_id=node.access_key_id,
+        aws_secret_access_key=node.secret_access_key,
+        region_name="auto",
+        config=Config(retries={"total_max_attempts": 1}, max_pool_connections=1),
+    )
+
+
+class Tally:
+    """What one client has asked for: (operation, status) -> requests; operation -> bytes sent and received."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.received: Counter[str] = Counter()
+
+    def add(self, other: Tally) -> None:
+        self.requests += other.requests
+        self.sent += other.sent
+        self.received += other.received
+
+
+def load(node: RunningNode, bucket: str, seed: int) -> Tally:
+    """A client that puts, reads, misses, lists and deletes; sizes inline and in blocks, cold and warm."""
+    tally = Tally()
+    client = s3(node)
+    random = Random(seed)
+    for turn in range(12):
+        key = f"{seed}/{turn}"
+        size = random.choice([0, 1, 5_000, 20_000, 300_000, 9_000_000 if turn % 6 == 0 else 1_000_000])
+        client.put_object(Bucket=bucket, Key=key, Body=random.randbytes(size))
+        tally.requests["PutObject", 200] += 1
+        tally.sent["PutObject"] += size
+        for _ in range(random.randrange(4)):
+            body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            tally.requests["GetObject", 200] += 1
+            tally.received["GetObject"] += len(body)
+        if size:
+            body = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={size // 2}-")["Body"].read()
+            tally.requests["GetObject", 206] += 1
+            tally.received["GetObject"] += len(body)
+        with pytest.raises(ClientError):
+            client.head_object(Bucket=bucket, Key=f"{key}/none")
+        tally.requests["HeadObject", 404] += 1
+        if turn % 3 == 0:
+            client.delete_object(Bucket=bucket, Key=key)
+            tally.requests["DeleteObject", 204] += 1
+    return tally
+
+
+def counted(found: Samples) -> Tally:
+    tally = Tally()
+    for (name, labels), value in found.items():
+        label = dict(labels)
+        if name == "tigrislike_requests_total":
+            tally.requests[label["operation"], int(label["status"])] = int(value)
+        elif name == "tigrislike_request_body_bytes_total":
+            tally.sent[label["operation"]] = int(value)
+        elif name == "tigrislike_response_body_bytes_total":
+            tally.received[label["operation"]] = int(value)
+    return tally
+
+
+def agrees(node: RunningNode, expected: Tally) -> bool:
+    """Whether a worker, whichever answers, tells of exactly what the client did: none may tell of more.
+
+    A client may have its answer some microseconds before the worker has counted it.
+    """
+    told = counted(samples(scrape(node)))
+    operations = {operation for operation, _ in expected.requests}
+    requests = {of: count for of, count in told.requests.items() if of[0] in operations}
+    assert all(count <= expected.requests[of] for of, count in requests.items()), (requests, expected.requests)
+    sent, received = ({of: told_bytes[of] for of in operations} for told_bytes in (told.sent, told.received))
+    return (
+        requests == dict(expected.requests)
+        and sent == {of: expected.sent[of] for of in operations}
+        and received | {"HeadObject": 0} == {of: expected.received[of] for of in operations}
+    )
+
+
+def test_three_workers_add_up_to_what_the_clients_counted_and_outlive_a_worker(tmp_path: Path) -> None:
+    with running_node(tmp_path / "data", "--workers=3", "--access-log=off") as node:
+        s3(node).create_bucket(Bucket="bucket")
+        expected = Tally()
+
+        def serve_four_clients(first_seed: int) -> None:
+            with ThreadPoolExecutor(4) as pool:
+                for tally in pool.map(lambda seed: load(node, "bucket", seed), range(first_seed, first_seed + 4)):
+                    expected.add(tally)
+            until(lambda: agrees(node, expected))
+            for _ in range(6):
+                assert agrees(node, expected), "each worker tells the same, however often it is asked"
+
+        serve_four_clients(0)
+        killed = min(workers(node))
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: len(set(workers(node)) - {killed}) == 3)
+        serve_four_clients(4)
+
+        found = samples(scrape(node))
+        written = found["tigrislike_blocks_written_bytes_total", ()]
+        read = found["tigrislike_blocks_read_bytes_total", ()]
+        assert 0 < written < expected.sent["PutObject"], "what is small lies beside its record"
+        assert 0 < read <= expected.received["GetObject"]
+        assert 0 < found["tigrislike_sendfile_bytes_total", ()] <= read
+        assert found["tigrislike_uploads", ()] == found["tigrislike_open_blocks", ()] == 0
+        assert found["tigrislike_corrupt_unhealed_total", ()] == 0
+        assert found["tigrislike_disk_available_bytes", ()] > 0
+        assert ("tigrislike_cache_capacity_bytes", ()) not in found
+
+
+def test_the_page_is_for_anybody_and_names_nobody(tmp_path: Path) -> None:
+    with running_node(tmp_path / "data", "--cache-size=1GiB", "--workers=1") as node:
+        client = s3(node)
+        client.create_bucket(Bucket="secret-bucket")
+        client.put_object(Bucket="secret-bucket", Key="secret-key", Body=b"x" * 100_000)
+        text = scrape(node)
+        assert "secret" not in text
+        assert node.access_key_id not in text
+        found = samples(text)
+        assert found["tigrislike_build_info", (("version", tigrislike.__version__),)] == 1
+        assert found["tigrislike_cache_capacity_bytes", ()] == 1 << 30
+        assert found["tigrislike_cache_used_bytes", ()] == 0
+        assert found["tigrislike_unlinked_open_bytes", ()] == 0
+        assert ("tigrislike_requests_total", (("operation", "PutObject"), ("status", "200"))) in found
+        until(lambda: samples(scrape(node)).get(("tigrislike_cache_ready", ())) == 1)
+        until(lambda: ("tigrislike_scrub_completed_timestamp_seconds", ()) in samples(scrape(node)))
+
+        names = [family.name for family in text_string_to_metric_families(text)]
+        assert len(names) == len(set(names))
+        assert all(name.startswith("tigrislike_") for name in names)
+        modern = scrape(node, "application/openmetrics-text; version=1.0.0")
+        assert {family.name for family in parse_openmetrics(modern)} >= {
+            "tigrislike_requests",
+            "tigrislike_fill_seconds",
+        }
+        asked = dict(counted(samples(scrape(node))).requests)
+        assert asked["Metrics", 200] >= 4
+        for name, status in (("healthz", 200), ("readyz", 200)):
+            with urllib.request.urlopen(f"{node.endpoint}/{name}") as response:
+                assert response.status == status
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{node.endpoint}/_tigrislike/metrics", data=b"")
+        assert refused.value.code == 405
+        refused.value.close()
+        asked = dict(counted(samples(scrape(node))).requests)
+        assert (asked["Healthz", 200], asked["Readyz", 200], asked[NO_OPERATION, 405]) == (1, 1, 1)
+
+
+def test_a_disk_that_does_not_answer_costs_the_gauges_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> Samples:
+        table = Table(1, [])
+        fail = FailNth(errno.EIO)
+        store = BlockStore.open(tmp_path / "s", fs=HookedFileSystem(fail), counters=table.row(0).counters)
+        try:
+            page, _ = await Metrics(table, store).page("")
+            assert ("tigrislike_cache_blocks", ()) in samples(page.decode())
+            fail.arm(1, forever=True)
+            page, _ = await Metrics(table, store).page("")
+            fail.disarm()
+        finally:
+            await store.aclose()
+        return samples(page.decode())
+
+    found = asyncio.run(main())
+    assert ("tigrislike_block_hits_total", ()) in found
+    assert ("tigrislike_cache_blocks", ()) not in found
+    assert "metrics without all gauges" in caplog.text
+
+
+def test_a_disk_that_hangs_does_not_hang_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tigrislike.metrics._STORE_ANSWERS_S", 0.0)
+
+    async def main() -> Samples:
+        table = Table(1, [])
+        store = BlockStore.open(tmp_path / "s", counters=table.row(0).counters)
+        released = asyncio.Event()
+        usage = store.usage
+
+        async def hanging() -> Usage:
+            await released.wait()
+            return await usage()
+
+        store.usage = hanging  # type: ignore[method-assign]
+        try:
+            page, _ = await Metrics(table, store).page("")
+        finally:
+            await store.aclose()
+        return samples(page.decode())
+
+    found = asyncio.run(main())
+    assert ("tigrislike_block_hits_total", ()) in found
+    assert ("tigrislike_cache_blocks", ()) not in found
+    assert "metrics without all gauges: TimeoutError" in caplog.text
