@@ -2,23 +2,35 @@
 
 `python -m tests.bytecache.filler` reads one job a line and forks a process for each, which opens the cache, does it,
 and, if told so, kills itself with SIGKILL just before or after one of its system calls. `Fillers` is its other end.
+`python -m tests.bytecache.filler ROOT CAPACITY SEED` does all kinds of things until it is killed; see `churn`.
 """
 
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bytecache.cached import BLOCK, fill, image, open_cache
+from tests.bytecache.cached import BLOCK, blob, fill, open_cache
 from tests.bytecache.faults import CALLS
-from tigrislike.bytecache.errors import BytesError
+from tigrislike.bytecache.errors import (
+    BlobBusy,
+    BlobGone,
+    BlockPresent,
+    BytesError,
+    CacheFull,
+    FillInProgress,
+    PinsFull,
+)
 from tigrislike.bytecache.filesystem import FileSystem
 
 REPOSITORY = Path(__file__).parents[2]
+ANSWERS = (FillInProgress, BlockPresent, CacheFull, PinsFull, BlobGone, BlobBusy)
+"""What the cache may say to one of several."""
 
 
 class Suicidal(FileSystem):
@@ -74,19 +86,35 @@ def _work(root: str, settings: dict[str, object], job: str, blob_id: bytes, numb
         cache.unpin(blob_id)
     elif job == "reconcile":
         cache.reconcile()
-    elif job == "fill for ever":
-        images = {n: image((blob_id, n)) for n in range(20)}
-        for turn in range(10**9):
-            n = turn % 20
-            with contextlib.suppress(BytesError):
-                cache.begin(blob_id, n, BLOCK).commit(images[n])
-                cache.touch(blob_id, n)
-            os.write(1, b".")
     else:
         raise ValueError(job)
 
 
+def churn(root: str, capacity: str, seed: str) -> None:
+    """Fill, read, remove and pin blocks of a few blobs until killed; a byte on standard output for each turn."""
+    rng = random.Random(int(seed))
+    cache = open_cache(Path(root), capacity_bytes=int(capacity))
+    for _ in range(10**9):
+        key = blob(rng.randrange(4)), rng.randrange(6)
+        with contextlib.suppress(*ANSWERS):
+            chance = rng.random()
+            if chance < 0.8:
+                cache.touch(*key)
+                fill(cache, key)
+            elif chance < 0.85:
+                cache.remove_block(*key, "request")
+            elif chance < 0.9:
+                cache.remove_blob(key[0], "deleted")
+            elif chance < 0.95:
+                cache.pin(key[0])
+            else:
+                cache.unpin(key[0])
+        os.write(1, b".")
+
+
 def main() -> None:
+    if sys.argv[1:]:
+        churn(*sys.argv[1:])
     for line in sys.stdin:
         order = json.loads(line)
         order["blob_id"] = bytes.fromhex(order["blob_id"])
