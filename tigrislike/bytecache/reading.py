@@ -35,8 +35,6 @@ _BAD_SECTOR: Final = frozenset(
 """What devices and filesystems answer for bytes that they have lost."""
 _MAX_KNOWN: Final = 65536
 """Half a TiB of 8 MiB blocks, at about 200 bytes of memory each."""
-_MOST_CHANGES: Final = 16
-"""A file that changed under as many reads in a row is none of ours."""
 
 
 class DamagedBlock(CorruptBlock):
@@ -187,14 +185,12 @@ class OpenBlock:
         Raises:
             CorruptBlock, DiskFailed
         """
-        for _ in range(_MOST_CHANGES):
-            if not self._is_known(start, stop):
-                return self._read_and_verify(start, stop, wait=wait, into=into)
+        if self._is_known(start, stop):
             data = self._pread(start, stop, wait=wait, into=into)
             # Looked at after the bytes were read: what was verified still is what these are.
             if data is None or not self._look():
                 return data
-        raise self.damaged("its file changes all the time")
+        return self._read_and_verify(start, stop, wait=wait, into=into)
 
     def is_verified(self, start: int, stop: int) -> bool:
         """Whether the file is, at this moment, one in which bytes `start` to `stop` were verified. Takes microseconds.
