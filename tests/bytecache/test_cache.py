@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,8 @@ from tigrislike.bytecache.errors import (
     PinsFull,
 )
 from tigrislike.bytecache.filesystem import FileSystem, Space
-from tigrislike.bytecache.policies import Key, named
+from tigrislike.bytecache.policies import GHOST, Key, named, names
+from tigrislike.bytecache.policies.memory import Simulation
 from tigrislike.bytecache.statistics import Counters
 
 A, B, C, D = ((blob(number), 0) for number in range(4))
@@ -193,6 +195,23 @@ def test_a_block_that_comes_back_soon_is_recognised(scratch: Path) -> None:
         assert A not in files_of(scratch)
         fill(cache, A)
         assert {row.queue for row in cache.blocks() if (row.blob_id, row.number) == A} == {"main"}
+        check(cache, scratch)
+
+
+@pytest.mark.parametrize("policy", names())
+def test_the_cache_keeps_what_the_simulation_keeps(scratch: Path, policy: str) -> None:
+    rng = random.Random(8)
+    capacity = 12
+    trace = [(blob(b), 0) for b in rng.choices(range(50), weights=[1 / (rank + 1) for rank in range(50)], k=400)]
+    simulation = Simulation(named(policy), capacity * 8192)
+    with opened(scratch, capacity_bytes=capacity * 8192, policy=policy) as cache:
+        for key in trace:
+            if simulation.read(key, 8192):
+                cache.touch(*key)  # as a reader does that found the file
+            else:
+                fill(cache, key, length=1)
+        expected = {key for key in trace if (entry := simulation.shelf.get(key)) and entry.queue != GHOST}
+        assert files_of(scratch).keys() == expected
         check(cache, scratch)
 
 

@@ -5,12 +5,12 @@ from typing import Final
 from tigrislike.bytecache.policies.fifo import Fifo
 from tigrislike.bytecache.policies.lru import Lru
 from tigrislike.bytecache.policies.s3fifo import S3Fifo
-from tigrislike.bytecache.policies.shelf import GHOST, Entry, Key, Policy, Shelf
+from tigrislike.bytecache.policies.shelf import GHOST, MOST_SPARED, Entry, Key, Policy, Shelf
 from tigrislike.bytecache.policies.sieve import Sieve
 
 _POLICIES: Final[dict[str, Policy]] = {policy.name: policy for policy in (S3Fifo(), Fifo(), Lru(), Sieve())}
 
-__all__ = ["DEFAULT", "GHOST", "Entry", "Key", "Policy", "Shelf", "named", "names"]
+__all__ = ["DEFAULT", "GHOST", "MOST_SPARED", "Entry", "Key", "Policy", "Shelf", "named", "names"]
 
 DEFAULT: Final = S3Fifo.name
 

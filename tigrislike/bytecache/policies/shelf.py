@@ -16,6 +16,12 @@ GHOST: Final = "ghost"
 """The queue of blocks that are not here any more and that a policy wants to recognise when they come back."""
 
 
+MOST_SPARED: Final = 128
+"""Most blocks that a policy passes over for one victim. The papers pass over all that were read; where that is all of a
+cache of a hundred thousand blocks, the one who wants room would wait for seconds, and every other filler with it. What
+is spared then counts for the next victim."""
+
+
 class Entry(NamedTuple):
     """A block on a shelf, as of when it was looked at.
 

@@ -6,7 +6,7 @@ ever moved, so that new blocks are judged soon and read ones stay. Cheap, and go
 
 from typing import Final
 
-from tigrislike.bytecache.policies.shelf import Entry, Shelf
+from tigrislike.bytecache.policies.shelf import MOST_SPARED, Entry, Shelf
 
 
 class Sieve:
@@ -22,13 +22,15 @@ class Sieve:
 
     def victim(self, shelf: Shelf) -> Entry | None:
         hand = shelf.hand
+        spared = 0
         while (entry := shelf.first("all", hand) or shelf.first("all")) is not None:
-            if not entry.counter:
+            if not entry.counter or spared == MOST_SPARED:
                 following = shelf.first("all", entry.place)
                 shelf.hand = -1 if following is None else following.place - 1
                 return entry
             shelf.count(entry, 0)
             hand = entry.place
+            spared += 1
         return None
 
     def evicted(self, shelf: Shelf, entry: Entry) -> None:
