@@ -12,10 +12,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from bench import processes
 from bench.processes import StoreFailed
@@ -116,13 +117,19 @@ def _program(name: str) -> str:
 
 
 @contextmanager
-def tigrislike(directory: Path, *, arguments: tuple[str, ...] = ()) -> Iterator[list[Store]]:
-    """This store, from this very checkout, with the defaults a user gets."""
+def tigrislike(
+    directory: Path,
+    *,
+    arguments: tuple[str, ...] = (),
+    module: str = "tigrislike",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[list[Store]]:
+    """This store, from this very checkout, with the defaults a user gets; `module` may wrap it."""
     (port,) = processes.free_ports(1)
-    command = [sys.executable, "-m", "tigrislike", "serve", "--data-dir", str(directory / "data")]
+    command = [sys.executable, "-m", module, "serve", "--data-dir", str(directory / "data")]
     command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
     keys = {"TIGRISLIKE_ROOT_ACCESS_KEY": ACCESS_KEY, "TIGRISLIKE_ROOT_SECRET_KEY": SECRET_KEY}
-    with _server(command, directory, [port], {**keys, "PYTHONPATH": str(REPOSITORY)}) as (process, log):
+    with _server(command, directory, [port], {**keys, "PYTHONPATH": str(REPOSITORY), **environment}) as (process, log):
         store = Store(
             name="tigrislike",
             title="tigrislike",
