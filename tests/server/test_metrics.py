@@ -260,9 +260,9 @@ def load(node: RunningNode, bucket: str, seed: int) -> Tally:
     tally = Tally()
     client = s3(node)
     random = Random(seed)
-    for turn in range(12):
+    for turn in range(8):
         key = f"{seed}/{turn}"
-        size = random.choice([0, 1, 5_000, 20_000, 300_000, 9_000_000 if turn % 6 == 0 else 1_000_000])
+        size = random.choice([0, 1, 5_000, 20_000, 300_000, 9_000_000 if turn == 0 else 1_000_000])
         client.put_object(Bucket=bucket, Key=key, Body=random.randbytes(size))
         tally.requests["PutObject", 200] += 1
         tally.sent["PutObject"] += size

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.admin.pristine import BLOCK, files_of, give_away, make, settings_of
+from tests.admin.pristine import BLOCK, files_of, give_away, make, put, settings_of
 from tests.nodes import RunningNode, running_node
 from tests.server.node_with_source import VARIABLE
 from tests.server.test_cache_command import command
@@ -122,6 +124,44 @@ def test_blocks_are_fetched_once_by_whichever_worker_and_counted(store: Store) -
                 return {block.blob_id: block.counter for block in await other.blocks.cached_blocks()}
 
         until(lambda: asyncio.run(counters())[store.blobs["one"]] > 0)
+
+
+def test_what_is_evicted_is_read_to_its_end_and_its_space_is_accounted_for(store: Store) -> None:
+    """A client stalls; what it reads is evicted under it; it goes on, and gets every byte."""
+    blob, size = asyncio.run(_add(store, "huge", 20 * BLOCK))
+    store.give_away("huge")
+    with store.running(source=True) as node:
+        assert get(node, "huge") == store.bytes["huge"]
+        until(lambda: metrics(node)["tigrislike_cache_blocks", ()] == 20)
+        signed = s3(node).generate_presigned_url("get_object", {"Bucket": "bucket", "Key": "huge"})
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            client.connect(("127.0.0.1", node.port))
+            path = signed.removeprefix(node.endpoint)
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{node.port}\r\n\r\n".encode())
+            stream = client.makefile("rb")
+            while stream.readline() != b"\r\n":
+                pass
+            read = stream.read(1000)
+            until(lambda: metrics(node)["tigrislike_open_blocks", ()] >= 1)
+            done = command(store.settings.data_dir, "evict", "s3://bucket/huge", f"--block-size={BLOCK}", "--json")
+            assert json.loads(done.stdout)["blobs"] == 1, done.stderr
+            found = metrics(node)
+            assert found["tigrislike_cache_used_bytes", ()] == 0
+            assert found["tigrislike_unlinked_open_bytes", ()] >= BLOCK
+            read += stream.read(size - 1000)
+        assert read == store.bytes["huge"]
+        until(lambda: metrics(node)["tigrislike_unlinked_open_bytes", ()] == 0)
+    assert blob in {blob_id for blob_id, _ in files_of(store.settings, "cache")}, "and fetched what was left of it anew"
+
+
+async def _add(store: Store, key: str, size: int) -> tuple[bytes, int]:
+    data = os.urandom(size)
+    async with Node.opened(store.settings) as node:
+        blob = await put(node, key, data)
+    store.blobs[key] = blob
+    store.bytes[key] = data
+    return blob, size
 
 
 def test_an_index_that_is_lost_is_made_anew_while_the_node_serves(store: Store) -> None:
