@@ -106,7 +106,7 @@ class Exchange:
     async def _run(self) -> None:
         try:
             await self.connection.app(self.scope, self.receive, self.send)
-            if not self.done and not self.disconnected:
+            if not self.done and not self._nobody_listens():
                 raise RuntimeError("the application returned before the end of its response")
         except ClientDisconnected:
             pass
@@ -116,10 +116,13 @@ class Exchange:
             raise
         except Exception:
             _LOG.exception("%s %r failed", self.method, self.scope["raw_path"])
-            if not self.done and not self.disconnected:
+            if not self.done and not self._nobody_listens():
                 self._fail()
         finally:
             self._record()
+
+    def _nobody_listens(self) -> bool:
+        return self.disconnected or self.connection.transport.is_closing()
 
     def _fail(self) -> None:
         connection = self.connection
@@ -209,7 +212,7 @@ class Exchange:
         connection = self.connection
         if connection.writable is not None and not self.disconnected:
             await connection.writable
-        if self.disconnected or connection.transport.is_closing():
+        if self._nobody_listens():
             raise ClientDisconnected("the client has closed the connection")
         kind = message["type"]
         if self.done:
