@@ -20,7 +20,7 @@ from botocore.exceptions import ClientError
 
 from tests.admin.pristine import BLOCK, files_of, give_away, make, put, settings_of
 from tests.nodes import RunningNode, running_node
-from tests.server.node_with_source import VARIABLE
+from tests.server.node_with_source import READS_VARIABLE, VARIABLE
 from tests.server.test_cache_command import command
 from tests.server.test_metrics import Samples, samples, scrape
 from tests.server.test_serve import s3, until
@@ -58,11 +58,14 @@ class Store:
         give_away(self.settings, self.pristine, *(self.blobs[key] for key in keys))
 
     @contextlib.contextmanager
-    def running(self, *flags: str, source: bool = False) -> Iterator[RunningNode]:
+    def running(self, *flags: str, source: bool = False, reads: int | None = None) -> Iterator[RunningNode]:
+        """A node over this store; with a source, which answers so many `reads` and is silent from then on."""
         options: dict[str, Any] = {}
         if source:
             options["command"] = [sys.executable, "-m", "tests.server.node_with_source"]
             options["environment"] = {VARIABLE: str(self.pristine)}
+            if reads is not None:
+                options["environment"][READS_VARIABLE] = str(reads)
         with running_node(self.settings.data_dir, f"--block-size={BLOCK}", *flags, **options) as node:
             yield node
 
@@ -162,6 +165,24 @@ async def _add(store: Store, key: str, size: int) -> tuple[bytes, int]:
     store.blobs[key] = blob
     store.bytes[key] = data
     return blob, size
+
+
+def test_settings_of_the_cache_reach_every_process(store: Store) -> None:
+    store.give_away("one")
+    flags = ("--verify=always", "--cache-policy=sieve", "--fill-timeout=250ms", "--cache-size=1GiB")
+    with store.running(*flags, source=True, reads=0) as node:
+        for read in range(1, 5):
+            assert get(node, "two") == store.bytes["two"]
+            until(lambda read=read: metrics(node)["tigrislike_verified_bytes_total", ()] >= read * SIZE)  # type: ignore[misc]
+        with pytest.raises(ClientError) as refused:
+            get(node, "one")
+        assert refused.value.response["Error"]["Code"] == "SlowDown"
+        found = metrics(node)
+        assert found["tigrislike_sendfile_bytes_total", ()] == 0, "what is verified at every read is a copy"
+        assert found["tigrislike_fills_total", (("result", "failed"),)] >= 1
+        assert found["tigrislike_cache_capacity_bytes", ()] == 1 << 30
+        done = command(store.settings.data_dir, "stat", f"--block-size={BLOCK}", "--json")
+        assert json.loads(done.stdout)["usage"]["policy"] == "sieve"
 
 
 def test_an_index_that_is_lost_is_made_anew_while_the_node_serves(store: Store) -> None:
