@@ -28,9 +28,15 @@ from typing import ClassVar
 
 
 class BytesError(Exception):
-    """Root of the tree."""
+    """Root of the tree.
+
+    Attributes:
+        code: The S3 error code.
+        for_operators: The text names blobs, paths and sizes of this node: it belongs in a log, not in an answer.
+    """
 
     code: ClassVar[str] = "InternalError"
+    for_operators: ClassVar[bool] = True
 
 
 class NotABlockStore(BytesError):

@@ -259,8 +259,9 @@ class S3Error(Exception):
         """The S3 error that an exception of any layer becomes.
 
         An exception says so with a str attribute `code` (a key of `ERRORS`) and, if it likes, a mapping `extra`; its
-        text is the message, or the code's default message when it has none. Everything else is InternalError with
-        S3's own message, because the text of an unforeseen exception is not for clients.
+        text is the message, or the code's default message when it has none, or when the exception says that its text
+        is `for_operators`: it may name what lies on this machine. Everything else is InternalError with S3's own
+        message, because the text of an unforeseen exception is not for clients.
         """
         if isinstance(exception, S3Error):
             return exception
@@ -268,7 +269,8 @@ class S3Error(Exception):
         if not isinstance(code, str) or code not in ERRORS:
             return cls("InternalError")
         extra = getattr(exception, "extra", None)
-        return cls(code, str(exception) or None, extra=extra if isinstance(extra, Mapping) else None)
+        message = None if getattr(exception, "for_operators", False) else str(exception)
+        return cls(code, message or None, extra=extra if isinstance(extra, Mapping) else None)
 
 
 def invalid_argument(message: str, name: str, value: str) -> S3Error:
