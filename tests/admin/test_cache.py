@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.admin.pristine import BLOCK, Pristine, files_of, give_away, make, put, settings_of
+from tests.bytecache.faults import FailNth, HookedFileSystem
 from tigrislike.admin import cache, cache_commands
 from tigrislike.admin.cache import Changed, Presence, Target
 from tigrislike.admin.cache_commands import CacheError, Command
@@ -445,11 +447,25 @@ def test_what_cannot_be_done_is_said_in_one_line(world: World, tmp_path: Path) -
     with pytest.raises(CacheError, match="was made with blocks of"):
         cache_commands.run(replace(world.settings, block_size=2 * BLOCK), cache_commands.stat(False))
 
+    (world.settings.data_dir / "metadata.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(CacheError, match=r"metadata\.db"):
+        world.run(cache_commands.stat(False))
+
     async def interrupted(_: Node) -> int:
         raise KeyboardInterrupt
 
+    other = World(tmp_path / "other")
     with pytest.raises(CacheError, match="run it again to go on"):
-        world.run(interrupted)
+        other.run(interrupted)
+
+    async def without_its_disk(node: Node) -> int:
+        node.blocks.fs = HookedFileSystem(fail)
+        fail.arm(1, forever=True)
+        return await cache_commands.stat(False)(node)
+
+    fail = FailNth(errno.EIO)
+    with pytest.raises(CacheError, match="asking for the space of"):
+        other.run(without_its_disk)
 
 
 def test_the_settings_of_the_store_are_the_servers_to_change(world: World) -> None:
