@@ -140,6 +140,13 @@ def test_a_dead_fillers_claim_is_taken_over(scratch: Path) -> None:
         check(cache, scratch)
 
 
+def test_a_dead_fillers_bytes_do_not_stand_in_its_successors_way(scratch: Path) -> None:
+    with opened(scratch, capacity_bytes=FILE) as cache:
+        cache.begin(*A, BLOCK)._release()
+        fill(cache, A)
+        check(cache, scratch)
+
+
 def test_opening_removes_what_dead_fillers_left_and_nothing_of_live_ones(scratch: Path) -> None:
     with opened(scratch) as cache:
         cache.begin(*A, BLOCK)._release()
@@ -423,6 +430,21 @@ def test_pins_leave_a_tenth_of_the_cache(scratch: Path) -> None:
         with pytest.raises(PinsFull):
             cache.begin(A[0], 9, BLOCK)
         fill(cache, C)
+        check(cache, scratch)
+
+
+def test_fills_in_progress_count_as_if_they_were_pinned(scratch: Path) -> None:
+    """They may become so before they end."""
+    with opened(scratch, capacity_bytes=4 * FILE) as cache:
+        fill(cache, A, B)
+        cache.pin(A[0])
+        filling = cache.begin(*C, BLOCK)
+        cache.pin(C[0])
+        fill(cache, (A[0], 1))
+        with pytest.raises(PinsFull):
+            cache.begin(A[0], 2, BLOCK)
+        filling.commit(image(C))
+        assert cache.usage().pinned_blocks == 3
         check(cache, scratch)
 
 
