@@ -63,14 +63,16 @@ class DirectReceiver(asyncio.BufferedProtocol):
     async def receive(self) -> int:
         """Fill the sink with all but the last of what is still to come; how many bytes that was.
 
-        Does nothing where bytes have arrived that were not asked for yet, or little is to come.
+        Does nothing where bytes have arrived that were not asked for yet, where the client waits for the go-ahead, and
+        where little is to come.
 
         Raises:
             Exception: what became of the sink.
         """
         exchange, connection = self._exchange, self._connection
         wanted = connection.body_left - _TAIL_BYTES
-        if exchange.body or connection.incoming is not exchange or wanted < _WORTHWHILE_BYTES:
+        waiting = exchange.body or exchange.awaits_continue
+        if waiting or connection.incoming is not exchange or wanted < _WORTHWHILE_BYTES:
             return 0
         self._left = wanted
         connection.transport.set_protocol(self)
