@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.cache.serving import PristineBlocks
 from tigrislike.bytecache.errors import NotAtSource, SourceUnavailable
 from tigrislike.bytecache.layout import parse_block_name
 from tigrislike.config import Settings
@@ -51,47 +52,32 @@ def give_away(settings: Settings, pristine: Path, *blobs: bytes) -> None:
             os.rename(path, pristine / path.name)
 
 
-class Pristine:
+class Pristine(PristineBlocks):
     """A source over a directory of block files.
 
     Attributes:
         asked: (blob id, start, stop) of every read.
-        given: bytes given out.
-        blocks_until_stuck: how many reads are answered before all others wait for ever; None: no limit.
+        reads_until_stuck: how many reads are answered before all others wait for ever; None: no limit.
         stuck: set once one waits.
         refuses: by blob, what a read raises in place of bytes.
     """
 
-    def __init__(self, directory: Path, blocks_until_stuck: int | None = None) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, reads_until_stuck: int | None = None) -> None:
+        super().__init__(directory, BLOCK)
         self.asked: list[tuple[bytes, int, int]] = []
-        self.given = 0
-        self.blocks_until_stuck = blocks_until_stuck
+        self.reads_until_stuck = reads_until_stuck
         self.stuck = asyncio.Event()
         self.refuses: dict[bytes, type[NotAtSource] | type[SourceUnavailable]] = {}
 
     async def read(self, blob_id: bytes, size: int, start: int, stop: int) -> AsyncIterator[bytes | memoryview]:
         self.asked.append((blob_id, start, stop))
-        if self.blocks_until_stuck is not None and len(self.asked) > self.blocks_until_stuck:
+        if self.reads_until_stuck is not None and len(self.asked) > self.reads_until_stuck:
             self.stuck.set()
             await asyncio.Event().wait()
         if blob_id in self.refuses:
             raise self.refuses[blob_id](f"blob {blob_id.hex()} is refused")
-        while start < stop:
-            number, offset = divmod(start, BLOCK)
-            path = self.directory / f"{blob_id.hex()}.{number}"
-            if not path.exists():
-                raise NotAtSource(f"nobody has block {number} of blob {blob_id.hex()}")
-            length = min(stop - start, BLOCK - offset, 300_000)
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(length)
-            self.given += len(data)
-            start += len(data)
-            yield data
-
-    async def lives(self, blob_id: bytes) -> bool:
-        return True
+        async for piece in super().read(blob_id, size, start, stop):
+            yield piece
 
 
 def files_of(settings: Settings, tree: str) -> set[tuple[bytes, int]]:

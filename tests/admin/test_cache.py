@@ -178,7 +178,7 @@ def test_warming_fetches_what_is_not_here_and_pins_it(world: World) -> None:
 def test_warming_that_is_stopped_is_gone_on_with(world: World) -> None:
     large = world.read("a/large")
     world.give_away("a/large")
-    source = world.source(blocks_until_stuck=2)
+    source = world.source(reads_until_stuck=2)
 
     async def stop(node: Node) -> None:
         told: list[int] = []
@@ -219,6 +219,14 @@ def test_what_cannot_be_had_is_named_and_the_rest_is_fetched(
     assert "is refused" in done.failed[0][1]
     source.refuses.clear()
     assert world.do(lambda node: cache.warm(node, ALL), source).failed == ()
+
+
+def test_a_source_that_falls_silent_is_given_up(world: World) -> None:
+    world.give_away("a/small")
+    source = world.source(reads_until_stuck=0)
+    done = world.do(lambda node: cache.warm(node, Target("bucket", "a/s")), source, fill_timeout_s=0.1)
+    assert [key for key, _ in done.failed] == ["a/small"]
+    assert source.stuck.is_set()
 
 
 def test_without_a_source_only_what_is_here_is_warm(world: World) -> None:

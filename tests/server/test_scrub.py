@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +18,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.admin.pristine import BLOCK, files_of, give_away, make, put, settings_of
+from tests.cache.serving import COMMAND, VARIABLE
 from tests.nodes import RunningNode, running_node
-from tests.server.node_with_source import READS_VARIABLE, VARIABLE
 from tests.server.test_cache_command import command
 from tests.server.test_metrics import Samples, samples, scrape
 from tests.server.test_serve import s3, until
@@ -58,14 +57,11 @@ class Store:
         give_away(self.settings, self.pristine, *(self.blobs[key] for key in keys))
 
     @contextlib.contextmanager
-    def running(self, *flags: str, source: bool = False, reads: int | None = None) -> Iterator[RunningNode]:
-        """A node over this store; with a source, which answers so many `reads` and is silent from then on."""
+    def running(self, *flags: str, source: bool = False) -> Iterator[RunningNode]:
         options: dict[str, Any] = {}
         if source:
-            options["command"] = [sys.executable, "-m", "tests.server.node_with_source"]
+            options["command"] = COMMAND
             options["environment"] = {VARIABLE: str(self.pristine)}
-            if reads is not None:
-                options["environment"][READS_VARIABLE] = str(reads)
         with running_node(self.settings.data_dir, f"--block-size={BLOCK}", *flags, **options) as node:
             yield node
 
@@ -169,8 +165,8 @@ async def _add(store: Store, key: str, size: int) -> tuple[bytes, int]:
 
 def test_settings_of_the_cache_reach_every_process(store: Store) -> None:
     store.give_away("one")
-    flags = ("--verify=always", "--cache-policy=sieve", "--fill-timeout=250ms", "--cache-size=1GiB")
-    with store.running(*flags, source=True, reads=0) as node:
+    (store.pristine / "away").touch()
+    with store.running("--verify=always", "--cache-policy=sieve", "--cache-size=1GiB", source=True) as node:
         for read in range(1, 5):
             assert get(node, "two") == store.bytes["two"]
             until(lambda read=read: metrics(node)["tigrislike_verified_bytes_total", ()] >= read * SIZE)  # type: ignore[misc]
