@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from tests.bytecache.faults import (
     HookedFileSystem,
     NoDirectAtOpen,
     NoDirectAtWrite,
+    NoSync,
     ShortWrites,
     SmallDisk,
 )
 from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull, TooManyOpenFiles
 from tigrislike.bytecache.filesystem import FileSystem
+from tigrislike.bytecache.sealing import UNIT
 
 DATA = os.urandom(2 * BLOCK + 777)
 
@@ -196,6 +199,158 @@ def test_listing_what_is_stored_reports_a_directory_that_cannot_be_read(scratch:
         await put(store, b"one")
         with pytest.raises(DiskFailed, match="home/c7"):
             [blob async for blob in store.blobs()]
+
+    asyncio.run(story())
+    store.close()
+
+
+class _Evicting(SmallDisk):
+    """A small disk, of which `make_room` gives back what is cached on it."""
+
+    def __init__(self, total_bytes: int, available_bytes: int, cached_bytes: int) -> None:
+        super().__init__(total_bytes, available_bytes)
+        self.cached_bytes = cached_bytes
+        self.asked: list[int] = []
+
+    def make_room(self, wanted_bytes: int) -> int:
+        self.asked.append(wanted_bytes)
+        freed, self.cached_bytes = self.cached_bytes, 0
+        self.available_bytes += freed
+        return freed
+
+
+def test_the_cache_makes_room_for_an_upload_before_it_is_refused(scratch: Path) -> None:
+    disk = _Evicting(100 * BLOCK, 11 * BLOCK, 5 * BLOCK)
+    store = BlockStore.open(scratch, block_size=BLOCK, reserve_bytes=10 * BLOCK, fs=disk)
+    store._disk.make_room = disk.make_room
+
+    async def story() -> None:
+        writer = store.create_blob(size=3 * BLOCK)
+        await writer.write(bytes(3 * BLOCK))
+        await writer.finish()
+        assert disk.asked == [3 * (BLOCK + 4096)], "all of it is asked for at its start"
+        await writer.abort()
+        writer = store.create_blob(size=7 * BLOCK)
+        await writer.write(b"the first bytes of what does not fit")
+        with pytest.raises(DiskFull, match="reserve"):
+            await writer.finish()
+        await writer.abort()
+        assert stored_files(scratch) == []
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_a_cache_that_cannot_make_room_leaves_the_upload_without(scratch: Path) -> None:
+    def broken(wanted_bytes: int) -> int:
+        raise DiskFailed("the index is gone")
+
+    disk = SmallDisk(100 * BLOCK, 10 * BLOCK)
+    store = BlockStore.open(scratch, block_size=BLOCK, reserve_bytes=10 * BLOCK, fs=disk)
+    store._disk.make_room = broken
+
+    async def story() -> None:
+        writer = store.create_blob(size=1)
+        await writer.write(b"x")
+        with pytest.raises(DiskFull, match="reserve"):
+            await writer.finish()
+
+    asyncio.run(story())
+    store.close()
+
+
+@pytest.mark.parametrize("call", ["fallocate", "pwrite"])
+@pytest.mark.parametrize("room", [0, 1], ids=["no room made", "room made"])
+def test_a_disk_that_is_fuller_than_it_said_is_written_to_again_once_there_is_room(
+    scratch: Path, call: str, room: int
+) -> None:
+    full = True
+
+    def hook(name: str, args: tuple[object, ...]) -> None:
+        if name == call and full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def make_room(wanted_bytes: int) -> int:
+        nonlocal full
+        full = not room
+        return room
+
+    BlockStore.open(scratch, block_size=4 * UNIT).close()
+    store = BlockStore.open(scratch, block_size=4 * UNIT, fs=HookedFileSystem(hook))
+    store._disk.make_room = make_room
+    data = os.urandom(2 * UNIT)
+
+    async def story() -> None:
+        writer = store.create_blob(size=len(data))
+        await writer.write(data)
+        if not room:
+            with pytest.raises(DiskFull):
+                await writer.finish()
+            assert stored_files(scratch) == []
+            return
+        await writer.finish()
+        assert await drain(store.open_blob(writer.blob_id, len(data)).read(0, len(data))) == data
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_where_space_cannot_be_reserved_blocks_are_written_without(scratch: Path) -> None:
+    asked = 0
+
+    class NoFallocate(NoSync):
+        def fallocate(self, fd: int, length: int) -> bool:
+            nonlocal asked
+            asked += 1
+            return False
+
+    store = BlockStore.open(scratch, block_size=4 * UNIT, fs=NoFallocate())
+
+    async def story() -> None:
+        for _ in range(2):
+            writer = store.create_blob(size=2 * UNIT)
+            await writer.write(bytes(2 * UNIT))
+            await writer.finish()
+
+    asyncio.run(story())
+    assert asked == 1, "a filesystem without it is asked once"
+    store.close()
+
+
+def test_the_system_reserves_space_or_says_why_not(scratch: Path) -> None:
+    fs = FileSystem()
+    fd = fs.open(str(scratch / "file"), os.O_CREAT | os.O_WRONLY)
+    try:
+        assert fs.fallocate(fd, 1 << 20)
+        status = fs.fstat(fd)
+        assert (status.st_size, status.st_blocks * 512) == (0, 1 << 20)
+    finally:
+        fs.close(fd)
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(OSError, match="Illegal seek"):
+            fs.fallocate(writer, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_two_uploads_that_find_direct_writes_refused_at_the_same_time_both_go_on(scratch: Path) -> None:
+    BlockStore.open(scratch, block_size=BLOCK, fs=NoSync()).close()
+    both = threading.Barrier(2)
+
+    class Together(NoDirectAtWrite):
+        def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+            if fd in self.direct:
+                both.wait(60)
+            return super().pwrite(fd, data, offset)
+
+    store = BlockStore.open(scratch, block_size=BLOCK, fs=Together())
+
+    async def story() -> None:
+        data = os.urandom(BLOCK)
+        for blob_id in await asyncio.gather(put(store, data), put(store, data)):
+            assert await drain(store.open_blob(blob_id, BLOCK).read(0, BLOCK)) == data
 
     asyncio.run(story())
     store.close()

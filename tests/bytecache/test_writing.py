@@ -417,3 +417,136 @@ def test_a_sync_of_names_that_fails_fails_for_all_that_share_it_and_not_for_the_
                 sync.result()
         failing.clear()
         names.sync()
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 64 * 1024, 256 * 1024 + 1, 3 * UNIT + 5, DEFAULT_BLOCK_SIZE, DEFAULT_BLOCK_SIZE + UNIT]
+)
+@pytest.mark.parametrize("beyond", [0, 300_000, None], ids=["exact", "too much", "untold"])
+@pytest.mark.parametrize("piece", [70_000, 5 * UNIT])
+def test_both_digests_see_all_bytes_in_order_whatever_size_was_told(
+    scratch: Path, size: int, beyond: int | None, piece: int
+) -> None:
+    store = BlockStore.open(scratch, fs=NoSync())
+    data = os.urandom(size)
+    seen: tuple[list[bytes], list[bytes]] = [], []
+
+    async def story() -> None:
+        writer = store.create_blob(
+            lambda view: seen[0].append(bytes(view)),
+            beside=lambda view: seen[1].append(bytes(view)),
+            size=None if beyond is None else size + beyond,
+        )
+        for start in range(0, size, piece):
+            await writer.write(data[start : start + piece])
+        await writer.finish()
+        assert b"".join(seen[0]) == b"".join(seen[1]) == data
+        assert store.statistics().in_flight_bytes == 0
+        assert await drain(store.open_blob(writer.blob_id, size).read(0, size)) == data
+        await store.verify_blob(writer.blob_id, size)
+        await writer.abort()
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_the_slower_digest_is_computed_while_the_same_bytes_are_written(scratch: Path) -> None:
+    hashing, written = threading.Event(), threading.Event()
+
+    class Disk(NoSync):
+        def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+            hashing.wait()
+            written.set()
+            return super().pwrite(fd, data, offset)
+
+    def beside(data: memoryview) -> None:
+        hashing.set()
+        written.wait()
+
+    BlockStore.open(scratch, fs=NoSync()).close()
+    store = BlockStore.open(scratch, fs=Disk())
+
+    async def story() -> None:
+        writer = store.create_blob(beside=beside)
+        await writer.write(bytes(UNIT))
+        await writer.finish()
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+    store.close()
+
+
+@pytest.mark.parametrize("size", [100, 3 * UNIT], ids=["alone", "beside"])
+@pytest.mark.parametrize("which", ["digest", "beside"])
+def test_either_digest_that_raises_fails_the_upload_and_leaves_nothing(scratch: Path, which: str, size: int) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(data: memoryview) -> None:
+        raise Refused
+
+    store = BlockStore.open(scratch, fs=NoSync())
+
+    async def story() -> None:
+        writer = store.create_blob(**{which: refuse})  # type: ignore[arg-type]
+        with pytest.raises(Refused):  # noqa: PT012  # whichever call meets it
+            await writer.write(bytes(size))
+            await writer.finish()
+        assert os.listdir(scratch / "incoming") == []
+        with pytest.raises(Refused):
+            await writer.ready()
+        await writer.abort()
+        now = store.statistics()
+        assert (now.uploads, now.in_flight_bytes) == (0, 0)
+
+    asyncio.run(story())
+    store.close()
+
+
+def test_blocks_of_a_known_size_are_reserved_before_they_are_written_and_no_longer_than_they_become(
+    scratch: Path,
+) -> None:
+    BlockStore.open(scratch, fs=NoSync()).close()
+    reserved: list[int] = []
+
+    class Watched(NoSync):
+        def fallocate(self, fd: int, length: int) -> bool:
+            assert os.fstat(fd).st_size == 0
+            reserved.append(length)
+            return super().fallocate(fd, length)
+
+    store = BlockStore.open(scratch, fs=Watched())
+    size = DEFAULT_BLOCK_SIZE + 2 * UNIT + 1
+
+    async def story() -> None:
+        for told, expected in ((size, [DEFAULT_BLOCK_SIZE + 4096, 2 * UNIT + 2 * 4096]), (None, [])):
+            reserved.clear()
+            writer = store.create_blob(size=told)
+            await writer.write(bytes(size))
+            await writer.finish()
+            assert reserved == expected
+            await store.publish(writer.blob_id)
+        writer = store.create_blob(size=UNIT)
+        await writer.write(bytes(UNIT))
+        await writer.finish()
+        assert not reserved, "what is written at once is allocated by that"
+
+    asyncio.run(story())
+    assert sum(path.stat().st_blocks * 512 - path.stat().st_size for path in stored_files(scratch)) == 0
+    store.close()
+
+
+@pytest.mark.parametrize("size", [0, 100, UNIT, 2 * UNIT])
+def test_more_bytes_than_were_told_are_refused(scratch: Path, size: int) -> None:
+    store = BlockStore.open(scratch, fs=NoSync())
+
+    async def story() -> None:
+        writer = store.create_blob(size=size)
+        await writer.write(bytes(size))
+        with pytest.raises(ValueError, match=f"was to have {size} bytes"):
+            await writer.write(b"x")
+        await writer.abort()
+        assert os.listdir(scratch / "incoming") == []
+        assert store.statistics().in_flight_bytes == 0
+
+    asyncio.run(story())
+    store.close()

@@ -162,7 +162,7 @@ class BlockSealer:
         disk: The store's.
         blob_id: 16 bytes.
         digest: Called with each unit before it is written.
-        size: Of the blob in bytes, if it is known beforehand.
+        size: Most bytes that the blob can have, if it is known beforehand.
     """
 
     def __init__(self, disk: Disk, blob_id: bytes, digest: Digest | None, size: int | None = None) -> None:

@@ -214,7 +214,7 @@ class BlockStore:
         Args:
             digest: Called on a worker thread with each piece, in order, before it is written.
             beside: Likewise, but at the same time, on another thread: for the slower of two digests.
-            size: Of the blob in bytes, if it is known: space for it is claimed before its first byte is written.
+            size: Most bytes that will come, if it is known: space is claimed for them before the first is written.
         """
         blob_id = secrets.token_bytes(ID_BYTES)
         return BlobWriter(

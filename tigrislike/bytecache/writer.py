@@ -88,6 +88,7 @@ class BlobWriter:
         Raises:
             BytesError: An earlier part could not be written; the upload is over and removed.
             WriterClosed: After finish() or abort().
+            ValueError: There are more than the size that was told.
         """
         await self._check_open()
         view = memoryview(data)
@@ -116,14 +117,17 @@ class BlobWriter:
         await self._check_open()
 
     def room(self) -> memoryview:
-        """Memory for the next bytes, for who can receive straight into it; say `filled` afterwards."""
-        if self._unit is not None and self._unit.length == self._unit.capacity:
-            self._hand_over()  # held back as the last by a size that was wrong
-            self._start()
+        """Memory for the next bytes, for who can receive straight into it; say `filled` afterwards.
+
+        Raises:
+            ValueError: All that was told to come has come.
+        """
         unit = self._unit
+        if self.size == self._expected:
+            raise ValueError(f"blob {self.blob_id.hex()} was to have {self.size} bytes and is given more")
         if unit is None:
             capacity = min(UNIT, self._block_size - self.size % self._block_size)
-            if self._expected is not None and self._expected > self.size:
+            if self._expected is not None:
                 capacity = min(capacity, self._expected - self.size)
             unit = self._unit = self._sealer.buffers.take(capacity)
         return unit.buffer[unit.length : unit.capacity]
