@@ -22,6 +22,7 @@ from tigrislike.s3api import sendfile
 from tigrislike.s3api.sendfile import (
     CHUNK_BYTES,
     FIRST_CHUNK_BYTES,
+    FIRST_PIECE_BYTES,
     PIECE_BYTES,
     READ_THREADS,
     WINDOW_BYTES,
@@ -168,6 +169,29 @@ def test_connections_take_turns_of_one_piece(fd: int, null: int) -> None:
         await asyncio.gather(*(sender.send(outlet, fd, 0, SIZE) for outlet in outlets))
         assert "".join(turns) == "abc" * (SIZE // PIECE_BYTES)
         assert sender.sent_bytes == 3 * SIZE
+
+    drive(body, probe=lambda *_: True)
+
+
+def test_a_first_byte_goes_before_the_middle_of_others_but_does_not_starve_them(fd: int, null: int) -> None:
+    async def body(sender: FileSender) -> None:
+        turns: list[str] = []
+        small: list[asyncio.Future[None]] = []
+
+        class Watched(Outlet):
+            def sent(self, count: int) -> None:
+                turns.append(self.name)
+                assert (count == FIRST_PIECE_BYTES) == (self.name == "b")
+                if len(turns) == 8:
+                    late = [Watched(null, "b") for _ in range(4)]
+                    small.extend(
+                        asyncio.ensure_future(sender.send(outlet, fd, 0, FIRST_PIECE_BYTES, first=True))
+                        for outlet in late
+                    )
+
+        await asyncio.gather(*(sender.send(Watched(null, "A"), fd, 0, SIZE) for _ in range(4)))
+        await asyncio.gather(*small)
+        assert "".join(turns).strip("A") == "bAbAbAb"
 
     drive(body, probe=lambda *_: True)
 

@@ -367,12 +367,12 @@ class Exchange:
             raise RuntimeError("zerocopysend needs a response with a Content-Length and a body")
         more = message.get("more_body", False)
         self._count(count, more)
-        if self.head:
-            head, self.head = self.head, b""
+        head, self.head = self.head, b""
+        if head:
             connection.send_head(head)
         if connection.transport.get_write_buffer_size():
             await connection.flushed()
         fd = file if isinstance(file, int) else file.fileno()
-        await connection.front.files.send(connection, fd, offset, count, message.get("ahead", 0))
+        await connection.front.files.send(connection, fd, offset, count, message.get("ahead", 0), first=bool(head))
         if not more:
             self._finish()
