@@ -188,5 +188,15 @@ class Recovery:
         OpenBlock.open(self._local, blob_id, size, number).close()
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._pool, partial(job, *args, **kwargs)))
+        running = asyncio.get_running_loop().run_in_executor(self._pool, partial(job, *args, **kwargs))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(retrieve)
+            raise
+
+
+def retrieve(job: "asyncio.Future[T]") -> None:
+    """Take note of how a job ended whose caller is gone: asyncio complains of an error that nobody has seen."""
+    if not job.cancelled():
+        job.exception()

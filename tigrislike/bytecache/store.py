@@ -32,7 +32,7 @@ from tigrislike.bytecache.layout import Layout, open_layout, parse_blob_name, pa
 from tigrislike.bytecache.policies import named
 from tigrislike.bytecache.reader import BlobReader
 from tigrislike.bytecache.reading import Local
-from tigrislike.bytecache.recovery import Recovery
+from tigrislike.bytecache.recovery import Recovery, retrieve
 from tigrislike.bytecache.sealing import BlockSealer, Digest, Disk
 from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters, Statistics
@@ -454,10 +454,12 @@ class BlockStore:
 
     async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""
+        running = asyncio.get_running_loop().run_in_executor(self._writers, partial(job, *args, **kwargs))
         try:
-            return await asyncio.shield(
-                asyncio.get_running_loop().run_in_executor(self._writers, partial(job, *args, **kwargs))
-            )
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(retrieve)
+            raise
         except FileNotFoundError as error:
             raise MissingBlob(f"{doing}: it is gone") from error
         except OSError as error:
