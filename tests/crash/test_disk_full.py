@@ -17,6 +17,7 @@ import pytest
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tests.crash.audit import audit
 from tests.crash.inprocess import BLOCK, InProcessNode, opened, part_list, text_of
+from tests.crash.small_disk import takes_space
 from tests.e2e.wire import Answer, Caller
 from tests.kv.failing_vfs import FailingVfs, failing_vfs
 from tests.nodes import RunningNode, running_node
@@ -95,12 +96,10 @@ def test_below_the_reserve_uploads_are_refused_and_everything_else_goes_on(
 
 # -- The Nth call fails, N = 1, 2, ... until all goes well -----------------------------------------------------------
 
-_TAKES_SPACE = frozenset({"mkdir", "pwrite", "fdatasync", "fsync", "link", "rename"})
-
 
 def _only_where_space_is_taken(faults: FailNth) -> Callable[[str, tuple[object, ...]], None]:
     def hook(name: str, args: tuple[object, ...]) -> None:
-        if name in _TAKES_SPACE or (name == "open" and args[1] & os.O_CREAT):  # type: ignore[operator]
+        if takes_space(name, args):
             faults(name, args)
 
     return hook
@@ -270,3 +269,63 @@ def test_a_full_disk_in_the_middle_of_concurrent_uploads(scratch: Path) -> None:
                     assert (await node.request("DELETE", f"/bucket/{key}")).status == 204
 
     asyncio.run(story())
+
+
+# -- The same over HTTP, where a body goes from the socket straight into the memory that is written from ---------------
+
+
+class Faults:
+    """What the node's disk is to do: see `small_disk`."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.fired = file.with_name(file.name + ".fired")
+        self.serial = 0
+
+    def arm(self, nth: int, code: int) -> None:
+        self.fired.unlink(missing_ok=True)
+        aside = self.file.with_name("fault.new")
+        self.serial += 1
+        aside.write_text(f"{nth} {code} {self.serial}")
+        aside.rename(self.file)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "name"), [(errno.ENOSPC, 503, "SlowDown"), (errno.EIO, 500, "InternalError")]
+)
+def test_an_upload_whose_nth_call_to_the_disk_fails_is_refused_and_leaves_nothing(
+    tmp_path: Path, code: int, status: int, name: str
+) -> None:
+    """N = 1, 2, ... until an upload passes untouched. From the commit on it succeeds, whatever its move home meets."""
+    faults = Faults(tmp_path / "fault")
+    faults.arm(0, code)
+    environment = {"DISK_FAULT_FILE": str(faults.file), "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "tests.crash.small_disk", "serve"]
+    flags = ("--workers=1", "--block-size=2MiB")
+    with running_node(tmp_path / "data", *flags, environment=environment, command=command) as node:
+        caller = Caller(node)
+        incoming = node.data_dir / "cache" / "incoming"
+        data = random.Random(code).randbytes(5_000_000)
+        assert caller.send("PUT", "/bucket").status == 200
+        refusals, nth, failed = 0, 0, True
+        while failed:
+            nth += 1
+            faults.arm(nth, code)
+            answer = caller.send("PUT", f"/bucket/k{nth}", body=data)
+            failed = faults.fired.exists()
+            call = faults.fired.read_text() if failed else ""
+            faults.arm(0, code)
+            got = caller.send("GET", f"/bucket/k{nth}")
+            if answer.status == 200:
+                assert got.body == data
+            else:
+                assert (answer.status, answer.code) == (status, name), answer.body
+                assert got.status == 404
+                left = [str(path.relative_to(incoming)) for path in incoming.rglob("*")]
+                assert left == [], f"call {nth}, {call}"
+                refusals += 1
+                assert caller.send("PUT", f"/bucket/k{nth}", body=data).status == 200
+                assert caller.send("GET", f"/bucket/k{nth}").body == data
+            assert nth < 200
+        assert refusals > 10
+        print(f"{refusals} of {nth} uploads refused with {name}")
