@@ -109,6 +109,9 @@ def check(cache: Cache, root: Path, *, quiet: bool = True) -> None:
         assert {key: size for key, size in here.items() if key not in doomed} == files, "a row without its file"
         assert filling.keys() <= live
         assert live == filling.keys() | doomed, "garbage in filling/"
+        pins = {bytes.fromhex(name) for name in os.listdir(root / "pins")}
+        pinned = {key for key, (queue, _) in rows.items() if queue == PINNED}
+        assert pinned == {key for key in files if key[0] in pins and rows[key][0] != LEAVING}, "not what is pinned"
     usage = cache.usage()
     assert usage.used_bytes == sum(here.values())
     assert usage.filling_bytes == sum(filling.values())

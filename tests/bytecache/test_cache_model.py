@@ -95,6 +95,14 @@ class CacheMachine(RuleBasedStateMachine):
         if key in self.fills.keys() - waiting:
             self._commit(key)
 
+    @rule(slot=slots, key=keys, reason=reasons)
+    def fill_of_what_is_removed_meanwhile(self, slot: int, key: Key, reason: Reason) -> None:
+        waiting = set(self.fills)
+        self.begin(slot, key)
+        if key in self.fills.keys() - waiting:
+            self.remove_blob(1 - slot, key, reason)
+            self._commit(key)
+
     @precondition(lambda self: self.fills)
     @rule(data=st.data())
     def commit(self, data: st.DataObject) -> None:
@@ -322,7 +330,7 @@ def run(root: Path, others: Fillers, **bounds: Any) -> None:
 
 
 def test_the_cache_is_what_the_model_says(scratch: Path, others: Fillers) -> None:
-    run(scratch, others, max_examples=40, stateful_step_count=30)
+    run(scratch, others, max_examples=30, stateful_step_count=30)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ Names in `cache/` and `pins/` change only in such jobs, that is, while the proce
 half-way leaves rows that claim too much, never too little.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -201,7 +202,9 @@ class Holdings:
         moving = [entry for entry in rows.of_blob(blob_id) if entry.queue not in (GHOST, FILLING, LEAVING, PINNED)]
         if not self.is_pinned(blob_id):
             self.check_pins(rows, sum(entry.size for entry in moving))
-            self.fs.close(self.fs.open(self.layout.pin(blob_id), os.O_CREAT | os.O_WRONLY))
+            fd = self.fs.open(self.layout.pin(blob_id), os.O_CREAT | os.O_WRONLY)
+            with contextlib.suppress(OSError):  # nothing was written through it
+                self.fs.close(fd)
         for entry in moving:
             rows.move(entry, PINNED)
 
