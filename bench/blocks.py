@@ -16,11 +16,12 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache import BlockStore, Segment
+from tigrislike.bytecache.reader import READ_PIECE
 from tigrislike.bytecache.sealing import Digest
 
 MIB = 1024 * 1024
@@ -43,12 +44,12 @@ class Table:
         self.samples[label].append((size / wall, cpu * 1024 * MIB / size))
 
     def print(self) -> None:
-        print(f"{'':44} {'MB/s':>6} {'(min..max)':>13} {'CPU s/GiB':>10} {'(min..max)':>13}")
+        print(f"{'':50} {'MB/s':>6} {'(min..max)':>13} {'CPU s/GiB':>10} {'(min..max)':>13}")
         for label, samples in self.samples.items():
             rates = sorted(rate / 1e6 for rate, _ in samples)
             costs = sorted(cost for _, cost in samples)
             print(
-                f"{label:44} {statistics.median(rates):6.0f} {f'({rates[0]:.0f}..{rates[-1]:.0f})':>13} "
+                f"{label:50} {statistics.median(rates):6.0f} {f'({rates[0]:.0f}..{rates[-1]:.0f})':>13} "
                 f"{statistics.median(costs):10.2f} {f'({costs[0]:.2f}..{costs[-1]:.2f})':>13}"
             )
 
@@ -104,6 +105,28 @@ async def read_blob(store: BlockStore, blob_id: bytes, size: int, chunk: int) ->
     assert total == size
 
 
+async def take_extents(store: BlockStore, blob_id: bytes, size: int) -> None:
+    """What serving with sendfile costs beside the sending: opening, and verifying what was not yet."""
+    total = 0
+    async for part in store.open_blob(blob_id, size).segments(0, size):
+        total += part.length if isinstance(part, Segment) else len(part)
+    assert total == size
+
+
+class Memory:
+    """A source that costs next to nothing: the same piece over and over."""
+
+    def __init__(self, piece: bytes) -> None:
+        self.piece = piece
+
+    async def read(self, blob_id: bytes, size: int, start: int, stop: int) -> AsyncIterator[bytes | memoryview]:
+        for at in range(start, stop, len(self.piece)):
+            yield self.piece[: stop - at]
+
+    async def lives(self, blob_id: bytes) -> bool:
+        return True
+
+
 async def one_round(root: Path, size: int, table: Table) -> None:
     piece = os.urandom(PIECE)
     for how in ("buffered", "buffered, early writeback", "direct", "direct, preallocated"):
@@ -138,6 +161,24 @@ async def one_round(root: Path, size: int, table: Table) -> None:
             await read_blob(store, blob_id, size, chunk)
         with table.measure(f"read warm, {chunk // 1024} KiB pieces", size):
             await read_blob(store, blob_id, size, chunk)
+    store.close()
+    store = BlockStore.open(root / "store")
+    with table.measure("extents for sendfile, warm and verify", size):
+        await take_extents(store, blob_id, size)
+    with table.measure("extents for sendfile, warm", size):
+        await take_extents(store, blob_id, size)
+    store.close()
+    store = BlockStore.open(root / "store", verify="always")
+    with table.measure("read warm, verify always", size):
+        await read_blob(store, blob_id, size, READ_PIECE)
+    store.close()
+    store = BlockStore.open(root / "store")
+    store.fill_from(Memory(piece))
+    with table.measure("read of what is elsewhere: fetch, serve and keep", size):
+        await read_blob(store, bytes(16), size, READ_PIECE)
+    with table.measure("read of what is elsewhere, kept", size):
+        await read_blob(store, bytes(16), size, READ_PIECE)
+    await store.evict(bytes(16))
     bare = root / "bare"
     bare.write_bytes(piece * (size // PIECE))
     read_bare(bare, size)
@@ -147,7 +188,7 @@ async def one_round(root: Path, size: int, table: Table) -> None:
     with table.measure("verify_blob", size):
         await store.verify_blob(blob_id, size)
     await store.delete_blob(blob_id, size)
-    store.close()
+    await store.aclose()
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ class Elsewhere:
 
     async def settled(self) -> None:
         """Until no fill runs."""
-        await asyncio.gather(*self.store._fills._tasks, return_exceptions=True)
+        while tasks := list(self.store._fills._tasks):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def kept(self) -> list[int]:
         """Numbers of the first blob's blocks that are in the cache."""
@@ -107,7 +108,9 @@ def test_a_blob_that_is_elsewhere_is_fetched_served_and_kept(scratch: Path) -> N
         assert await here.read() == here.data
         await here.settled()
         statistics = here.store.statistics()
-        assert (statistics.misses, statistics.hits, statistics.fills) == (BLOCKS, 0, BLOCKS)
+        # A block that was fetched ahead of the reader may have been here when he came.
+        assert (statistics.misses + statistics.hits, statistics.fills) == (BLOCKS, BLOCKS)
+        assert statistics.misses >= 1
         assert statistics.fill_bytes == statistics.bytes_read == SIZE
         assert sum(statistics.fill_times) == BLOCKS
         assert here.kept() == [0, 1, 2]
@@ -115,7 +118,7 @@ def test_a_blob_that_is_elsewhere_is_fetched_served_and_kept(scratch: Path) -> N
         assert await here.read() == here.data
         assert await rendered(here.store.open_blob(here.blob_id, SIZE).segments(0, SIZE)) == here.data
         assert len(here.source.asked) == asked
-        assert here.store.statistics().hits == 2 * BLOCKS
+        assert here.store.statistics().hits == statistics.hits + 2 * BLOCKS
         usage = await here.store.usage()
         assert (usage.blocks, usage.filling_bytes) == (BLOCKS, 0)
         assert usage.used_bytes == sum(padded(length) + FOOTER_BYTES for length in (BLOCK, BLOCK, CHUNK + 1000))
@@ -197,6 +200,43 @@ def test_who_asks_for_bytes_before_the_fills_start_gets_them_in_its_second_part(
     run(here, story)
 
 
+def test_the_next_block_of_a_read_is_fetched_while_this_one_is(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        gate = asyncio.Event()
+        here.source.script = lambda blob_id, start: gate.wait() if start == PIECE else None
+        reading = here.store.open_blob(here.blob_id, SIZE).read(0, SIZE)
+        first = bytes(await anext(reading))
+        second = asyncio.create_task(anext(reading))  # type: ignore[arg-type]
+        await _until(lambda: (here.blob_id, BLOCK, 2 * BLOCK) in here.source.asked)
+        assert not second.done()
+        gate.set()
+        assert first + bytes(await second) + await drain(reading) == here.data
+        assert sum(stop - start for _, start, stop in here.source.asked) == SIZE
+
+    run(here, story)
+
+
+def test_nothing_is_fetched_ahead_that_is_here_or_for_which_there_is_no_memory(scratch: Path) -> None:
+    here = Elsewhere(scratch, fill_bytes=IMAGE)
+
+    async def story() -> None:
+        assert await here.read(0, 2 * BLOCK) == here.data[: 2 * BLOCK]
+        await here.settled()
+        assert here.store.statistics().passed_through == 0
+        await here.store.evict(here.blob_id)
+        await here.read(BLOCK, BLOCK + 1)
+        await here.settled()
+        here.source.asked.clear()
+        here.store._fills._images._limit_bytes = 10 * IMAGE
+        assert await here.read(0, 2 * BLOCK) == here.data[: 2 * BLOCK]
+        await here.settled()
+        assert here.source.asked == [(here.blob_id, 0, BLOCK)]
+
+    run(here, story)
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     while not condition():  # noqa: ASYNC110  # nothing tells when it changes
         await asyncio.sleep(0)
@@ -272,14 +312,14 @@ def test_a_source_that_fails_is_found_out_and_asked_again_by_the_next_reader(
             setattr(here.source, name, value)
         given = bytearray()
         with pytest.raises(SourceUnavailable):  # noqa: PT012
-            async for piece in here.store.open_blob(here.blob_id, SIZE).read(0, SIZE):
+            async for piece in here.store.open_blob(here.blob_id, SIZE).read(0, BLOCK):
                 given += piece
             if fault == "long" and kept:  # who had all of his bytes before the one too many has no reason to complain
                 raise SourceUnavailable
         assert here.data.startswith(given)
         await here.settled()
         assert here.kept() == []
-        assert here.store.statistics().fills_failed == (0 if not kept else BLOCKS if fault == "long" else 1)
+        assert here.store.statistics().fills_failed == (1 if kept else 0)
         here.check_quiet()
         for name, value in sound.items():
             setattr(here.source, name, value)
@@ -302,7 +342,7 @@ def test_a_source_with_a_defect_of_its_own_is_reported_and_nobody_hangs(scratch:
         here.source.script = broken
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
-                await here.read()
+                await here.read(0, BLOCK)
         here.source.script = lambda blob_id, start: None
         assert await here.read() == here.data
 

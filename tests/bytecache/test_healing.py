@@ -83,7 +83,8 @@ class Healing:
         return self.root / self.place / blob_id.hex()[:2] / f"{blob_id.hex()}.{number}"
 
     async def settled(self) -> None:
-        await asyncio.gather(*self.store._fills._tasks, return_exceptions=True)
+        while tasks := list(self.store._fills._tasks):
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def run(self, story: Callable[[], Awaitable[None]]) -> None:
         async def whole() -> None:
@@ -397,6 +398,31 @@ def test_a_directory_that_cannot_be_searched_is_passed_by_and_nobody_turns_in_ci
     healing.run(story)
 
 
+def test_a_damaged_block_that_the_disk_does_not_let_go_of_is_passed_by(scratch: Path) -> None:
+    stuck: list[bool] = []
+
+    def fail(name: str, args: tuple[object, ...]) -> None:
+        if stuck and name == "unlink" and "/cache/" in str(args[0]):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    healing = Healing(scratch, "cache", fs=HookedFileSystem(fail))
+
+    async def story() -> None:
+        _flip(-5)(healing)
+        stuck.append(True)
+        for how in HOW.values():
+            parts = how(healing, BLOCK + 3, 2 * BLOCK + 3)
+            assert b"".join([_bytes_of(part) async for part in parts]) == DATA[BLOCK + 3 : 2 * BLOCK + 3]
+        assert healing.store.statistics().passed_through == 2
+        stuck.clear()
+        assert await drain(HOW["read"](healing, 0, SIZE)) == DATA
+        await healing.settled()
+        assert await drain(HOW["read"](healing, 0, SIZE)) == DATA
+        await healing.store.verify_blob(healing.blob_id, SIZE)
+
+    healing.run(story)
+
+
 def test_a_committed_upload_that_is_damaged_before_it_is_published_is_healed(scratch: Path) -> None:
     healing = Healing(scratch, "incoming")
 
@@ -411,6 +437,31 @@ def test_a_committed_upload_that_is_damaged_before_it_is_published_is_healed(scr
         assert await drain(HOW["read"](healing, 0, SIZE)) == DATA
         await healing.store.verify_blob(healing.blob_id, SIZE)
         assert healing.source.asked == []
+
+    healing.run(story)
+
+
+def test_an_upload_that_is_published_while_a_block_of_it_is_healed_is_healed_by_the_next_read(scratch: Path) -> None:
+    healing = Healing(scratch, "incoming")
+
+    async def story() -> None:
+        questions = 0
+
+        async def publish(blob_id: bytes) -> None:
+            nonlocal questions
+            questions += 1
+            if questions == 2:
+                await healing.store.publish(blob_id)
+
+        _rewrite(healing.file(healing.blob_id, 1), lambda data: data.__setitem__(7, data[7] ^ 1))
+        healing.source.answer = publish
+        for healed in (0, 1):
+            assert await drain(HOW["read"](healing, BLOCK, 2 * BLOCK)) == DATA[BLOCK : 2 * BLOCK]
+            await healing.settled()
+            assert healing.store.statistics().healed == healed
+        await healing.store.verify_blob(healing.blob_id, SIZE)
+        assert not (scratch / "incoming" / healing.blob_id.hex()).exists()
+        healing.store.release(healing.other_id)
 
     healing.run(story)
 

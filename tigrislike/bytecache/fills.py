@@ -17,7 +17,7 @@ outside. What a source gives is counted, sealed with checksums and believed.
 import asyncio
 import enum
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
@@ -89,19 +89,34 @@ class Fill:
         size: Of the blob, in bytes.
         length: Of the block's data, in bytes.
         first: Where fetching starts; it goes to the end, then from 0 to here.
+        heals: Whether the block was here and damaged.
         image: The block's memory, while there is some.
         outcome: None while it runs.
         error: Why it failed, or why nothing was kept.
         readers: How many are looking at `image`.
     """
 
-    __slots__ = ("_head", "_tail", "block", "error", "first", "image", "length", "moved", "outcome", "readers", "size")
+    __slots__ = (
+        "_head",
+        "_tail",
+        "block",
+        "error",
+        "first",
+        "heals",
+        "image",
+        "length",
+        "moved",
+        "outcome",
+        "readers",
+        "size",
+    )
 
-    def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int) -> None:
+    def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int, heals: bool) -> None:
         self.block = block
         self.size = size
         self.length = length
         self.first = first
+        self.heals = heals
         self.image: memoryview | None = None
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
@@ -170,9 +185,10 @@ class Fills:
 
     async def close(self) -> None:
         """Give up what runs. Who waits is told SourceUnavailable."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def fetch(
         self, blob_id: bytes, size: int, number: int, start: int, stop: int, begin: Begin, *, heals: bool = False
@@ -219,6 +235,23 @@ class Fills:
             async for piece in pieces:
                 yield piece
 
+    def ahead(self, blob_id: bytes, size: int, number: int, begin: Begin, is_missing: Callable[[], bool]) -> None:
+        """Begin to fetch a block that a reader is about to come to, if it is not here and there is memory to spare.
+
+        Args:
+            blob_id, size, number: The block, and the size of its blob in bytes.
+            begin: How to take the block's place.
+            is_missing: Whether it is not here; blocks.
+        """
+
+        async def fetch() -> None:
+            if await self._on_thread(is_missing) and (blob_id, number) not in self._running:
+                self._join(blob_id, size, number, 0, begin, heals=False)
+
+        image = padded(block_length(size, self._block_size, number)) + FOOTER_BYTES
+        if (blob_id, number) not in self._running and self._images.has_room(image):
+            self._start(fetch(), f"look for {blob_id.hex()}.{number}")
+
     async def keep(self, blob_id: bytes, size: int, number: int, begin: Begin, *, heals: bool = False) -> None:
         """Have a block here, whatever it takes.
 
@@ -251,14 +284,18 @@ class Fills:
         fill = self._running.get((blob_id, number))
         if fill is not None:
             self._counters.add(fills_joined=1)
+            fill.heals |= heals
             return fill
         length = block_length(size, self._block_size, number)
-        fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK)
+        fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK, heals)
         self._running[fill.block] = fill
-        task = asyncio.create_task(self._run(fill, begin, heals), name=f"fill {blob_id.hex()}.{number}")
+        self._start(self._run(fill, begin), f"fill {blob_id.hex()}.{number}")
+        return fill
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return fill
 
     async def _moved(self, fill: Fill, position: int) -> bool:
         """Wait until there are bytes at `position`, or will be none; False if that takes too long.
@@ -273,7 +310,7 @@ class Fills:
             return False
         return True
 
-    async def _run(self, fill: Fill, begin: Begin, heals: bool) -> None:
+    async def _run(self, fill: Fill, begin: Begin) -> None:
         started_ns = time.monotonic_ns()
         try:
             error = await self._fill(fill, begin)
@@ -293,7 +330,7 @@ class Fills:
             outcome = Outcome.UNKEPT if error is not None else Outcome.HERE
             if error is None:
                 self._counters.filled(time.monotonic_ns() - started_ns)
-                self._counters.add(healed=heals)
+                self._counters.add(healed=fill.heals)
         self._end(fill, outcome, error)
 
     async def _fill(self, fill: Fill, begin: Begin) -> BytesError | None:

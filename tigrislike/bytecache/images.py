@@ -28,6 +28,10 @@ class Images:
         self._changed = asyncio.Event()
         self._spares: list[memoryview] = []
 
+    def has_room(self, length: int) -> bool:
+        """Whether `take` would give an image at once, and take it from nobody."""
+        return not self._queue and self._used_bytes + length <= self._limit_bytes
+
     async def take(self, length: int, timeout_s: float) -> memoryview | None:
         """An image of `length` bytes with any content; None if there was no room for so long, or never can be."""
         if length > self._limit_bytes:
@@ -36,7 +40,7 @@ class Images:
         self._queue.append(turn)
         try:
             async with asyncio.timeout(timeout_s):
-                while self._queue[0] is not turn or not self._has_room(length):
+                while self._queue[0] is not turn or not self._makes_room(length):
                     await self._changed.wait()
             self._used_bytes += length
         except TimeoutError:
@@ -59,7 +63,7 @@ class Images:
             self._spares = [image, *self._spares][:_SPARES]
         self._tell()
 
-    def _has_room(self, length: int) -> bool:
+    def _makes_room(self, length: int) -> bool:
         if self._used_bytes + length > self._limit_bytes:
             self._reclaim()
         return self._used_bytes + length <= self._limit_bytes

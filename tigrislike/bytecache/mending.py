@@ -1,31 +1,30 @@
-"""Replacing a damaged block of `home/` by one fetched from elsewhere.
+"""Replacing a damaged durable block by one fetched from elsewhere.
 
 The new file is written beside, under the block's name in `filling/`, where its lock tells a live writer from a dead
 one's garbage as it does for every fill. It is durable before it is renamed over the damaged one, so that a power cut
 leaves one of the two. Who deletes a blob removes the draft before the block, so that what is mended at that moment
-either goes with it or never comes. Nothing of this is in the cache's index: home blocks are not evictable.
+either goes with it or never comes. Nothing of this is in the cache's index: durable blocks are not evictable.
 """
 
 import contextlib
+import os
 
 from tigrislike.bytecache.errors import BlobGone, BlockPresent, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory, write_all
 from tigrislike.bytecache.filling import claim, close
-from tigrislike.bytecache.layout import Layout
 from tigrislike.bytecache.reading import Local, Place
 from tigrislike.bytecache.verified import Identity, identity
 
 
 class Mending:
-    """A place for a block that will be renamed into `home/`; a `fills.Keeping`. Methods block."""
+    """A place for a block that will be renamed over a damaged one; a `fills.Keeping`. Methods block."""
 
-    def __init__(self, fs: FileSystem, layout: Layout, blob_id: bytes, number: int, fd: int) -> None:
+    def __init__(self, fs: FileSystem, draft: str, fd: int, target: str, doing: str) -> None:
         self._fs = fs
-        self._draft = layout.filling_block(blob_id, number)
-        self._target = layout.home_block(blob_id, number)
-        self._shard = layout.shard(blob_id)
-        self._doing = f"mending block {number} of blob {blob_id.hex()}"
+        self._draft = draft
         self._fd = fd
+        self._target = target
+        self._doing = doing
 
     @classmethod
     def begin(cls, local: Local, blob_id: bytes, number: int, place: Place, damaged: Identity) -> "Mending":
@@ -34,7 +33,7 @@ class Mending:
         Args:
             local: The store's.
             blob_id, number: The block.
-            place: Where the damaged file is: "home", or "incoming" while it is about to be moved there.
+            place: Where the damaged file is: "home", or "incoming" while it is not published.
             damaged: Who it is.
 
         Raises:
@@ -42,15 +41,16 @@ class Mending:
             FillInProgress: A live process is at it.
             DiskFull, DiskFailed
         """
-        fs, layout = local.fs, local.layout
+        fs, target = local.fs, local.path(place, blob_id, number)
+        draft = local.layout.filling_block(blob_id, number)
         doing = f"mending block {number} of blob {blob_id.hex()}"
         try:
-            fd = claim(fs, layout.filling_block(blob_id, number))
+            fd = claim(fs, draft)
         except OSError as error:
             raise from_os_error(error, doing) from error
-        mending = cls(fs, layout, blob_id, number, fd)
+        mending = cls(fs, draft, fd, target, doing)
         try:
-            if identity(fs.stat(local.path(place, blob_id, number))) == damaged:
+            if identity(fs.stat(target)) == damaged:
                 return mending
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -64,17 +64,18 @@ class Mending:
         """Put the block in place, durably.
 
         Raises:
-            BlobGone: The draft was removed: the blob was deleted meanwhile.
+            BlobGone: The draft was removed, for the blob was deleted meanwhile; or the upload's directory, for it was
+                published.
             DiskFull, DiskFailed: The block is as it was.
         """
         try:
             write_all(self._fs, self._fd, image, 0)
             self._fs.fdatasync(self._fd)
             self._fs.rename(self._draft, self._target)
-            sync_directory(self._fs, self._shard)
+            sync_directory(self._fs, os.path.dirname(self._target))
         except FileNotFoundError as error:
             self.abandon()
-            raise BlobGone(f"{self._doing}: it was deleted meanwhile") from error
+            raise BlobGone(f"{self._doing}: it was deleted or published meanwhile") from error
         except OSError as error:
             self.abandon()
             raise from_os_error(error, self._doing) from error

@@ -173,7 +173,16 @@ class BlobReader:
             end = min(block_size, offset + stop - start)
             tries += 1
             async with aclosing(
-                self._recovery.fetch(self.blob_id, self.size, number, offset, end, failure, direct=tries > _TRIES)
+                self._recovery.fetch(
+                    self.blob_id,
+                    self.size,
+                    number,
+                    offset,
+                    end,
+                    failure,
+                    more=offset + stop - start > end,
+                    direct=tries > _TRIES,
+                )
             ) as pieces:
                 async for piece in pieces:
                     add(bytes_read=len(piece))

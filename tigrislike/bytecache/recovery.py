@@ -47,7 +47,16 @@ class Recovery:
         self._pool = pool
 
     async def fetch(
-        self, blob_id: bytes, size: int, number: int, start: int, stop: int, reason: BytesError, *, direct: bool
+        self,
+        blob_id: bytes,
+        size: int,
+        number: int,
+        start: int,
+        stop: int,
+        reason: BytesError,
+        *,
+        more: bool,
+        direct: bool,
     ) -> AsyncGenerator[bytes, None]:
         """Bytes `start` to `stop` of a block from elsewhere; may end early, and then the rest can be read here.
 
@@ -55,6 +64,7 @@ class Recovery:
             blob_id, size, number: The block, and the size of its blob in bytes.
             start, stop: Within the block's data.
             reason: Why it could not be read here: MissingBlob, CorruptBlock or DiskFailed.
+            more: Whether the next block will be read too: it is fetched meanwhile, if it is not here.
             direct: Do without keeping it: what was kept could not be read.
 
         Raises:
@@ -74,6 +84,9 @@ class Recovery:
                 pieces = self._fills.fetch(blob_id, size, number, start, stop, begin, heals=damage is not None)
             async with aclosing(pieces):
                 async for piece in pieces:
+                    if more and not direct:
+                        more = False
+                        self._ahead(blob_id, size, number + 1)
                     yield piece
         except NotAtSource as error:
             if damage is not None:
@@ -164,6 +177,20 @@ class Recovery:
             return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who)
         length = block_length(size, self._local.layout.block_size, number)
         return partial(self._cache.begin, blob_id, number, length)
+
+    def _ahead(self, blob_id: bytes, size: int, number: int) -> None:
+        """Have the block that will be read next on its way, unless it is here in some tree."""
+
+        def is_missing() -> bool:
+            try:
+                self._see(blob_id, size, number)
+            except MissingBlob:
+                return True
+            except BytesError:
+                pass  # whoever reads it sees to it
+            return False
+
+        self._fills.ahead(blob_id, size, number, self._begin(blob_id, size, number, None), is_missing)
 
     def _drop_damaged(self, blob_id: bytes, number: int, damage: Damage) -> None:
         """Drop the file from the cache, unless another has taken its place."""
