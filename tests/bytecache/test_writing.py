@@ -360,6 +360,18 @@ def test_a_foreign_file_beside_the_blocks_keeps_the_directory_and_costs_no_block
     store.close()
 
 
+def _counted_waits(names: NamesSync) -> threading.Semaphore:
+    """Released once for each caller that is about to wait for another's sync, which cannot end before it waits."""
+    waiting, wait = threading.Semaphore(0), names._changed.wait
+
+    def counted(timeout: float | None = None) -> bool:
+        waiting.release()
+        return wait(timeout)
+
+    names._changed.wait = counted  # type: ignore[method-assign]
+    return waiting
+
+
 def test_uploads_that_end_at_the_same_time_share_the_sync_of_their_names(scratch: Path) -> None:
     BlockStore.open(scratch, block_size=BLOCK, fs=NoSync()).close()
     incoming, gate, entered = os.stat(scratch / "incoming").st_ino, threading.Event(), threading.Semaphore(0)
@@ -375,12 +387,13 @@ def test_uploads_that_end_at_the_same_time_share_the_sync_of_their_names(scratch
     fs = SlowNames()
     layout = open_layout(fs, scratch, BLOCK)
     names = NamesSync(fs, layout)
+    waiting = _counted_waits(names)
     with ThreadPoolExecutor(6) as threads:
         first = threads.submit(names.sync)
         entered.acquire()
         later = [threads.submit(names.sync) for _ in range(5)]
-        while len(names._changed._waiters) < 5:  # type: ignore[attr-defined]
-            threading.Event().wait(0.001)
+        for _ in later:
+            waiting.acquire()
         gate.set()
         for sync in (first, *later):
             sync.result()
@@ -402,14 +415,15 @@ def test_a_sync_of_names_that_fails_fails_for_all_that_share_it_and_not_for_the_
     fs = Failing()
     names = NamesSync(fs, open_layout(fs, scratch, BLOCK))
     gate.clear()
+    waiting = _counted_waits(names)
     with ThreadPoolExecutor(4) as threads:
         while entered.acquire(blocking=False):
             pass
         first = threads.submit(names.sync)
         entered.acquire()
         later = [threads.submit(names.sync) for _ in range(3)]
-        while len(names._changed._waiters) < 3:  # type: ignore[attr-defined]
-            threading.Event().wait(0.001)
+        for _ in later:
+            waiting.acquire()
         failing.set()
         gate.set()
         for sync in (first, *later):
