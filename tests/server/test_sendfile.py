@@ -19,6 +19,7 @@ from tests.server import wire
 from tests.server.wire import run, serving, until
 from tigrislike.logs import AccessLog
 from tigrislike.s3api import sendfile
+from tigrislike.s3api.http import HttpProtocol
 from tigrislike.s3api.sendfile import (
     CHUNK_BYTES,
     FIRST_CHUNK_BYTES,
@@ -62,7 +63,7 @@ class Outlet:
         self.sending: Sending | None = None
         self.closing = False
         self.aborted = False
-        self.full = 0
+        self.stalls = 0
         self.pieces: list[int] = []
 
     def sent(self, count: int) -> None:
@@ -71,11 +72,8 @@ class Outlet:
     def file_target(self) -> int:
         return self.target
 
-    def pause_writing(self) -> None:
-        self.full += 1
-
-    def resume_writing(self) -> None:
-        self.full -= 1
+    def full(self) -> None:
+        self.stalls += 1
 
     def abort(self) -> None:
         self.aborted = self.closing = True
@@ -226,7 +224,7 @@ def test_a_full_socket_is_waited_for_and_others_go_on(fd: int, null: int) -> Non
             ours.setblocking(False)
             stalled = Outlet(ours.fileno())
             sending = asyncio.ensure_future(sender.send(stalled, fd, 0, SIZE))
-            await until(lambda: stalled.full == 1)
+            await until(lambda: stalled.stalls == 1)
             before = sum(stalled.pieces)
             await sender.send(Outlet(null), fd, 0, SIZE)
             assert sum(stalled.pieces) == before
@@ -236,7 +234,7 @@ def test_a_full_socket_is_waited_for_and_others_go_on(fd: int, null: int) -> Non
                 received += await loop.sock_recv(theirs, MIB)
             await sending
             assert received == content(0, SIZE)
-            assert stalled.full == 0
+            assert stalled.stalls > 0
 
     drive(body)
 
@@ -289,7 +287,7 @@ def test_reading_ahead_stays_within_its_window_of_a_client_that_takes_nothing(fd
             ours.setblocking(False)
             outlet = Outlet(ours.fileno())
             sending = asyncio.ensure_future(sender.send(outlet, fd, 0, SIZE))
-            await until(lambda: outlet.full == 1 and outlet.sending is not None and not outlet.sending.reading)
+            await until(lambda: outlet.stalls == 1 and outlet.sending is not None and not outlet.sending.reading)
             assert outlet.sending is not None
             ahead = sum(count for _, count in disk.reads) - outlet.sending.offset
             assert 0 < ahead < WINDOW_BYTES + CHUNK_BYTES
@@ -338,7 +336,7 @@ def test_what_was_read_long_ago_is_looked_for_again(fd: int, monkeypatch: pytest
             theirs.setblocking(False)
             outlet = Outlet(ours.fileno())
             sending = asyncio.ensure_future(sender.send(outlet, fd, 0, SIZE))
-            await until(lambda: outlet.full == 1 and outlet.sending is not None and not outlet.sending.reading)
+            await until(lambda: outlet.stalls == 1 and outlet.sending is not None and not outlet.sending.reading)
             waits = sender.cold_waits
             disk.memory.clear()  # somebody else needed it
             loop, received = asyncio.get_running_loop(), b""
@@ -505,7 +503,7 @@ def test_a_client_lost_while_its_socket_is_full_is_let_go(fd: int) -> None:
             ours.setblocking(False)
             outlet = Outlet(ours.fileno())
             sending = asyncio.ensure_future(sender.send(outlet, fd, 0, SIZE))
-            await until(lambda: outlet.full == 1)
+            await until(lambda: outlet.stalls == 1)
             assert outlet.sending is not None
             sender.lost(outlet.sending)
             assert outlet.sending.target == -1
@@ -555,6 +553,11 @@ def sends(path: Path, *segments: tuple[int, int, int]) -> wire.App:
     return app
 
 
+def stalled(connections: list[HttpProtocol]) -> bool:
+    """Whether a client leaves its socket full."""
+    return any(c.sending is not None and c.sending.target >= 0 for c in connections)
+
+
 def test_a_stalled_and_a_cold_client_hold_up_nobody(path: Path) -> None:
     cold = Disk(blocked=True)
     cold.memory |= Disk._units(0, 15 * MIB)
@@ -567,19 +570,19 @@ def test_a_stalled_and_a_cold_client_hold_up_nobody(path: Path) -> None:
     async def main() -> None:
         async with serving(app) as server:
             server.front.files = FileSender(cold.probe, cold.read)
-            waiting, stalled, small = await server.client(), await server.client(), await server.client()
-            stalled.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            waiting, slow, small = await server.client(), await server.client(), await server.client()
+            slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await waiting.send(GET % b"cold")
-            await stalled.send(GET % b"large")
+            await slow.send(GET % b"large")
             await until(lambda: bool(cold.reads))
-            await until(lambda: any(c.sending is not None and c.sending.target >= 0 for c in server.connections))
+            await until(lambda: stalled(server.connections))
             for _ in range(100):
                 await small.send(GET % b"small")
                 assert (await small.response())[2] == content(0, 100)
             cold.go.set()
             assert (await waiting.response())[2] == content(15 * MIB, 16 * MIB)
-            stalled.writer.transport.resume_reading()  # type: ignore[attr-defined]
-            assert (await stalled.response())[2] == content(0, 15 * MIB)
+            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert (await slow.response())[2] == content(0, 15 * MIB)
             assert server.front.sendfile_bytes == 16 * MIB + 100 * 100
             assert server.front.sendfile_cold >= 1
             server.front.files.close()
@@ -593,9 +596,34 @@ def test_a_client_that_takes_nothing_of_a_file_is_cut_off_in_time(path: Path) ->
             client = await server.client()
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(GET % b"")
-            await until(lambda: server.connections[0].sending is not None and server.connections[0].sending.target >= 0)
+            await until(lambda: stalled(server.connections))
             server.elapse(30)
             await until(lambda: not server.connections and not server.front.tasks)
+
+    run(main())
+
+
+def test_a_disk_that_is_slow_is_not_held_against_the_client(path: Path) -> None:
+    disk = Disk()
+    disk.memory |= Disk._units(0, 8 * MIB)
+
+    async def main() -> None:
+        async with serving(sends(path, (0, SIZE, 0))) as server:
+            server.front.files = FileSender(disk.probe, disk.read)
+            client = await server.client()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            await client.send(GET % b"")
+            await until(lambda: stalled(server.connections))  # the client's turn
+            disk.go.clear()
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            received = (await client.reader.readuntil(b"\r\n\r\n"))[:0]
+            while not server.front.sendfile_cold:
+                received += await client.reader.read(MIB)
+            for _ in range(5):
+                server.elapse(30)  # the disk's turn
+            disk.go.set()
+            assert received + await client.reader.readexactly(SIZE - len(received)) == content(0, SIZE)
+            server.front.files.close()
 
     run(main())
 
@@ -606,13 +634,13 @@ def test_a_client_that_takes_a_file_slowly_is_served(path: Path) -> None:
             client = await server.client()
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(GET % b"")
-            await until(lambda: server.connections[0].writable is not None)
+            await until(lambda: stalled(server.connections))
             server.elapse(15)  # of 20 seconds to take something
             sent = server.front.sendfile_bytes
             client.writer.transport.resume_reading()  # type: ignore[attr-defined]
             received = (await client.reader.readuntil(b"\r\n\r\n"))[:0]
             while len(received) < SIZE:
-                if server.front.sendfile_bytes > sent and server.connections[0].writable is not None:
+                if server.front.sendfile_bytes > sent and stalled(server.connections):
                     sent = server.front.sendfile_bytes
                     server.elapse(15)
                 piece = await client.reader.read(MIB)
@@ -669,7 +697,7 @@ def test_the_log_tells_of_a_cut_download_once_and_what_was_sent_of_it(path: Path
             client = await server.client()
             client.writer.transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(GET % b"")
-            await until(lambda: server.connections[0].sending is not None and server.connections[0].sending.target >= 0)
+            await until(lambda: stalled(server.connections))
             sent = server.front.sendfile_bytes
             client.reset()
             await until(lambda: not server.connections and not server.front.tasks)

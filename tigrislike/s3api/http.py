@@ -291,7 +291,9 @@ class HttpProtocol(asyncio.Protocol):
                 self._refuse(S3Error("RequestTimeout"))
         elif phase is Phase.SEND:
             buffered = self.transport.get_write_buffer_size()
-            if self.window_bytes + self.window_buffered - buffered >= minimum:
+            if self.writable is None and (self.sending is None or self.sending.target < 0):
+                self._enter_phase()  # it was the client's turn, and is no longer
+            elif self.window_bytes + self.window_buffered - buffered >= minimum:
                 self.window_bytes, self.window_buffered = 0, buffered
                 self.front.deadlines.enter(self, Phase.SEND)
             else:
@@ -574,6 +576,12 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def closing(self) -> bool:
         return self.transport.is_closing()
+
+    def full(self) -> None:
+        """The socket takes no more of a file for now. A phase that lasts is cheaper than one for every such moment."""
+        if self.phase not in (Phase.SEND, Phase.CLOSE):
+            self.window_bytes = self.window_buffered = 0
+            self.front.deadlines.enter(self, Phase.SEND)
 
     def sent(self, count: int) -> None:
         """So many bytes of a file have gone out for the current request."""

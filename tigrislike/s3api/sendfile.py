@@ -66,11 +66,8 @@ class Outlet(Protocol):
     def sent(self, count: int) -> None:
         """So many bytes more have been sent."""
 
-    def pause_writing(self) -> None:
-        """The socket is full: the client's time to take something runs."""
-
-    def resume_writing(self) -> None:
-        """It no longer is."""
+    def full(self) -> None:
+        """The socket is: while `sending.target` is watched, the client's time to take something runs."""
 
     def abort(self) -> None: ...
 
@@ -244,7 +241,7 @@ class FileSender:
         elif sent < size:
             sending.target = target
             sending.full_at = self._loop.time()
-            outlet.pause_writing()
+            outlet.full()
             self._loop.add_writer(target, self._has_room, sending)
         else:
             self._ready.append(sending)
@@ -253,7 +250,6 @@ class FileSender:
         self._unwatch(sending)
         if self._loop.time() - sending.full_at > _STALE_S:
             sending.known_end = sending.offset
-        sending.outlet.resume_writing()
         self._enqueue(sending)
 
     def _unwatch(self, sending: Sending) -> None:
