@@ -69,7 +69,7 @@ def test_a_key_may_hold_only_its_share_while_others_are_active() -> None:
 
 
 def test_memory_for_bodies_is_bounded_over_all_and_per_key() -> None:
-    gate, _ = admission(memory=64 * MIB)
+    gate, _ = admission(memory=112 * MIB)  # an upload counts for 3.5 at most, and a key may have half
     with contextlib.ExitStack() as held:
         for _ in range(16):
             held.enter_context(gate.admit("a", 5 * 1024 * MIB))

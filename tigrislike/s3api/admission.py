@@ -27,7 +27,7 @@ from typing import Self
 from tigrislike.config import Settings
 from tigrislike.s3api.errors import S3Error
 
-_BODY_MEMORY_BYTES = 2 * 1024 * 1024  # what one upload holds at most: the receive buffer and the block writer's
+_BODY_MEMORY_BYTES = 7 * 512 * 1024  # what one upload holds at most: the receive buffer and the block writer's units
 _LARGE_BYTES = 256 * 1024
 _TURNS = 1  # small requests of a key that run at once while keys compete
 _TURN_S = 0.002  # how long a request may keep others of its key waiting: not for a distant database, nor a slow body
