@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bytecache.faults import HookedFileSystem
+from tests.bytecache.blobs import BLOCK
+from tests.bytecache.faults import HookedFileSystem, NoSync
+from tests.bytecache.scripted_source import ScriptedSource
 from tigrislike.bytecache import BlockStore
 
 BLOB = bytes(16)
@@ -46,3 +48,41 @@ def test_an_error_that_comes_after_its_caller_went_is_no_complaint(scratch: Path
 
     assert asyncio.run(main()) == []
     assert reached.is_set()
+
+
+def test_a_fill_that_is_cancelled_before_its_last_step_is_kept_or_leaves_nothing(scratch: Path) -> None:
+    """The store is closed while the block's writing waits for a thread: the thread has all that it needs."""
+    data = os.urandom(BLOCK)
+    busy, go = threading.Event(), threading.Event()
+
+    async def main() -> tuple[list[object], int]:
+        complaints: list[object] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        store = BlockStore.open(scratch / "s", block_size=BLOCK, threads=1, fs=NoSync())
+        source = ScriptedSource({BLOB: data})
+
+        def block_the_only_thread(_: bytes) -> None:
+            if len(source.lives_asked) == 2:  # the last question before the block is kept
+                store._writers.submit(lambda: (busy.set(), go.wait()))
+                busy.wait()
+
+        source.answer = block_the_only_thread
+        store.fill_from(source)
+        warming = asyncio.ensure_future(store.warm(BLOB, BLOCK))
+        await asyncio.to_thread(busy.wait)
+        while not store._writers._work_queue.qsize():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        warming.cancel()
+        closing = asyncio.ensure_future(store.aclose())
+        while store._fills._running:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        go.set()
+        await closing
+        await asyncio.gather(warming, return_exceptions=True)
+        gc.collect()
+        return complaints, len(list((scratch / "s" / "filling").iterdir()))
+
+    assert asyncio.run(main()) == ([], 0)
+    (kept,) = (scratch / "s" / "cache").rglob("*.0")
+    assert kept.read_bytes()[:BLOCK] == data

@@ -20,6 +20,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from tigrislike.bytecache.errors import (
@@ -353,7 +354,8 @@ class Fills:
             await self._on_thread(keeping.abandon)
             return refusal
         try:
-            await self._on_thread(lambda: self._commit(fill, keeping))
+            # The image by itself, for the fill loses its own when it is cancelled meanwhile.
+            await self._on_thread(partial(self._commit, fill, fill.image, keeping))
         except BlobGone as error:
             self._counters.add(fills_dropped=1)
             return error
@@ -399,10 +401,8 @@ class Fills:
                 raise
             await asyncio.sleep(_POLL_S)
 
-    def _commit(self, fill: Fill, keeping: Keeping) -> None:
+    def _commit(self, fill: Fill, image: memoryview, keeping: Keeping) -> None:
         """On a thread: seal the image as a block file's content, and keep it."""
-        image = fill.image
-        assert image is not None
         end = padded(fill.length)
         image[fill.length : end] = bytes(end - fill.length)
         checksums = b"".join(
@@ -450,7 +450,12 @@ class Fills:
 
     async def _on_thread(self, job: Callable[[], T]) -> T:
         """Run a job to its end, whether or not the caller is cancelled."""
-        return await asyncio.shield(asyncio.wrap_future(self._pool.submit(job)))
+        running = asyncio.wrap_future(self._pool.submit(job))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.add_done_callback(retrieve)
+            raise
 
     def _end(self, fill: Fill, outcome: Outcome, error: BaseException | None) -> None:
         del self._running[fill.block]
@@ -475,6 +480,12 @@ class Fills:
         assert image is not None
         # After a cancelled fill a thread may still be writing it out.
         self._images.give(image, reuse=fill.outcome is not Outcome.FAILED)
+
+
+def retrieve(job: "asyncio.Future[T]") -> None:
+    """Take note of how a job ended whose caller is gone: asyncio complains of an error that nobody has seen."""
+    if not job.cancelled():
+        job.exception()
 
 
 def _again(error: BaseException | None) -> BaseException:

@@ -15,7 +15,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from tigrislike.bytecache.cache import Cache
 from tigrislike.bytecache.errors import BytesError, MissingBlob, NotAtSource, SourceUnavailable
-from tigrislike.bytecache.fills import Begin, Fills
+from tigrislike.bytecache.fills import Begin, Fills, retrieve
 from tigrislike.bytecache.footer import block_count, block_length
 from tigrislike.bytecache.mending import Mending
 from tigrislike.bytecache.reading import DamagedBlock, Local, OpenBlock, UnreadableBlock
@@ -221,9 +221,3 @@ class Recovery:
         except asyncio.CancelledError:
             running.add_done_callback(retrieve)
             raise
-
-
-def retrieve(job: "asyncio.Future[T]") -> None:
-    """Take note of how a job ended whose caller is gone: asyncio complains of an error that nobody has seen."""
-    if not job.cancelled():
-        job.exception()

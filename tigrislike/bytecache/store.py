@@ -25,14 +25,14 @@ from typing import Final, Literal, ParamSpec, TypeVar
 from tigrislike.bytecache.cache import Cache, CachedBlock, Reconciled, Usage
 from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, MissingBlob, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
-from tigrislike.bytecache.fills import Fills
+from tigrislike.bytecache.fills import Fills, retrieve
 from tigrislike.bytecache.footer import ID_BYTES, block_count
 from tigrislike.bytecache.incoming import NEW, Incoming, remove_draft
 from tigrislike.bytecache.layout import Layout, open_layout, parse_blob_name, parse_block_name
 from tigrislike.bytecache.policies import named
 from tigrislike.bytecache.reader import BlobReader
 from tigrislike.bytecache.reading import Local
-from tigrislike.bytecache.recovery import Recovery, retrieve
+from tigrislike.bytecache.recovery import Recovery
 from tigrislike.bytecache.sealing import BlockSealer, Digest, Disk
 from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters, Statistics
