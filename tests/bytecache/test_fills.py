@@ -49,6 +49,8 @@ class Elsewhere:
         self.source = ScriptedSource()
         self.store = BlockStore.open(root, **options)
         self.store.fill_from(self.source)
+        # No slow machine makes a reader give up who is to wait; tests of giving up set their own.
+        self.store._fills._wait_s = 60.0
         self.data = content(1)
         self.blob_id = self.add(self.data)
 
@@ -153,6 +155,7 @@ def test_many_readers_share_one_fill(scratch: Path, how: str) -> None:
         dice = random.Random(7)
         ranges = [sorted((dice.randrange(BLOCK), dice.randrange(BLOCK))) for _ in range(30)]
         readers = [here.store.open_blob(here.blob_id, SIZE) for _ in ranges]
+        here.source.script = lambda blob_id, start: _until(lambda: here.store.statistics().fills_joined == 29)
         found = await asyncio.gather(
             *(rendered(getattr(reader, how)(*span)) for reader, span in zip(readers, ranges, strict=True))
         )
@@ -353,7 +356,11 @@ def test_each_of_several_waiting_readers_gets_an_error_of_its_own(scratch: Path)
     here = Elsewhere(scratch)
 
     async def story() -> None:
-        here.source.script = _refused
+        async def refuse() -> None:
+            await _until(lambda: here.store.statistics().fills_joined == 4)
+            raise SourceUnavailable("the other node is being restarted")
+
+        here.source.script = lambda blob_id, start: refuse()
         errors = await asyncio.gather(*(here.read(3 * PIECE, BLOCK) for _ in range(5)), return_exceptions=True)
         assert [type(error) for error in errors] == [SourceUnavailable] * 5
         assert len({id(error) for error in errors}) == 5
@@ -447,10 +454,14 @@ def test_a_blob_deleted_during_its_fill_does_not_come_back(scratch: Path) -> Non
 
 @pytest.mark.parametrize("moment", [1, 2], ids=["before", "after"])
 def test_when_it_cannot_be_told_whether_a_blob_lives_nothing_is_kept(scratch: Path, moment: int) -> None:
-    here = Elsewhere(scratch, fill_timeout_s=0.05)
+    here = Elsewhere(scratch)
+
+    def answer(blob_id: bytes) -> None:
+        if len(here.source.lives_asked) == moment:
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     async def story() -> None:
-        here.source.answer = lambda blob_id: asyncio.Event().wait() if len(here.source.lives_asked) == moment else None
+        here.source.answer = answer
         if moment == 1:
             with pytest.raises(SourceUnavailable, match="does not tell"):
                 await here.read(0, BLOCK)

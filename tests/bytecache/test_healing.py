@@ -50,6 +50,8 @@ class Healing:
         self.store = BlockStore.open(root, **{"fs": NoSync(), "block_size": BLOCK, "fill_timeout_s": 60.0, **options})
         self.source = ScriptedSource()
         self.store.fill_from(self.source)
+        # No slow machine makes a reader give up who is to wait.
+        self.store._fills._wait_s = 60.0
 
     async def prepare(self) -> None:
         self.blob_id, self.other_id = [await self.put(data) for data in (DATA, OTHER)]
@@ -537,6 +539,7 @@ def test_two_processes_that_find_the_same_damage_fetch_the_block_once(scratch: P
 
     async def story() -> None:
         other.fill_from(healing.source)
+        other._fills._wait_s = 60.0
         _flip(-5)(healing)
         gate = asyncio.Event()
         healing.source.script = lambda blob_id, start: gate.wait()
@@ -547,7 +550,6 @@ def test_two_processes_that_find_the_same_damage_fetch_the_block_once(scratch: P
         both = healing.store.statistics, other.statistics
         while not all(statistics().verify_failures for statistics in both):  # noqa: ASYNC110  # nothing tells
             await asyncio.sleep(0)
-        other._fills._wait_s = healing.store._fills._wait_s = 60.0
         gate.set()
         assert await asyncio.gather(*readers) == [DATA[BLOCK : 2 * BLOCK]] * 2
         await healing.settled()
