@@ -1,6 +1,7 @@
 """Every system call fails once: the error is the right one, nothing is left behind, and the store goes on."""
 
 import asyncio
+import ctypes
 import errno
 import os
 import threading
@@ -18,7 +19,7 @@ from tests.bytecache.faults import (
     ShortWrites,
     SmallDisk,
 )
-from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull, TooManyOpenFiles
+from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull, TooManyOpenFiles, filesystem
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.sealing import UNIT
 
@@ -354,3 +355,18 @@ def test_two_uploads_that_find_direct_writes_refused_at_the_same_time_both_go_on
 
     asyncio.run(story())
     store.close()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS])
+def test_an_interrupted_reservation_goes_on_and_one_that_there_cannot_be_says_so(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    answers = [errno.EINTR, errno.EINTR, code]
+
+    def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+        ctypes.set_errno(answers.pop(0))
+        return -1
+
+    monkeypatch.setattr(filesystem, "_fallocate", fallocate)
+    assert FileSystem().fallocate(0, 1) is False
+    assert answers == []
