@@ -248,11 +248,11 @@ class Settings:
         "what is read again and again.",
     )
     fill_bytes: int = _setting(
-        256 * _MIB,
+        128 * _MIB,
         _positive(parse_size),
         "Memory a worker gives to blocks on their way into the cache; beyond it reads pass through unkept.",
         name="fill-memory",
-        shown="256MiB",
+        shown="128MiB",
     )
     fill_timeout_s: float = _setting(
         10.0,
