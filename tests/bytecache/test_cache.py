@@ -4,8 +4,10 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -37,6 +39,7 @@ from tigrislike.bytecache.errors import (
     PinsFull,
 )
 from tigrislike.bytecache.filesystem import FileSystem, Space
+from tigrislike.bytecache.index import Index
 from tigrislike.bytecache.policies import GHOST, Key, named, names
 from tigrislike.bytecache.policies.memory import Simulation
 from tigrislike.bytecache.statistics import Counters
@@ -56,6 +59,18 @@ def sql(root: Path, statement: str, *values: object) -> None:
 def reboot(root: Path) -> None:
     """As if the machine had restarted since the index was last in use."""
     sql(root, "UPDATE meta SET value = 'an earlier boot' WHERE name = 'boot'")
+
+
+@contextmanager
+def held_index(root: Path) -> Iterator[None]:
+    """As if another process were stopped in its turn at the index."""
+    holder = apsw.Connection(str(root / "index.sqlite"))
+    try:
+        holder.execute("BEGIN IMMEDIATE")
+        yield
+        holder.execute("ROLLBACK")
+    finally:
+        holder.close()
 
 
 def raising(code: int, call: str, path: Path | None = None) -> HookedFileSystem:
@@ -114,6 +129,50 @@ def test_an_abandoned_fill_leaves_nothing_and_can_be_begun_again(scratch: Path) 
         assert rows_of(scratch) == {}
         fill(other, A)
         check(cache, scratch)
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["before its rename", "after"])
+def test_a_fill_that_the_index_does_not_let_go_of_goes_with_the_next_turn(scratch: Path, renamed: bool) -> None:
+    with failing_vfs() as vfs, opened(scratch, capacity_bytes=3 * FILE, busy_s=0.02, vfs=vfs.name) as cache:
+        for number in range(3):
+            filling = cache.begin(blob(number), 0, BLOCK)
+            if renamed:
+                vfs.fail(0, apsw.FullError("full"), times=10**6)
+                with pytest.raises(DiskFull):
+                    filling.commit(image((blob(number), 0)))
+                vfs.heal()
+            else:
+                with held_index(scratch):
+                    filling.abandon()
+            assert os.listdir(scratch / "filling") == []
+        cache.flush()
+        cache.touch(*A)
+        cache.flush()
+        assert rows_of(scratch) == {}, "the bytes are not spoken for any more"
+        assert files_of(scratch) == {}
+        fill(cache, A, B, C)
+        check(cache, scratch)
+        assert cache.usage().blocks == 3
+
+
+def test_a_fill_that_was_refused_does_not_wait_for_the_index_again(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(scratch, capacity_bytes=FILE) as cache:
+        filling = cache.begin(*A, BLOCK)
+        turns: list[object] = []
+        write = Index.write
+
+        def counted(index: Index, *args: Any, **named: Any) -> Any:
+            turns.append(args)
+            return write(index, *args, **named)
+
+        monkeypatch.setattr(Index, "write", counted)
+        with pytest.raises(CacheFull):
+            cache.begin(*B, BLOCK)
+        assert len(turns) == 1
+        filling.abandon()
+        assert rows_of(scratch) == {}
 
 
 def test_an_image_of_another_size_is_refused_and_ends_the_fill(scratch: Path) -> None:
@@ -270,7 +329,8 @@ def test_threads_that_fill_at_once_stay_within_the_capacity(scratch: Path) -> No
                     key = blob(100 * thread + turn), 0
                     fill(cache, key)
                     cache.touch(*key)
-                    assert cache.usage().used_bytes + cache.usage().filling_bytes <= 8 * FILE
+                    usage = cache.usage()  # of one moment
+                    assert usage.used_bytes + usage.filling_bytes <= 8 * FILE
             except BaseException as error:
                 failures.append(error)
 
@@ -791,6 +851,76 @@ def test_opening_that_fails_lets_go_of_the_index_and_can_be_repeated(scratch: Pa
     with pytest.raises(DiskFailed, match="opening the cache"):
         open_cache(scratch, fs=raising(errno.EIO, "listdir"))
     with opened(scratch) as cache:
+        check(cache, scratch)
+
+
+def test_an_index_kept_by_another_process_does_not_keep_the_cache_from_opening(
+    scratch: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(scratch) as cache:
+        fill(cache, A, B)
+        cache.begin(*C, BLOCK)._release()  # dead
+    with held_index(scratch):
+        cache = open_cache(scratch, busy_s=0.02, policy="lru")
+        assert "takes no blocks for the present" in caplog.text
+        assert cache.usage().policy == "s3fifo"
+        with pytest.raises(BlobBusy):
+            cache.begin(*D, BLOCK)
+    try:
+        fill(cache, D)
+        assert cache.usage().policy == "lru", "chosen when it could be"
+        check(cache, scratch)
+    finally:
+        cache.close()
+
+
+@pytest.mark.parametrize("free_bytes", [0, 10**9], ids=["full", "failing"])
+def test_an_index_that_cannot_be_written_does_not_keep_the_cache_from_opening(scratch: Path, free_bytes: int) -> None:
+    disk = SmallDisk(10**12, 10**9)
+    with failing_vfs() as vfs:
+        vfs.fail(0, apsw.IOError("disk I/O error"), times=10**6)
+        disk.available_bytes = free_bytes
+        cache = open_cache(scratch, fs=disk, vfs=vfs.name)
+        try:
+            # SQLite says the same of both; the disk tells them apart.
+            with pytest.raises(DiskFailed if free_bytes else DiskFull, match="disk I/O error"):
+                cache.begin(*A, BLOCK)
+            assert os.listdir(scratch / "filling") == []
+            vfs.heal()
+            disk.available_bytes = 10**9
+            cache.reconcile()
+            fill(cache, A)
+            check(cache, scratch)
+        finally:
+            cache.close()
+
+
+def test_behind_a_process_that_is_stopped_fills_wait_once_and_not_one_after_the_other(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    waits = 0
+
+    def counted(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+
+    with opened(scratch, busy_s=0.02, clock_s=lambda: now_s) as cache:
+        monkeypatch.setattr("tigrislike.bytecache.index.time.sleep", counted)
+        with held_index(scratch):
+            with pytest.raises(BlobBusy):
+                cache.begin(*A, BLOCK)
+            assert waits
+            waits = 0
+            for key in (A, B, C):
+                with pytest.raises(BlobBusy):
+                    cache.begin(*key, BLOCK)
+            assert waits == 0
+            now_s += 1.5
+            with pytest.raises(BlobBusy):
+                cache.begin(*A, BLOCK)
+            assert waits, "after a second the index gets another chance"
+        fill(cache, A)  # a turn that is to be had at once is taken, whatever was before
         check(cache, scratch)
 
 

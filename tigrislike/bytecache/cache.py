@@ -17,12 +17,14 @@ and `index.py`.
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
-from tigrislike.bytecache.errors import from_os_error
+from tigrislike.bytecache.errors import BytesError, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.filling import Filling, block_name, claim
 from tigrislike.bytecache.footer import FOOTER_BYTES, padded
@@ -30,17 +32,20 @@ from tigrislike.bytecache.holdings import BATCH, Holdings, Reason
 from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Index, Rows
 from tigrislike.bytecache.layout import Layout, parse_block_name
 from tigrislike.bytecache.policies import DEFAULT, GHOST, Entry, Key, Policy, named
-from tigrislike.bytecache.reconciling import Reconciled, reconcile, settle_fills
+from tigrislike.bytecache.reconciling import Reconciled, reconcile, remove_dead_fills, settle_rows
 from tigrislike.bytecache.statistics import Counters
 
 __all__ = ["Cache", "CachedBlock", "Filling", "Reason", "Reconciled", "State", "Usage"]
 
 State = Literal["filling", "present", "leaving"]
 
+_LOG = logging.getLogger("tigrislike.bytecache")
 DEFAULT_RESERVE_BYTES: Final = 1024 * 1024 * 1024
 BUSY_S: Final = 10.0
 """A turn at the index takes a millisecond, or as long as unlinking a batch of files: who waits longer waits for a
 process that is stopped."""
+_INDEX_BYTES: Final = 64 * 1024
+"""With less than this free SQLite cannot work: it needs 32 KiB at a time for what its processes share."""
 _ROWS: Final = 1000
 """Most rows changed in one turn where no files are."""
 
@@ -116,8 +121,10 @@ class Cache:
         policy: Policy | None = None,
         busy_s: float = BUSY_S,
         vfs: str | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> "Cache":
-        """Open the cache of a root; milliseconds, however much it holds.
+        """Open the cache of a root; milliseconds, however much it holds. An index that cannot be used just now is no
+        reason to fail: nothing is filled or evicted until it can be.
 
         Args:
             fs: The system calls for all files but the index's.
@@ -129,19 +136,35 @@ class Cache:
                 starts over from the order in which blocks came.
             busy_s: How long to wait for a turn at the index.
             vfs: SQLite's, for tests.
+            clock_s: A steady clock, for tests.
         """
-        index = Index(layout.index, busy_s=busy_s, vfs=vfs)
-        holdings = Holdings(fs, layout, counters, index, capacity_bytes, reserve_bytes, policy or named(DEFAULT))
+        with _translated("opening the cache"):
+            index = Index(
+                layout.index,
+                busy_s=busy_s,
+                vfs=vfs,
+                is_full=lambda: fs.space(layout.root).available_bytes < _INDEX_BYTES,
+                clock_s=clock_s,
+            )
+            holdings = Holdings(fs, layout, counters, index, capacity_bytes, reserve_bytes, policy or named(DEFAULT))
         cache = cls(holdings)
+
+        def begin(rows: Rows) -> None:
+            if policy is not None:
+                holdings.choose(rows, policy)
+            settle_rows(rows, holdings)
+
         try:
             with _translated("opening the cache"):
-                if policy is not None:
-                    holdings.write(partial(holdings.choose, policy=policy))
-                else:
-                    holdings.write(holdings.policy)
-                settle_fills(holdings)
-                if not index.read(holdings.is_ready) and cache._is_empty():
-                    cache.reconcile()
+                remove_dead_fills(holdings)
+                try:
+                    holdings.write(begin, hurried=True)
+                    if not index.read(holdings.is_ready) and cache._is_empty():
+                        cache.reconcile()
+                except BytesError as error:
+                    # What is read needs no index, and a node that does not start serves nothing.
+                    _LOG.warning("the cache takes no blocks for the present: %s", error)
+                    holdings.owe("beginning", begin)
         except BaseException:
             index.close()
             raise
@@ -172,7 +195,7 @@ class Cache:
             self.make_room(size)
             filling = Filling(self._holdings, key, size, claim(self._fs, self._layout.filling_block(*key)))
             try:
-                while not self._holdings.write(filling.reserve):
+                while not self._holdings.write(filling.reserve, hurried=True):
                     pass  # made some of the room; others get their turn in between
             except BaseException:
                 filling.abandon()
@@ -188,7 +211,7 @@ class Cache:
         hits = self._holdings.hits.take()
         with _translated("noting hits"):
             for start in range(0, len(hits), _ROWS):
-                self._holdings.write(partial(self._holdings.note, hits=hits[start : start + _ROWS]))
+                self._holdings.write(partial(self._holdings.note, hits=hits[start : start + _ROWS]), hurried=True)
 
     def make_room(self, wanted_bytes: int) -> int:
         """Evict until the filesystem has `wanted_bytes` beyond the reserve and the fills in progress.
@@ -201,7 +224,8 @@ class Cache:
             total = 0
             while total < lacking:
                 wanted = lacking - total
-                freed = self._holdings.write(partial(self._holdings.evict, wanted_bytes=wanted, reason="reserve"))
+                evict = partial(self._holdings.evict, wanted_bytes=wanted, reason="reserve")
+                freed = self._holdings.write(evict, hurried=True)
                 if not freed:
                     break
                 total += freed

@@ -40,6 +40,8 @@ class Filling:
         self._target = holdings.layout.cache_block(*key)
         # Tells this fill's row from one of a later filler of the block.
         self._token = secrets.randbits(62)
+        # Whether there may be a row: not even a turn that failed at its end is sure to have left none.
+        self._reserved = False
         self._ghost: Entry | None = None
 
     def __repr__(self) -> str:
@@ -60,7 +62,7 @@ class Filling:
             if len(image) != self._size:
                 raise ValueError(f"{block_name(self._key)} is a file of {self._size} bytes, not {len(image)}")
             self._write(image)
-            self._holdings.write(self._publish)
+            self._holdings.write(self._publish, hurried=True)
         except OSError as error:
             self.abandon()
             raise from_os_error(error, f"writing {block_name(self._key)}") from error
@@ -70,12 +72,15 @@ class Filling:
         self._release()
 
     def abandon(self) -> None:
-        """Leave the block unfilled. Does nothing after `commit`. What disk or index do not let go of is left as a dead
-        filler leaves it."""
+        """Leave the block unfilled. Does nothing after `commit`. What the disk does not let go of is left as a dead
+        filler leaves it; what the index does not, goes with this process's next turn at it."""
         if self._fd < 0:
             return
-        with contextlib.suppress(BytesError, OSError):
-            self._holdings.write(self._forget)
+        if self._reserved:
+            try:
+                self._holdings.write(self._forget, hurried=True)
+            except (BytesError, OSError):
+                self._holdings.owe(self._token, self._forget_later)
         with contextlib.suppress(OSError):
             self._unlink(self._path)
         self._release()
@@ -115,6 +120,7 @@ class Filling:
         if (entry := rows.get(key)) is not None:
             rows.drop(entry)
         rows.insert(key, self._size, FILLING, self._token)
+        self._reserved = True
         return True
 
     def _write(self, image: memoryview) -> None:
@@ -147,6 +153,15 @@ class Filling:
         self._unlink(self._target)  # renamed already, and then the index refused
         entry = self._own_row(rows)
         if entry is not None:
+            rows.drop(entry)
+
+    def _forget_later(self, rows: Rows) -> None:
+        """As `_forget`, when the file is closed. While the row is there nobody else has taken the block's place, so a
+        file under its name is this fill's."""
+        entry = self._own_row(rows)
+        if entry is not None and entry.queue in (FILLING, LEAVING):
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.unlink(self._target)
             rows.drop(entry)
 
     def _unlink(self, path: str) -> None:

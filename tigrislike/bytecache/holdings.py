@@ -5,6 +5,7 @@ half-way leaves rows that claim too much, never too little.
 """
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -30,6 +31,8 @@ _MOST_HITS: Final = 65536
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger("tigrislike.bytecache")
 
 
 class Hits:
@@ -81,10 +84,28 @@ class Holdings:
         self.default_policy = policy
         self._policy = policy
         self._boot = _BOOT_ID.read_text().strip()
+        self._owed: dict[object, Callable[[Rows], object]] = {}
 
-    def write(self, job: Callable[[Rows], T]) -> T:
-        """Run a job in a turn of its own. Raises as `Index.write` does."""
-        return self.index.write(job, self.capacity_bytes)
+    def write(self, job: Callable[[Rows], T], *, hurried: bool = False) -> T:
+        """Run a job in a turn of its own, after what is owed. Raises as `Index.write` does."""
+        owed = dict(self._owed)
+
+        def run(rows: Rows) -> T:
+            for debt in owed.values():
+                try:
+                    debt(rows)
+                except OSError as error:
+                    _LOG.warning("the cache's index: what could not be done earlier fails again: %s", error)
+            return job(rows)
+
+        result = self.index.write(run if owed else job, self.capacity_bytes, hurried=hurried)
+        for name in owed:
+            self._owed.pop(name, None)
+        return result
+
+    def owe(self, name: object, job: Callable[[Rows], object]) -> None:
+        """Have a job that the index did not take run before the next one that it takes; maybe several times."""
+        self._owed[name] = job
 
     # What is so.
 

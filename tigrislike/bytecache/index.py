@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import apsw
 
-from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, DiskFull
+from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, DiskFull, from_os_error
 from tigrislike.bytecache.policies import GHOST, Entry, Key
 
 FILLING: Final = "filling"
@@ -36,6 +36,12 @@ PINNED: Final = "pinned"
 T = TypeVar("T")
 
 _LOG = logging.getLogger("tigrislike.bytecache")
+_HURRIED_S: Final = 2.0
+"""The longest wait of a job that can be done without: a fill, whose bytes are served all the same."""
+_BROKEN_S: Final = 1.0
+"""After a job that waited in vain, for so long hurried ones do not wait."""
+_BROKEN_LOCK_S: Final = 0.1
+"""What they wait meanwhile for this process's other threads, which may be waiting for that turn."""
 _APPLICATION_ID: Final = 0x54674243
 """`TgBC`"""
 _VERSION: Final = 1
@@ -207,13 +213,23 @@ class Index:
             several steps are all in one.
     """
 
-    def __init__(self, path: str, *, busy_s: float, vfs: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        busy_s: float,
+        vfs: str | None = None,
+        is_full: Callable[[], bool] = lambda: False,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Does no I/O.
 
         Args:
             path: Of the file; it and its directory's lock are made and taken as needed.
             busy_s: How long a job waits for its turn.
             vfs: SQLite's, for tests.
+            is_full: Whether the file's disk is: SQLite tells some failures for want of space from others, not all.
+            clock_s: A steady clock, for tests; it does not measure the waits.
         """
         self.generation = 0
         self._path = path
@@ -222,35 +238,58 @@ class Index:
         self._lock = threading.Lock()
         self._connection: apsw.Connection | None = None
         self._inode = -1
+        self._is_full = is_full
+        self._clock_s = clock_s
+        self._broken_until_s = float("-inf")
+        self._limit_s = busy_s
 
-    def write(self, job: Callable[[Rows], T], capacity_bytes: int | None = None) -> T:
+    def write(self, job: Callable[[Rows], T], capacity_bytes: int | None = None, *, hurried: bool = False) -> T:
         """Run `job` alone on the rows. It runs again, on a fresh index, when the file turns out to be damaged.
+
+        Args:
+            job: Given the rows.
+            capacity_bytes: For `Rows.room_bytes`.
+            hurried: Wait two seconds at most, and not at all where another job has just waited in vain: jobs wait one
+                after the other, and behind a process that is stopped their waits would add up.
 
         Raises:
             BlobBusy: No turn within `busy_s`.
             DiskFull, DiskFailed: SQLite could not write.
             Exception: What the job raised; what it had done by then is committed.
         """
-        return self._run("BEGIN IMMEDIATE", job, capacity_bytes)
+        return self._run("BEGIN IMMEDIATE", job, capacity_bytes, hurried)
 
     def read(self, job: Callable[[Rows], T]) -> T:
         """Run `job`, which changes nothing, on one snapshot of the rows. Raises as `write` does."""
-        return self._run("BEGIN", job, None)
+        return self._run("BEGIN", job, None, False)
 
     def close(self) -> None:
         with self._lock:
             self._disconnect()
 
-    def _run(self, begin: str, job: Callable[[Rows], T], capacity_bytes: int | None) -> T:
-        with self._lock:
+    def _run(self, begin: str, job: Callable[[Rows], T], capacity_bytes: int | None, hurried: bool) -> T:
+        hurried_s = min(self._busy_s, _HURRIED_S)
+        if not self._lock.acquire(timeout=-1 if not hurried else _BROKEN_LOCK_S if self._is_broken() else hurried_s):
+            raise BlobBusy(f"{self._path}: other threads have waited for the cache's index for more than {hurried_s} s")
+        try:
+            self._limit_s = self._busy_s if not hurried else 0.0 if self._is_broken() else hurried_s
             try:
                 try:
                     return self._transact(begin, job, capacity_bytes)
                 except (apsw.CorruptError, apsw.NotADBError) as error:
                     self._set_aside(error)
                     return self._transact(begin, job, capacity_bytes)
+            except (apsw.BusyError, apsw.LockedError) as error:
+                if self._limit_s:
+                    self._broken_until_s = self._clock_s() + _BROKEN_S
+                raise self._translate(error) from error
             except apsw.Error as error:
                 raise self._translate(error) from error
+        finally:
+            self._lock.release()
+
+    def _is_broken(self) -> bool:
+        return self._clock_s() < self._broken_until_s
 
     def _transact(self, begin: str, job: Callable[[Rows], T], capacity_bytes: int | None) -> T:
         connection = self._connect()
@@ -273,6 +312,12 @@ class Index:
 
     def _connect(self) -> apsw.Connection:
         """The connection to the file that has the name now."""
+        try:
+            return self._connect_anew_if_replaced()
+        except OSError as error:
+            raise from_os_error(error, f"opening {self._path}") from error
+
+    def _connect_anew_if_replaced(self) -> apsw.Connection:
         if self._connection is not None:
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(self._path).st_ino == self._inode:
@@ -300,7 +345,7 @@ class Index:
             nonlocal deadline_s
             now_s = time.monotonic()
             if tries == 0:
-                deadline_s = now_s + self._busy_s
+                deadline_s = now_s + self._limit_s
             if now_s >= deadline_s:
                 return False
             time.sleep(random.uniform(0.0005, 0.0015))
@@ -350,8 +395,9 @@ class Index:
 
     def _translate(self, error: apsw.Error) -> BytesError:
         text = f"{self._path}: {error}"
-        if isinstance(error, apsw.FullError):
+        lacks_space = isinstance(error, apsw.IOError | apsw.CantOpenError) and self._is_full()
+        if isinstance(error, apsw.FullError) or lacks_space:
             return DiskFull(f"{text}; free space on the cache directory's filesystem")
         if isinstance(error, apsw.BusyError | apsw.LockedError):
-            return BlobBusy(f"{text}: other processes keep the cache's index for more than {self._busy_s} s")
+            return BlobBusy(f"{text}: other processes keep the cache's index for more than {self._limit_s} s")
         return DiskFailed(text)

@@ -64,6 +64,12 @@ def reconcile(holdings: Holdings, progress: Callable[[int], None] | None) -> Rec
 
 def settle_fills(holdings: Holdings) -> Reconciled:
     """Remove what dead fillers left."""
+    garbage = remove_dead_fills(holdings)
+    return holdings.write(partial(settle_rows, holdings=holdings)) + Reconciled(garbage=garbage)
+
+
+def remove_dead_fills(holdings: Holdings) -> int:
+    """Remove the files of dead fillers, for which no turn at the index is needed; how many."""
     fs, path = holdings.fs, holdings.layout.filling
     garbage = 0
     for name in fs.listdir(path):
@@ -72,12 +78,13 @@ def settle_fills(holdings: Holdings) -> Reconciled:
                 garbage += remove_dead(fs, f"{path}/{name}")
             except OSError as error:  # its space is spoken for; everything else can go on
                 _LOG.warning("cannot remove what a dead filler left, %s/%s: %s", path, name, error)
+    return garbage
 
-    def settle(rows: Rows) -> Reconciled:
-        entries = [*rows.of_queue(FILLING), *rows.of_queue(LEAVING)]
-        return _settle(rows, holdings, [entry.key for entry in entries])
 
-    return holdings.write(settle) + Reconciled(garbage=garbage)
+def settle_rows(rows: Rows, holdings: Holdings) -> Reconciled:
+    """Make the rows of fills whose files are gone say what has become of their blocks."""
+    entries = [*rows.of_queue(FILLING), *rows.of_queue(LEAVING)]
+    return _settle(rows, holdings, [entry.key for entry in entries])
 
 
 def _compare(holdings: Holdings, shard: int, pinned: set[bytes]) -> tuple[list[Key], list[Key], int]:
