@@ -2,12 +2,14 @@
 
 import asyncio
 import errno
+import fcntl
 import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -18,6 +20,7 @@ from tigrislike.bytecache.errors import TooManyOpenFiles
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES
 from tigrislike.bytecache.layout import Layout, open_layout
+from tigrislike.bytecache.reading import Local
 from tigrislike.bytecache.scrub import (
     LOCK_FILE,
     MAX_NAMED,
@@ -29,6 +32,8 @@ from tigrislike.bytecache.scrub import (
     read_state,
 )
 from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.truth import verify_block
+from tigrislike.bytecache.verified import Verified
 
 SIZE = 2 * BLOCK + 777  # three blocks
 FILE_BYTES = 2 * (BLOCK + FOOTER_BYTES) + 4096 + FOOTER_BYTES
@@ -285,6 +290,31 @@ def test_a_block_that_the_disk_cannot_read_is_damaged(scratch: Path) -> None:
         state = await world.scrubber().run()
         assert world.mended == [(blob_id, SIZE, 1)]
         assert (state.blocks, state.damaged) == (3, 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOMEM], ids=["alignment", "memory"])
+def test_a_device_that_does_not_read_past_the_page_cache_damages_nothing(
+    scratch: Path, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        def hook(name: str, args: tuple[object, ...]) -> None:
+            if name == "preadv" and fcntl.fcntl(cast("int", args[0]), fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(code, os.strerror(code))
+
+        world = World(scratch / "s", HookedFileSystem(hook))
+        (blob_id,) = await world.fill(os.urandom(SIZE))
+        world.into_cache(blob_id, 1)
+        state = await world.scrubber().run()
+        assert (state.healed, state.damaged, world.dropped, world.mended) == (0, 0, [], [])
+        assert world.counters["verify_failures"] == 0
+        if code == errno.EINVAL:
+            assert (state.blocks, state.bytes) == (3, FILE_BYTES)
+            verify_block(Local(world.fs, world.layout, world.counters, Verified(), True), blob_id, SIZE, 1)
+        else:
+            assert state.blocks == 0
+            assert "passed over" in caplog.text
 
     asyncio.run(main())
 

@@ -12,6 +12,7 @@ blocks are missing, which is fsck's.
 """
 
 import asyncio
+import errno
 import logging
 import mmap
 import os
@@ -26,6 +27,7 @@ from tigrislike.bytecache.errors import BytesError, CorruptBlock, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, write_all
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, PAGE, Footer, matches, padded
 from tigrislike.bytecache.layout import Layout, parse_block_name
+from tigrislike.bytecache.reading import _BAD_SECTOR
 from tigrislike.bytecache.statistics import Counters
 
 _LOG = logging.getLogger("tigrislike.scrub")
@@ -41,9 +43,10 @@ _BURST_S: Final = 1.0
 _SHARDS: Final = 256
 
 Tree = Literal["home", "cache"]
-Outcome = Literal["sound", "gone", "healed", "unwanted", "damaged"]
-"""What scrubbing a block comes to: it went away meanwhile; it was damaged and is replaced or dropped; it is damaged and
-belongs to no committed blob; it is damaged and stays so."""
+Outcome = Literal["sound", "gone", "skipped", "healed", "unwanted", "damaged"]
+"""What scrubbing a block comes to: it went away meanwhile; it could not be read for a reason that is not
+its own; it was damaged and is replaced or dropped; it is damaged and belongs to no committed blob; it is damaged and
+stays so."""
 
 
 class ScrubRunning(BytesError):
@@ -132,7 +135,16 @@ def verify_file(fs: FileSystem, path: str, blob_id: bytes, number: int, block_si
         if size < FOOTER_BYTES or size % PAGE:
             raise CorruptBlock(f"its file has {size} bytes, as no block has")
         buffer = memoryview(mmap.mmap(-1, CHUNK))
-        footer = Footer.parse(_read(fs, fd, buffer[:FOOTER_BYTES], size - FOOTER_BYTES))
+        try:
+            page = _read(fs, fd, buffer[:FOOTER_BYTES], size - FOOTER_BYTES)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+            # The device wants another alignment.
+            fs.drop_direct(fd)
+            direct = False
+            page = _read(fs, fd, buffer[:FOOTER_BYTES], size - FOOTER_BYTES)
+        footer = Footer.parse(page)
         if (footer.blob_id, footer.number) != (blob_id, number):
             raise CorruptBlock(f"it holds block {footer.number} of blob {footer.blob_id.hex()}")
         end = padded(footer.length)
@@ -319,6 +331,9 @@ class Scrubber:
             translated = from_os_error(error, f"scrubbing {block.name}")
             if translated.code == "SlowDown":
                 raise translated from error  # out of descriptors: that is no fault of the block's
+            if error.errno not in _BAD_SECTOR:
+                _LOG.warning("%s is passed over, it cannot be read: %s", block.name, error.strerror or error)
+                return 0, "skipped"
             damage = error.strerror or str(error)
         else:
             self._counters.add(scrubbed_blocks=1, scrubbed_bytes=size)
@@ -378,7 +393,7 @@ def _after(state: ScrubState, block: StoredBlock, size: int, outcome: Outcome) -
     return msgspec.structs.replace(
         state,
         cursor=tuple(block),
-        blocks=state.blocks + (outcome != "gone"),
+        blocks=state.blocks + (outcome not in ("gone", "skipped")),
         bytes=state.bytes + size,
         healed=state.healed + (outcome == "healed"),
         damaged=state.damaged + damaged,

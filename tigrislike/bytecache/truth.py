@@ -4,6 +4,7 @@ Nothing here trusts what the process remembers, and nothing here changes anythin
 """
 
 import contextlib
+import errno
 import mmap
 import os
 from collections import defaultdict
@@ -75,10 +76,19 @@ def verify_block(local: Local, blob_id: bytes, size: int, number: int) -> None:
     try:
         footer = block.read_footer()
         buffer = memoryview(mmap.mmap(-1, CHUNK))
-        fs.set_direct(block.fd)
+        direct = fs.set_direct(block.fd)
         for start in range(0, padded(block.length), CHUNK):
             chunk = buffer[: min(CHUNK, padded(block.length) - start)]
-            if fs.preadv(block.fd, [chunk], start, 0) != len(chunk):
+            try:
+                got = fs.preadv(block.fd, [chunk], start, 0)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not direct:
+                    raise
+                # The device wants another alignment.
+                fs.drop_direct(block.fd)
+                direct = False
+                got = fs.preadv(block.fd, [chunk], start, 0)
+            if got != len(chunk):
                 raise block.damaged(f"its file ends inside chunk {start // CHUNK}")
             if not matches(footer, start // CHUNK, chunk):
                 raise block.damaged(f"chunk {start // CHUNK} fails its checksum")
