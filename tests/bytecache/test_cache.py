@@ -360,8 +360,22 @@ def test_a_file_that_the_disk_keeps_is_accounted_for_and_in_nobodys_way(scratch:
         check(cache, scratch)
         with pytest.raises(DiskFailed):
             cache.remove_block(*A, "request")
-    with opened(scratch) as cache:
+    counters = Counters()
+    with opened(scratch, counters=counters) as cache:
         assert files_of(scratch).keys() == {C}
+        assert counters["evicted_request"] == 1  # the last that wanted it gone
+        check(cache, scratch)
+
+
+def test_what_leaves_late_is_counted_by_the_reason_for_which_it_leaves(scratch: Path) -> None:
+    with opened(scratch) as cache:
+        fill(cache, A)
+    stuck = Path(layout_of(scratch).cache_block(*A))
+    with opened(scratch, fs=raising(errno.EIO, "unlink", stuck)) as cache, pytest.raises(DiskFailed):
+        cache.remove_block(*A, "corrupt")
+    counters = Counters()
+    with opened(scratch, counters=counters) as cache:
+        assert (counters["evicted_corrupt"], counters["evicted_request"]) == (1, 0)
         check(cache, scratch)
 
 
@@ -399,7 +413,9 @@ def test_uploads_make_room_and_are_told_how_much(scratch: Path) -> None:
         fill(cache, A, B, C)
         assert cache.make_room(FILE) == 0
         assert cache.make_room(FILE + 1) == FILE
-        assert cache.make_room(100 * FILE) == 2 * FILE
+        assert cache.make_room(100 * FILE) == 0, "that much is not to be had"
+        assert files_of(scratch).keys() == {B, C}
+        assert cache.make_room(4 * FILE) == 2 * FILE
         assert files_of(scratch) == {}
         assert cache.make_room(100 * FILE) == 0
         disk.total_bytes = FILE
@@ -410,13 +426,37 @@ def test_uploads_make_room_and_are_told_how_much(scratch: Path) -> None:
 
 def test_space_that_readers_hold_is_not_evicted_for_over_and_over(scratch: Path) -> None:
     disk = SmallDisk(total_bytes=100 * FILE, available_bytes=10 * FILE)
-    with opened(scratch, fs=disk) as cache:
+    now_s = 1000.0
+    with opened(scratch, fs=disk, clock_s=lambda: now_s) as cache:
         fill(cache, A, B, C, D)
         disk.available_bytes = 0  # and it stays so, whatever is unlinked
-        with pytest.raises(DiskFull):
-            cache.begin(blob(9), 0, BLOCK)
+        for _ in range(3):
+            with pytest.raises(DiskFull):
+                cache.begin(blob(9), 0, BLOCK)
+            assert cache.make_room(FILE) == 0
         assert files_of(scratch).keys() == {B, C, D}
+        disk.available_bytes = FILE  # now it shows, and is used up
+        assert cache.make_room(FILE) == 0
+        disk.available_bytes = 0
+        assert cache.make_room(FILE) == FILE
+        now_s += 1.5
+        assert cache.make_room(FILE) == FILE, "whoever holds it holds it for long"
+        assert files_of(scratch).keys() == {D}
         check(cache, scratch)
+
+
+def test_who_cannot_have_the_block_evicts_nothing_for_it(scratch: Path) -> None:
+    disk = SmallDisk(total_bytes=100 * FILE, available_bytes=10 * FILE)
+    with opened(scratch, fs=disk) as cache, opened(scratch, fs=disk) as other:
+        fill(cache, A, B)
+        filling = other.begin(*C, BLOCK)
+        disk.available_bytes = 0
+        with pytest.raises(FillInProgress):
+            cache.begin(*C, BLOCK)
+        with pytest.raises(BlockPresent):
+            cache.begin(*A, BLOCK)
+        assert files_of(scratch).keys() == {A, B}
+        filling.abandon()
 
 
 # Pins.
@@ -697,6 +737,33 @@ def test_reconciling_starts_over_when_the_index_is_replaced_meanwhile(scratch: P
         check(cache, scratch)
 
 
+def test_an_index_replaced_at_the_very_end_of_reconciling_is_not_declared_ready(scratch: Path) -> None:
+    with opened(scratch) as cache:
+        fill(cache, A, B)
+        calls = 0
+
+        def replace(seen: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 256:
+                (scratch / "index.sqlite").unlink()
+
+        assert cache.reconcile(replace) == Reconciled(added=2)
+        check(cache, scratch)
+
+
+def test_a_directory_with_a_bad_sector_is_passed_over(scratch: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(scratch) as cache:
+        fill(cache, A, B)
+    (scratch / "index.sqlite").unlink()
+    bad = Path(layout_of(scratch).cache_shard(A[0]))
+    with opened(scratch, fs=raising(errno.EIO, "scandir", bad)) as cache:
+        assert cache.reconcile() == Reconciled(added=1)
+        assert f"{bad} cannot be read" in caplog.text
+        assert cache.usage().ready
+        fill(cache, C)
+
+
 def test_files_changed_behind_the_caches_back_are_found(scratch: Path) -> None:
     with opened(scratch) as cache:
         fill(cache, A, B, C)
@@ -835,7 +902,7 @@ def test_directories_that_cannot_be_read_are_reported(scratch: Path, call: str) 
 
     def hook(name: str, args: tuple[object, ...]) -> None:
         if refuse and name == call:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     with opened(scratch, fs=HookedFileSystem(hook)) as cache:
         refuse = True

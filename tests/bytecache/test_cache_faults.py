@@ -11,6 +11,7 @@ from tests.bytecache.cached import BLOCK, FILE, blob, check, files_of, fill, ima
 from tests.bytecache.faults import FailNth, HookedFileSystem
 from tigrislike.bytecache.cache import Cache
 from tigrislike.bytecache.errors import BytesError, DiskFailed, DiskFull
+from tigrislike.bytecache.filesystem import Space
 
 OLD = [(blob(number), 0) for number in range(3)]
 NEW = blob(7), 0
@@ -91,12 +92,21 @@ def test_a_disk_that_refuses_everything_from_some_call_on_leaves_garbage_that_ot
             pytest.fail("a fill never got through")
 
 
+SPACE = 10**12
+
+
+class FixedSpace(HookedFileSystem):
+    def space(self, path: str) -> Space:
+        super().space(path)
+        return Space(10 * SPACE, SPACE)
+
+
 JOBS: dict[str, Callable[[Cache], object]] = {
     "remove_block": lambda cache: cache.remove_block(*OLD[0], "request"),
     "remove_blob": lambda cache: cache.remove_blob(OLD[0][0], "deleted"),
     "pin": lambda cache: cache.pin(OLD[0][0]),
     "unpin": lambda cache: cache.unpin(OLD[1][0]),
-    "make_room": lambda cache: cache.make_room(10**15),
+    "make_room": lambda cache: cache.make_room(SPACE + 2 * FILE),
     "pins": lambda cache: cache.pins(),
     "pinned": lambda cache: cache.pinned(OLD[0][0]),
     "reconcile": lambda cache: cache.reconcile(),
@@ -108,7 +118,7 @@ def test_everything_else_fails_cleanly_at_every_call_and_can_be_repeated(
     scratch: Path, job: Callable[[Cache], object]
 ) -> None:
     fail = FailNth(errno.EIO)
-    with opened(scratch, fs=HookedFileSystem(fail)) as cache:
+    with opened(scratch, fs=FixedSpace(fail)) as cache:
         fill(cache, *OLD)
         cache.pin(OLD[1][0])
         for nth in range(1, 2000):

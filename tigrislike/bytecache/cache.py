@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
-from tigrislike.bytecache.errors import BytesError, from_os_error
+from tigrislike.bytecache.errors import BlockPresent, BytesError, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.filling import Filling, block_name, claim
 from tigrislike.bytecache.footer import FOOTER_BYTES, padded
@@ -146,7 +146,9 @@ class Cache:
                 is_full=lambda: fs.space(layout.root).available_bytes < _INDEX_BYTES,
                 clock_s=clock_s,
             )
-            holdings = Holdings(fs, layout, counters, index, capacity_bytes, reserve_bytes, policy or named(DEFAULT))
+            holdings = Holdings(
+                fs, layout, counters, index, capacity_bytes, reserve_bytes, policy or named(DEFAULT), clock_s
+            )
         cache = cls(holdings)
 
         def begin(rows: Rows) -> None:
@@ -192,9 +194,12 @@ class Cache:
         key = blob_id, number
         size = padded(length) + FOOTER_BYTES
         with _translated(f"claiming {block_name(key)}"):
-            self.make_room(size)
+            # Claimed first: who is refused evicts nothing.
             filling = Filling(self._holdings, key, size, claim(self._fs, self._layout.filling_block(*key)))
             try:
+                if self._holdings.status(self._layout.cache_block(*key)) is not None:
+                    raise BlockPresent(f"{block_name(key)} is in the cache")
+                self.make_room(size)
                 while not self._holdings.write(filling.reserve, hurried=True):
                     pass  # made some of the room; others get their turn in between
             except BaseException:
@@ -214,18 +219,18 @@ class Cache:
                 self._holdings.write(partial(self._holdings.note, hits=hits[start : start + _ROWS]), hurried=True)
 
     def make_room(self, wanted_bytes: int) -> int:
-        """Evict until the filesystem has `wanted_bytes` beyond the reserve and the fills in progress.
+        """Evict until the filesystem has `wanted_bytes` beyond the reserve and the fills in progress; nothing if that
+        is more than eviction can give.
 
         Returns:
-            Bytes evicted. What readers hold open gives its space back when they close it.
+            Bytes evicted. What readers hold open gives its space back when they close it; until then, for a second, it
+            is not evicted for again.
         """
         with _translated("making room"):
-            lacking = self._holdings.index.read(partial(self._holdings.lacking_bytes, wanted_bytes))
             total = 0
-            while total < lacking:
-                wanted = lacking - total
-                evict = partial(self._holdings.evict, wanted_bytes=wanted, reason="reserve")
-                freed = self._holdings.write(evict, hurried=True)
+            while self._holdings.index.read(partial(self._holdings.lacking_bytes, wanted_bytes)) > 0:
+                relieve = partial(self._holdings.relieve, wanted_bytes=wanted_bytes)
+                freed = self._holdings.write(relieve, hurried=True)
                 if not freed:
                     break
                 total += freed

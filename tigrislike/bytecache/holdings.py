@@ -8,9 +8,10 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 from tigrislike.bytecache.errors import PinsFull
 from tigrislike.bytecache.filesystem import FileSystem
@@ -22,10 +23,14 @@ from tigrislike.bytecache.statistics import Counters
 Reason = Literal["capacity", "reserve", "request", "corrupt", "deleted"]
 """Why a block leaves: no room in the cache or on the disk, an operator, damage, or the blob is dead."""
 
+REASONS: Final[tuple[Reason, ...]] = get_args(Reason)
+"""A row that is `leaving` has the place of its reason among these as its counter."""
 PINNED_SHARE: Final = 0.9
 """Of a given capacity: the rest stays for what is read and not pinned."""
 BATCH: Final = 64
 """Most files unlinked in one turn at the index."""
+_UNSEEN_S: Final = 1.0
+"""How long unlinked files may keep their space before others are evicted in their stead."""
 _MOST_HITS: Final = 65536
 """Blocks whose hits are remembered between two flushes; more are not counted, which is a pity and nothing worse."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -73,6 +78,7 @@ class Holdings:
         capacity_bytes: int | None,
         reserve_bytes: int,
         policy: Policy,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.fs = fs
         self.layout = layout
@@ -84,6 +90,12 @@ class Holdings:
         self.default_policy = policy
         self._policy = policy
         self._boot = _BOOT_ID.read_text().strip()
+        self._clock_s = clock_s
+        # What was evicted for space that the filesystem has not shown since, when it had how much, and until when
+        # that is waited for.
+        self._unseen_bytes = 0
+        self._seen_bytes = 0
+        self._unseen_until_s = 0.0
         self._owed: dict[object, Callable[[Rows], object]] = {}
 
     def write(self, job: Callable[[Rows], T], *, hurried: bool = False) -> T:
@@ -157,9 +169,30 @@ class Holdings:
     def lacking_bytes(self, wanted_bytes: int, rows: Rows) -> int:
         """How much the filesystem lacks of having `wanted_bytes` beyond the reserve and what fills will write."""
         space = self.fs.space(self.layout.root)
+        self._see(space.available_bytes)
         # A tenth of the volume at most, so that the default suits a small one too.
         reserve = min(self._reserve_bytes, space.total_bytes // 10)
         return wanted_bytes + rows.held_bytes(FILLING) + reserve - space.available_bytes
+
+    def relieve(self, rows: Rows, wanted_bytes: int) -> int:
+        """Evict a batch of what the filesystem lacks; bytes, 0 where nothing or more than can be evicted is lacking."""
+        available = self.fs.space(self.layout.root).available_bytes
+        lacking = self.lacking_bytes(wanted_bytes, rows) - self._unseen_bytes
+        if not 0 < lacking <= sum(rows.held_bytes(queue) for queue in self.policy(rows).queues):
+            return 0
+        freed = self.evict(rows, lacking, "reserve")
+        shown = self.fs.space(self.layout.root).available_bytes
+        self._unseen_bytes += max(0, freed - max(0, shown - available))
+        self._seen_bytes = shown
+        self._unseen_until_s = self._clock_s() + _UNSEEN_S
+        return freed
+
+    def _see(self, available_bytes: int) -> None:
+        """Note how much of what was evicted lately has appeared; readers hold the rest, or the filesystem is slow."""
+        if self._clock_s() >= self._unseen_until_s:
+            self._unseen_bytes = 0
+        self._unseen_bytes = max(0, self._unseen_bytes - max(0, available_bytes - self._seen_bytes))
+        self._seen_bytes = available_bytes
 
     # What leaves.
 
@@ -212,7 +245,7 @@ class Holdings:
         except OSError:
             entry = rows.get(key)
             if entry is not None and entry.queue != GHOST:
-                rows.move(entry, LEAVING)
+                rows.move(entry, LEAVING, REASONS.index(reason))
             raise
         self._counters.add(**{f"evicted_{reason}": 1, "evicted_bytes": size})
         return size

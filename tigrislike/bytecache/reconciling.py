@@ -13,10 +13,11 @@ from functools import partial
 from typing import Final
 
 from tigrislike.bytecache.filling import remove_dead
-from tigrislike.bytecache.holdings import Holdings
+from tigrislike.bytecache.holdings import REASONS, Holdings
 from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Rows
 from tigrislike.bytecache.layout import parse_block_name
 from tigrislike.bytecache.policies import GHOST, Key
+from tigrislike.bytecache.reading import _BAD_SECTOR
 
 _LOG = logging.getLogger("tigrislike.bytecache")
 _ROWS: Final = 1000
@@ -50,16 +51,29 @@ def reconcile(holdings: Holdings, progress: Callable[[int], None] | None) -> Rec
         generation = holdings.index.generation
         pinned = holdings.pinned()
         for shard in range(256):
-            suspects, unknown, count = _compare(holdings, shard, pinned)
+            try:
+                suspects, unknown, count = _compare(holdings, shard, pinned)
+            except OSError as error:
+                if error.errno not in _BAD_SECTOR:
+                    raise
+                _LOG.error("%s/%02x cannot be read, its rows stay as they are: %s", holdings.layout.cache, shard, error)
+                continue
             for job, keys in ((_settle, suspects), (_adopt, unknown)):
                 for start in range(0, len(keys), _ROWS):
                     done += holdings.write(partial(job, holdings=holdings, keys=keys[start : start + _ROWS]))
             seen += count
             if progress is not None:
                 progress(seen)
-        if holdings.index.generation == generation:
-            holdings.write(holdings.make_ready)
+        if holdings.write(partial(_make_ready, holdings=holdings, generation=generation)):
             return done
+
+
+def _make_ready(rows: Rows, holdings: Holdings, generation: int) -> bool:
+    """Declare the rows compared, if they still are those that were; the turn itself may have met a fresh index."""
+    if holdings.index.generation != generation:
+        return False
+    holdings.make_ready(rows)
+    return True
 
 
 def settle_fills(holdings: Holdings) -> Reconciled:
@@ -146,7 +160,7 @@ def _settle(rows: Rows, holdings: Holdings, keys: list[Key]) -> Reconciled:
             continue
         if entry.queue == LEAVING:
             try:
-                holdings.unlink(rows, key, "request")
+                holdings.unlink(rows, key, REASONS[entry.counter])
             except OSError as error:
                 _LOG.warning("cannot remove %s: %s", holdings.layout.cache_block(*key), error)
                 continue
