@@ -13,6 +13,7 @@ from tests.bytecache.blobs import BLOCK
 from tests.bytecache.faults import HookedFileSystem, NoSync
 from tests.bytecache.scripted_source import ScriptedSource
 from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache.store import FILL_THREADS
 
 BLOB = bytes(16)
 
@@ -54,6 +55,7 @@ def test_a_fill_that_is_cancelled_before_its_last_step_is_kept_or_leaves_nothing
     """The store is closed while the block's writing waits for a thread: the thread has all that it needs."""
     data = os.urandom(BLOCK)
     busy, go = threading.Event(), threading.Event()
+    all_busy = threading.Barrier(FILL_THREADS + 1)
 
     async def main() -> tuple[list[object], int]:
         complaints: list[object] = []
@@ -62,16 +64,18 @@ def test_a_fill_that_is_cancelled_before_its_last_step_is_kept_or_leaves_nothing
         store = BlockStore.open(scratch / "s", block_size=BLOCK, threads=1, fs=NoSync())
         source = ScriptedSource({BLOB: data})
 
-        def block_the_only_thread(_: bytes) -> None:
+        def block_every_thread(blob_id: bytes) -> None:
             if len(source.lives_asked) == 2:  # the last question before the block is kept
-                store._writers.submit(lambda: (busy.set(), go.wait()))
-                busy.wait()
+                for _ in range(FILL_THREADS):
+                    store._fillers.submit(lambda: (all_busy.wait(), go.wait()))
+                all_busy.wait()
+                busy.set()
 
-        source.answer = block_the_only_thread
+        source.answer = block_every_thread
         store.fill_from(source)
         warming = asyncio.ensure_future(store.warm(BLOB, BLOCK))
         await asyncio.to_thread(busy.wait)
-        while not store._writers._work_queue.qsize():  # noqa: ASYNC110
+        while not store._fillers._work_queue.qsize():  # noqa: ASYNC110
             await asyncio.sleep(0)
         warming.cancel()
         closing = asyncio.ensure_future(store.aclose())

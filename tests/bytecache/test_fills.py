@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import random
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tigrislike.bytecache import (
 )
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, padded
 from tigrislike.bytecache.images import Images
+from tigrislike.bytecache.store import INDEX_THREADS
 
 BLOCK = 4 * CHUNK
 SIZE = 2 * BLOCK + CHUNK + 1000
@@ -50,7 +52,7 @@ class Elsewhere:
         self.store = BlockStore.open(root, **options)
         self.store.fill_from(self.source)
         # No slow machine makes a reader give up who is to wait; tests of giving up set their own.
-        self.store._fills._wait_s = 60.0
+        self.store._fills._wait_s = self.store._fills.claim_s = 60.0
         self.data = content(1)
         self.blob_id = self.add(self.data)
 
@@ -571,7 +573,7 @@ def test_a_block_that_another_process_fetches_is_waited_for_within_bounds(scratc
         loop = asyncio.get_running_loop()
         here.store._cache.begin = begin  # type: ignore[method-assign]
         if ending == "never":
-            here.store._fills._wait_s = 0.01
+            here.store._fills.claim_s = 0.01
         await tried.wait()
         if ending == "commit":
             image = memoryview(bytearray(IMAGE))
@@ -590,6 +592,61 @@ def test_a_block_that_another_process_fetches_is_waited_for_within_bounds(scratc
 
     run(here, story)
     other.close()
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["missing", "damaged"])
+def test_while_the_index_is_kept_uploads_go_on_and_misses_are_passed_through(scratch: Path, damaged: bool) -> None:
+    here = Elsewhere(scratch)
+    other = content(2)
+
+    async def story() -> None:
+        if damaged:
+            await here.read(0, BLOCK)
+            await here.settled()
+            (file,) = (scratch / "cache").rglob(f"{here.blob_id.hex()}.0")
+            file.chmod(0o600)
+            file.write_bytes(b"decayed")
+        free = threading.Event()
+        store = here.store
+        jobs = [store._index.submit(free.wait) for _ in range(20)]
+        store._fills.claim_s = 0.01
+        assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        assert store.statistics().passed_through == 1
+        blob_id = await put(store, other)
+        assert await drain(store.open_blob(blob_id, SIZE).read(0, SIZE)) == other
+        assert not any(job.done() for job in jobs)
+        free.set()
+        store._fills.claim_s = 60.0
+        await here.settled()
+        while file_is_damaged(here):
+            await here.read(0, BLOCK)
+        assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        await here.settled()
+        assert here.kept() == [0]
+
+    def file_is_damaged(here: Elsewhere) -> bool:
+        return any(path.read_bytes() == b"decayed" for path in (scratch / "cache").rglob("*.0"))
+
+    run(here, story)
+
+
+def test_a_miss_whose_readers_have_left_before_its_turn_takes_no_place(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        free = threading.Event()
+        for _ in range(INDEX_THREADS):
+            here.store._index.submit(free.wait)
+        reading = asyncio.create_task(here.read(0, BLOCK))
+        await _until(lambda: here.store._index._work_queue.qsize() == 1)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        free.set()
+        await here.settled()
+        assert here.source.lives_asked == []
+        assert here.kept() == []
+
+    run(here, story)
 
 
 def _footer(blob_id: bytes, data: bytes) -> bytes:

@@ -51,7 +51,7 @@ class Healing:
         self.source = ScriptedSource()
         self.store.fill_from(self.source)
         # No slow machine makes a reader give up who is to wait.
-        self.store._fills._wait_s = 60.0
+        self.store._fills._wait_s = self.store._fills.claim_s = 60.0
 
     async def prepare(self) -> None:
         self.blob_id, self.other_id = [await self.put(data) for data in (DATA, OTHER)]
@@ -480,8 +480,8 @@ def test_whichever_call_of_a_healing_fails_the_reader_is_served_and_the_block_he
     writing = threading.local()
 
     def hook(name: str, args: tuple[object, ...]) -> None:
-        # Only what the healing does: on the writers' threads.
-        if threading.current_thread().name.startswith("block-write"):
+        # Only what the healing does: on the threads of fills and of the index.
+        if threading.current_thread().name.startswith(("block-fill", "block-index")):
             fail(name, args)
 
     healing = Healing(scratch, "home", fs=HookedFileSystem(hook))
@@ -539,7 +539,7 @@ def test_two_processes_that_find_the_same_damage_fetch_the_block_once(scratch: P
 
     async def story() -> None:
         other.fill_from(healing.source)
-        other._fills._wait_s = 60.0
+        other._fills._wait_s = other._fills.claim_s = 60.0
         _flip(-5)(healing)
         gate = asyncio.Event()
         healing.source.script = lambda blob_id, start: gate.wait()

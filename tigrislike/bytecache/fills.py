@@ -6,9 +6,10 @@ as they arrive, from the fill's memory; when that is wanted elsewhere, those tha
 was fetched is kept only if the blob still lives.
 
 Everything is bounded. All fills of a process hold at most `fill_bytes` of memory. A source that gives nothing for
-`timeout_s` fails its fill. Who waits too long, for memory, for another process's fill of the same block or for his own
-bytes in a long fill, is *passed through*: his bytes come straight from the source and are not kept. So is who asks for
-what the cache has no room for, or the disk refuses: a full or failing cache serves, and only does not get better.
+`timeout_s` fails its fill. Who waits too long, for memory, for another process's fill of the same block, for a turn at
+the cache's index or for his own bytes in a long fill, is *passed through*: his bytes come straight from the source and
+are not kept. So is who asks for what the cache has no room for, or the disk refuses: a full or failing cache serves,
+and only does not get better.
 
 Errors are given to who waits and then forgotten: the next reader tries anew. Deliberately absent: a checksum from
 outside. What a source gives is counted, sealed with checksums and believed.
@@ -24,6 +25,7 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from tigrislike.bytecache.errors import (
+    BlobBusy,
     BlobGone,
     BlockPresent,
     BytesError,
@@ -95,6 +97,7 @@ class Fill:
         outcome: None while it runs.
         error: Why it failed, or why nothing was kept.
         readers: How many are looking at `image`.
+        wanted: Whether it is to be fetched though nobody reads it.
     """
 
     __slots__ = (
@@ -110,6 +113,7 @@ class Fill:
         "outcome",
         "readers",
         "size",
+        "wanted",
     )
 
     def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int, heals: bool) -> None:
@@ -122,6 +126,7 @@ class Fill:
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
         self.readers = 0
+        self.wanted = False
         self.moved = asyncio.Event()
         self._head = 0
         self._tail = first
@@ -162,22 +167,32 @@ class Fills:
         block_size: Of the store.
         counters: The store's.
         pool: For what blocks.
+        index: For what waits for a turn at the cache's index.
         fill_bytes: Most memory that fills hold.
         timeout_s: After so long without a byte from the source a fill has failed.
 
     Attributes:
         source: Who is asked; None: nobody, and nothing may be fetched.
+        claim_s: Longest wait for a block's place, and for a damaged one's removal.
     """
 
     def __init__(
-        self, block_size: int, counters: Counters, pool: Executor, *, fill_bytes: int, timeout_s: float
+        self,
+        block_size: int,
+        counters: Counters,
+        pool: Executor,
+        index: Executor,
+        *,
+        fill_bytes: int,
+        timeout_s: float,
     ) -> None:
         self.source: BlobSource | None = None
         self._block_size = block_size
         self._counters = counters
         self._pool = pool
+        self._index = index
         self._timeout_s = timeout_s
-        self._wait_s = min(WAIT_S, timeout_s)
+        self.claim_s = self._wait_s = min(WAIT_S, timeout_s)
         self._images = Images(fill_bytes, lambda change: counters.add(filling_bytes=change), self._spare)
         self._running: dict[tuple[bytes, int], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -247,7 +262,7 @@ class Fills:
 
         async def fetch() -> None:
             if await self._on_thread(is_missing) and (blob_id, number) not in self._running:
-                self._join(blob_id, size, number, 0, begin, heals=False)
+                self._join(blob_id, size, number, 0, begin, heals=False).wanted = True
 
         image = padded(block_length(size, self._block_size, number)) + FOOTER_BYTES
         if (blob_id, number) not in self._running and self._images.has_room(image):
@@ -261,6 +276,7 @@ class Fills:
             CacheFull, DiskFull, DiskFailed, FillInProgress, BlobGone: It could not be kept.
         """
         fill = self._join(blob_id, size, number, 0, begin, heals)
+        fill.wanted = True
         while fill.outcome is None:
             await fill.moved.wait()
         if fill.outcome is not Outcome.HERE:
@@ -340,7 +356,7 @@ class Fills:
         if fill.image is None:
             return CacheFull("other fills hold all the memory that fills may use")
         try:
-            keeping = await self._begin(begin)
+            keeping = await self._begin(fill, begin)
         except BlockPresent:
             raise
         except BytesError as error:
@@ -348,10 +364,10 @@ class Fills:
         try:
             refusal = await self._receive(fill)
         except BaseException:
-            await self._on_thread(keeping.abandon)
+            await self._on_thread(keeping.abandon, self._index)
             raise
         if refusal is not None:
-            await self._on_thread(keeping.abandon)
+            await self._on_thread(keeping.abandon, self._index)
             return refusal
         try:
             # The image by itself, for the fill loses its own when it is cancelled meanwhile.
@@ -386,20 +402,43 @@ class Fills:
         self._counters.add(fills_dropped=1)
         return BlobGone(f"blob {blob_id.hex()} was deleted while block {number} was fetched")
 
-    async def _begin(self, begin: Begin) -> Keeping:
+    async def _begin(self, fill: Fill, begin: Begin) -> Keeping:
         """Take the block's place; while another process has it, wait for the block, or for that one's end."""
-        deadline_s = time.monotonic() + self._wait_s
+
+        def claim() -> Keeping:
+            # On a thread, where its turn may have come late.
+            if not fill.readers and not fill.wanted:
+                raise CacheFull("everybody who asked for it has left")
+            return begin()
+
+        deadline_s = time.monotonic() + self.claim_s
         while True:
-            beginning: Future[Keeping] = self._pool.submit(begin)
+            beginning: Future[Keeping] = self._index.submit(claim)
+            waiting = asyncio.wrap_future(beginning)
+            waiting.add_done_callback(retrieve)
             try:
-                return await asyncio.wrap_future(beginning)
+                await asyncio.wait({waiting}, timeout=max(0.0, deadline_s - time.monotonic()))
+            except asyncio.CancelledError:
+                self._disown(beginning)
+                raise
+            if not waiting.done():
+                self._disown(beginning)
+                raise BlobBusy("the cache's index is kept by another process")
+            try:
+                return waiting.result()
             except FillInProgress:
                 if time.monotonic() >= deadline_s:
                     raise
-            except asyncio.CancelledError:
-                beginning.add_done_callback(_abandon)
-                raise
             await asyncio.sleep(_POLL_S)
+
+    def _disown(self, beginning: Future[Keeping]) -> None:
+        """Nobody waits for this place any more: do not take it, or give it up."""
+        if beginning.cancel():
+            return
+        if beginning.done():
+            self._index.submit(_abandon, beginning)
+        else:
+            beginning.add_done_callback(_abandon)
 
     def _commit(self, fill: Fill, image: memoryview, keeping: Keeping) -> None:
         """On a thread: seal the image as a block file's content, and keep it."""
@@ -448,9 +487,9 @@ class Fills:
             text = f"the source does not tell whether blob {blob_id.hex()} lives: {error or 'no answer'}"
             raise SourceUnavailable(text) from error
 
-    async def _on_thread(self, job: Callable[[], T]) -> T:
+    async def _on_thread(self, job: Callable[[], T], pool: Executor | None = None) -> T:
         """Run a job to its end, whether or not the caller is cancelled."""
-        running = asyncio.wrap_future(self._pool.submit(job))
+        running = asyncio.wrap_future((pool or self._pool).submit(job))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -499,6 +538,6 @@ def _again(error: BaseException | None) -> BaseException:
 
 
 def _abandon(beginning: Future[Keeping]) -> None:
-    """Nobody waits for this place any more. Called on the thread that took it, whatever became of the loop."""
+    """Give up a place if it was taken. Called on a thread, whatever became of the loop."""
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().abandon()

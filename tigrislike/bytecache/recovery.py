@@ -38,13 +38,15 @@ class Recovery:
         cache: The evictable blocks.
         fills: How blocks come here.
         pool: For what blocks.
+        index: For what waits for a turn at the cache's index.
     """
 
-    def __init__(self, local: Local, cache: Cache, fills: Fills, pool: Executor) -> None:
+    def __init__(self, local: Local, cache: Cache, fills: Fills, pool: Executor, index: Executor) -> None:
         self._local = local
         self._cache = cache
         self._fills = fills
         self._pool = pool
+        self._index = index
 
     async def fetch(
         self,
@@ -72,8 +74,8 @@ class Recovery:
             BytesError: `reason`, or MissingBlob, where nobody else has it.
         """
         damage = reason if isinstance(reason, Damage) else None
-        if damage is not None and damage.place == "cache":
-            await self._run(self._drop_damaged, blob_id, number, damage)
+        if damage is not None and damage.place == "cache" and not await self._dropped_soon(blob_id, number, damage):
+            direct = True
         try:
             if self._fills.source is None:
                 raise NotAtSource(str(reason))
@@ -102,7 +104,7 @@ class Recovery:
         try:
             damage = await self._run(self._condemn, blob_id, size, number)
             if damage.place == "cache":
-                await self._run(self._drop_damaged, blob_id, number, damage)
+                await self._run_on(self._index, self._drop_damaged, blob_id, number, damage)
             if self._fills.source is not None:
                 begin = self._begin(blob_id, size, number, damage)
                 await self._fills.keep(blob_id, size, number, begin, heals=True)
@@ -121,7 +123,7 @@ class Recovery:
             DiskFailed
         """
         self._local.known.forget(blob_id, number)
-        return await self._run(self._cache.remove_block, blob_id, number, "corrupt")
+        return await self._run_on(self._index, self._cache.remove_block, blob_id, number, "corrupt")
 
     async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None]) -> int:
         """Fetch every block of a blob that is not here; the bytes that were fetched.
@@ -163,7 +165,7 @@ class Recovery:
         except DamagedBlock as error:
             damage = error
             if damage.place == "cache":
-                await self._run(self._drop_damaged, blob_id, number, damage)
+                await self._run_on(self._index, self._drop_damaged, blob_id, number, damage)
         except MissingBlob:
             pass
         if self._fills.source is None:
@@ -192,6 +194,13 @@ class Recovery:
 
         self._fills.ahead(blob_id, size, number, self._begin(blob_id, size, number, None), is_missing)
 
+    async def _dropped_soon(self, blob_id: bytes, number: int, damage: Damage) -> bool:
+        """Drop the file from the cache; False if that takes longer than a reader can wait, and is done later."""
+        dropping = asyncio.get_running_loop().run_in_executor(self._index, self._drop_damaged, blob_id, number, damage)
+        dropping.add_done_callback(retrieve)
+        await asyncio.wait({dropping}, timeout=self._fills.claim_s)
+        return dropping.done()
+
     def _drop_damaged(self, blob_id: bytes, number: int, damage: Damage) -> None:
         """Drop the file from the cache, unless another has taken its place."""
         # A file that the disk does not let go of is in the way of every fill, and so is passed by.
@@ -215,7 +224,10 @@ class Recovery:
         OpenBlock.open(self._local, blob_id, size, number).close()
 
     async def _run(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        running = asyncio.get_running_loop().run_in_executor(self._pool, partial(job, *args, **kwargs))
+        return await self._run_on(self._pool, job, *args, **kwargs)
+
+    async def _run_on(self, pool: Executor, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        running = asyncio.get_running_loop().run_in_executor(pool, partial(job, *args, **kwargs))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:

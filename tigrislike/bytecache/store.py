@@ -16,7 +16,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,10 @@ filesystem fragments and stalls."""
 DEFAULT_THREADS: Final = 8
 """Most of their time is spent waiting for the disk, so more than there are cores."""
 READ_THREADS: Final = 4
+FILL_THREADS: Final = 4
+"""For sealing and writing blocks that were fetched."""
+INDEX_THREADS: Final = 2
+"""For what needs a turn at the cache's index, which one at a time has."""
 DEFAULT_FILL_BYTES: Final = 256 * 1024 * 1024
 DEFAULT_FILL_TIMEOUT_S: Final = 10.0
 
@@ -108,8 +112,18 @@ class BlockStore:
         # Apart, so that a read never queues behind hashing or an fdatasync.
         self._writers = ThreadPoolExecutor(threads, "block-write")
         self._readers = ThreadPoolExecutor(READ_THREADS, "block-read")
-        self._fills = Fills(layout.block_size, counters, self._writers, fill_bytes=fill_bytes, timeout_s=fill_timeout_s)
-        self._recovery = Recovery(self._local, cache, self._fills, self._writers)
+        # Apart again, for while another process keeps the index, whoever touches it waits: uploads need not.
+        self._fillers = ThreadPoolExecutor(FILL_THREADS, "block-fill")
+        self._index = ThreadPoolExecutor(INDEX_THREADS, "block-index")
+        self._fills = Fills(
+            layout.block_size,
+            counters,
+            self._fillers,
+            self._index,
+            fill_bytes=fill_bytes,
+            timeout_s=fill_timeout_s,
+        )
+        self._recovery = Recovery(self._local, cache, self._fills, self._fillers, self._index)
 
     @classmethod
     def open(
@@ -183,6 +197,8 @@ class BlockStore:
         """Wait for jobs in progress, let go of all locks: what is neither published nor aborted is a sweeper's."""
         self._writers.shutdown()
         self._readers.shutdown()
+        self._fillers.shutdown()
+        self._index.shutdown()
         for blob_id in list(self._disk.held):
             self.release(blob_id)
         self._cache.close()
@@ -261,17 +277,20 @@ class BlockStore:
             BlobBusy: A live process still owns it as an upload, or holds the cache's index.
             DiskFailed
         """
-        await self._run(f"deleting blob {blob_id.hex()}", self._delete, blob_id, size)
+        doing = f"deleting blob {blob_id.hex()}"
+        await self._run(doing, self._delete_upload, blob_id)
+        await self._run_indexed(doing, self._cache.remove_blob, blob_id, "deleted")
+        await self._run(doing, self._delete_home, blob_id, size)
 
     # What operators ask of the cache.
 
     async def usage(self) -> Usage:
         """What the cache holds, over all processes."""
-        return await self._run("looking at the cache", self._cache.usage)
+        return await self._run_indexed("looking at the cache", self._cache.usage)
 
     async def cached_blocks(self, after: tuple[bytes, int] | None = None, limit: int = 1000) -> list[CachedBlock]:
         """Evictable blocks in order of blob id and number, `limit` at a time, from behind `after` on."""
-        return await self._run("listing the cache", self._cache.blocks, after, limit)
+        return await self._run_indexed("listing the cache", self._cache.blocks, after, limit)
 
     async def pin(self, blob_id: bytes) -> None:
         """Keep a blob's blocks in the cache, those that are there and those that will come. Durable when it returns.
@@ -280,19 +299,19 @@ class BlockStore:
             PinsFull: The cache would hold too little else.
             BlobBusy, DiskFull, DiskFailed
         """
-        await self._run(f"pinning blob {blob_id.hex()}", self._cache.pin, blob_id)
+        await self._run_indexed(f"pinning blob {blob_id.hex()}", self._cache.pin, blob_id)
 
     async def unpin(self, blob_id: bytes) -> bool:
         """Let the blob's blocks be evicted again; whether it was pinned."""
-        return await self._run(f"unpinning blob {blob_id.hex()}", self._cache.unpin, blob_id)
+        return await self._run_indexed(f"unpinning blob {blob_id.hex()}", self._cache.unpin, blob_id)
 
     async def pins(self, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Pinned blobs in order of their ids, `limit` at a time, from behind `after` on."""
-        return await self._run("listing pins", self._cache.pins, after, limit)
+        return await self._run_indexed("listing pins", self._cache.pins, after, limit)
 
     async def evict(self, blob_id: bytes) -> int:
         """Drop the blob's blocks from the cache, pinned or not, and not from `home/`; bytes of files freed."""
-        return await self._run(f"evicting blob {blob_id.hex()}", self._cache.remove_blob, blob_id, "request")
+        return await self._run_indexed(f"evicting blob {blob_id.hex()}", self._cache.remove_blob, blob_id, "request")
 
     async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None] = lambda _: None) -> int:
         """Fetch every block of a blob that is not on this node, a few at a time; the bytes that were fetched.
@@ -309,11 +328,11 @@ class BlockStore:
 
     async def flush_hits(self) -> None:
         """Tell the cache which blocks were read. Every process that reads should, each second."""
-        await self._run("noting hits", self._cache.flush)
+        await self._run_indexed("noting hits", self._cache.flush)
 
     async def reconcile(self) -> Reconciled:
         """Make the cache's index agree with its directory. Others serve meanwhile; a million blocks take seconds."""
-        return await self._run("reconciling the cache", self._cache.reconcile)
+        return await self._run_indexed("reconciling the cache", self._cache.reconcile)
 
     async def mend(self, blob_id: bytes, size: int, number: int) -> bool:
         """Replace a block that was found damaged by one from the source; whether that was done. If not, whoever reads
@@ -424,7 +443,7 @@ class BlockStore:
             incoming.release()
             raise
 
-    def _delete(self, blob_id: bytes, size: int | None) -> None:
+    def _delete_upload(self, blob_id: bytes) -> None:
         try:
             incoming = Incoming.adopt(self.fs, self.layout, blob_id)
             if incoming is None:
@@ -436,7 +455,8 @@ class BlockStore:
                 raise
         except FileNotFoundError:
             pass
-        self._cache.remove_blob(blob_id, "deleted")
+
+    def _delete_home(self, blob_id: bytes, size: int | None) -> None:
         shard = self.layout.shard(blob_id)
         if size is None:
             names = map(parse_block_name, self.fs.listdir(shard))
@@ -454,7 +474,14 @@ class BlockStore:
 
     async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""
-        running = asyncio.get_running_loop().run_in_executor(self._writers, partial(job, *args, **kwargs))
+        return await self._run_on(self._writers, doing, partial(job, *args, **kwargs))
+
+    async def _run_indexed(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for a job that needs the cache's index."""
+        return await self._run_on(self._index, doing, partial(job, *args, **kwargs))
+
+    async def _run_on(self, pool: Executor, doing: str, job: Callable[[], T]) -> T:
+        running = asyncio.get_running_loop().run_in_executor(pool, job)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
