@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
-from tigrislike.bytecache.errors import BlockPresent, BytesError, from_os_error
+from tigrislike.bytecache.errors import BytesError, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.filling import Filling, block_name, claim
 from tigrislike.bytecache.footer import FOOTER_BYTES, padded
@@ -197,9 +197,8 @@ class Cache:
             # Claimed first: who is refused evicts nothing.
             filling = Filling(self._holdings, key, size, claim(self._fs, self._layout.filling_block(*key)))
             try:
-                if self._holdings.status(self._layout.cache_block(*key)) is not None:
-                    raise BlockPresent(f"{block_name(key)} is in the cache")
-                self.make_room(size)
+                if self._holdings.status(self._layout.cache_block(*key)) is None:
+                    self.make_room(size)
                 while not self._holdings.write(filling.reserve, hurried=True):
                     pass  # made some of the room; others get their turn in between
             except BaseException:
