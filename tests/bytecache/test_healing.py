@@ -16,6 +16,7 @@ from tests.bytecache.blobs import drain
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tests.bytecache.scripted_source import ScriptedSource
 from tigrislike.bytecache import (
+    BlobGone,
     BlockStore,
     CorruptBlock,
     DiskFailed,
@@ -26,6 +27,8 @@ from tigrislike.bytecache import (
     reader,
 )
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, padded
+from tigrislike.bytecache.mending import Mending
+from tigrislike.bytecache.verified import identity
 
 BLOCK = 4 * CHUNK
 """Two extents for sendfile, see `short_extents`."""
@@ -529,6 +532,41 @@ def test_a_blob_that_is_deleted_while_a_block_of_it_is_healed_does_not_come_back
         assert not any(healing.file(healing.blob_id, number).exists() for number in range(3))
         statistics = healing.store.statistics()
         assert (statistics.healed, statistics.fills_dropped) == (0, 1)
+
+    healing.run(story)
+
+
+@pytest.mark.parametrize("moment", ["commit", "abandon"])
+def test_what_is_mended_leaves_another_fillers_place_alone(scratch: Path, moment: str) -> None:
+    """The deletion removes the draft, and a reader of the dead blob takes its name."""
+    healing = Healing(scratch, "home")
+
+    async def story() -> None:
+        file = healing.file(healing.blob_id, 1)
+        mending = Mending.begin(healing.store._local, healing.blob_id, 1, "home", identity(os.stat(file)))
+        await healing.store.delete_blob(healing.blob_id, SIZE)
+        filling = healing.store._cache.begin(healing.blob_id, 1, BLOCK)
+        if moment == "commit":
+            with pytest.raises(BlobGone):
+                mending.commit(memoryview(healing.pristine[file]))
+        else:
+            mending.abandon()
+        assert not file.exists()
+        assert len(os.listdir(scratch / "filling")) == 1
+        filling.abandon()
+
+    healing.run(story)
+
+
+def test_a_mending_that_fails_in_any_way_lets_go_of_its_place(scratch: Path) -> None:
+    healing = Healing(scratch, "home")
+
+    async def story() -> None:
+        file = healing.file(healing.blob_id, 1)
+        mending = Mending.begin(healing.store._local, healing.blob_id, 1, "home", identity(os.stat(file)))
+        with pytest.raises(TypeError):
+            mending.commit(None)  # type: ignore[arg-type]
+        assert os.listdir(scratch / "filling") == []
 
     healing.run(story)
 

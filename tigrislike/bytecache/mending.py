@@ -7,11 +7,12 @@ either goes with it or never comes. Nothing of this is in the cache's index: dur
 """
 
 import contextlib
+import errno
 import os
 
 from tigrislike.bytecache.errors import BlobGone, BlockPresent, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory, write_all
-from tigrislike.bytecache.filling import claim, close
+from tigrislike.bytecache.filling import _has_name, claim, close
 from tigrislike.bytecache.reading import Local, Place
 from tigrislike.bytecache.verified import Identity, identity
 
@@ -71,6 +72,9 @@ class Mending:
         try:
             write_all(self._fs, self._fd, image, 0)
             self._fs.fdatasync(self._fd)
+            if not _has_name(self._fs, self._fd, self._draft):
+                # The name may be a later filler's already.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._draft)
             self._fs.rename(self._draft, self._target)
             sync_directory(self._fs, os.path.dirname(self._target))
         except FileNotFoundError as error:
@@ -79,10 +83,14 @@ class Mending:
         except OSError as error:
             self.abandon()
             raise from_os_error(error, self._doing) from error
+        except BaseException:
+            self.abandon()
+            raise
         close(self._fs, self._fd)
 
     def abandon(self) -> None:
         """Remove what was written, unless it is in place. Never raises."""
         with contextlib.suppress(OSError):  # whoever finds the lock free removes it
-            self._fs.unlink(self._draft)
+            if _has_name(self._fs, self._fd, self._draft):
+                self._fs.unlink(self._draft)
         close(self._fs, self._fd)
