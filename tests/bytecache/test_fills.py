@@ -19,8 +19,10 @@ from tests.bytecache.blobs import drain, put
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync, SmallDisk, Warm
 from tests.bytecache.scripted_source import PIECE, ScriptedSource
 from tigrislike.bytecache import (
+    BlobBusy,
     BlockStore,
     CacheFull,
+    FillInProgress,
     MissingBlob,
     NotAtSource,
     Segment,
@@ -295,12 +297,18 @@ def _silent(blob_id: bytes, start: int) -> Awaitable[object] | None:
     return asyncio.Event().wait() if start >= 2 * PIECE else None
 
 
+def _empty(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield next(pieces)
+    yield from itertools.repeat(b"")
+
+
 FAULTS: dict[str, dict[str, Any]] = {
     "short": {"cut": _short},
     "long": {"cut": _long},
     "refused": {"script": _refused},
     "reset": {"script": _reset},
     "silent": {"script": _silent},
+    "empty": {"cut": _empty},
 }
 
 
@@ -408,6 +416,7 @@ def test_a_blob_that_is_dead_when_its_fill_begins_is_not_fetched(scratch: Path) 
             await here.read()
         assert here.source.asked == []
         assert here.store.statistics().fills_dropped == 1
+        assert here.store.statistics().fills_failed == 0
 
     run(here, story)
 
@@ -528,7 +537,7 @@ def test_who_waits_too_long_for_his_own_bytes_in_a_long_fill_is_passed_through(s
         here.source.script = lambda blob_id, start: gate.wait() if start >= 3 * CHUNK else None
         long = asyncio.create_task(here.read(3 * CHUNK, BLOCK))
         await _until(lambda: bool(here.source.asked))
-        here.store._fills._timeout_s = 0.01
+        here.store._fills.timeout_s = 0.01
         assert await here.read(5, 10) == here.data[5:10]
         assert here.source.asked[1:] == [(here.blob_id, 5, 10)]
         gate.set()
@@ -758,6 +767,112 @@ def test_warming_fetches_only_what_is_not_here_and_goes_on_where_it_failed(scrat
         empty = here.add(b"")
         assert await here.store.warm(empty, 0) == 0
         await here.store.verify_blob(empty, 0)
+
+    run(here, story)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_warming_waits_for_a_block_that_another_process_fetches_while_that_may_end(scratch: Path, ends: bool) -> None:
+    here = Elsewhere(scratch, fill_timeout_s=60.0 if ends else 0.05)
+    other = BlockStore.open(scratch, block_size=BLOCK, fs=NoSync())
+
+    async def story() -> None:
+        theirs = await asyncio.to_thread(other._cache.begin, here.blob_id, 1, BLOCK)
+        here.store._fills.claim_s = 0.0001
+        warming = asyncio.create_task(here.store.warm(here.blob_id, SIZE))
+        if ends:
+            await _until(lambda: tries.count(1) > 2)
+            await asyncio.to_thread(theirs.abandon)
+            here.store._fills.claim_s = 60.0
+            assert await warming == SIZE
+            await here.settled()
+            assert here.kept() == [0, 1, 2]
+        else:
+            with pytest.raises((FillInProgress, BlobBusy)):
+                await warming
+            await asyncio.to_thread(theirs.abandon)
+
+    tries: list[int] = []
+    keep = here.store._fills.keep
+
+    async def counted(*args: Any, **options: Any) -> None:
+        tries.append(args[2])
+        await keep(*args, **options)
+
+    here.store._fills.keep = counted  # type: ignore[method-assign]
+    run(here, story)
+    other.close()
+
+
+def test_a_source_that_does_not_let_itself_be_closed_holds_nothing_for_long(scratch: Path) -> None:
+    here = Elsewhere(scratch, fill_timeout_s=0.05)
+    read = here.source.read
+
+    class Stuck:
+        def __init__(self, pieces: Any) -> None:
+            self.pieces = pieces
+
+        def __aiter__(self) -> "Stuck":
+            return self
+
+        async def __anext__(self) -> Any:
+            return await anext(self.pieces)
+
+        async def aclose(self) -> None:
+            await self.pieces.aclose()
+            await asyncio.Event().wait()
+
+    async def story() -> None:
+        here.source.read = lambda *args: Stuck(read(*args))  # type: ignore[method-assign, assignment, return-value]
+        assert await here.read(0, BLOCK) == here.data[:BLOCK]
+        await here.settled()
+        assert here.kept() == [0]
+
+    run(here, story)
+
+
+@pytest.mark.parametrize("piece", [PIECE, BLOCK], ids=["small", "large"])
+def test_a_source_that_never_waits_lets_others_run(scratch: Path, piece: int) -> None:
+    here = Elsewhere(scratch)
+    turns = 0
+    seen: list[int] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def story() -> None:
+        running = asyncio.create_task(others())
+        here.source.cut = lambda pieces: (whole := b"".join(pieces), iter([whole]))[1] if piece == BLOCK else pieces
+        fills = here.store._fills
+        position = 0
+        async for data in fills._received(here.blob_id, SIZE, 0, BLOCK):
+            assert len(data) <= CHUNK
+            if position % CHUNK == 0:
+                seen.append(turns)
+            position += len(data)
+        assert len(set(seen)) == len(seen) == BLOCK // CHUNK
+        running.cancel()
+
+    run(here, story)
+
+
+def test_a_fill_that_has_not_begun_when_the_store_is_closed_ends_and_none_begins_after(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        reading = asyncio.create_task(here.store._fills.keep(here.blob_id, SIZE, 0, lambda: None))  # type: ignore[arg-type, return-value]
+        await asyncio.sleep(0)  # the fill's task is made, and has not run
+        await here.store._fills.close()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert reading.done()
+        with pytest.raises(SourceUnavailable, match="closed"):
+            await reading
+        with pytest.raises(SourceUnavailable, match="closed"):
+            await here.read()
 
     run(here, story)
 

@@ -16,6 +16,7 @@ outside. What a source gives is counted, sealed with checksums and believed.
 """
 
 import asyncio
+import contextlib
 import enum
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
@@ -32,6 +33,7 @@ from tigrislike.bytecache.errors import (
     CacheFull,
     FillInProgress,
     MissingBlob,
+    NotAtSource,
     SourceUnavailable,
 )
 from tigrislike.bytecache.footer import (
@@ -173,6 +175,7 @@ class Fills:
 
     Attributes:
         source: Who is asked; None: nobody, and nothing may be fetched.
+        timeout_s: As given.
         claim_s: Longest wait for a block's place, and for a damaged one's removal.
     """
 
@@ -191,16 +194,18 @@ class Fills:
         self._counters = counters
         self._pool = pool
         self._index = index
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self.claim_s = self._wait_s = min(WAIT_S, timeout_s)
         self._images = Images(fill_bytes, lambda change: counters.add(filling_bytes=change), self._spare)
+        self._closed = False
         self._running: dict[tuple[bytes, int], Fill] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         # Ended, and their memory still looked at; the oldest first.
         self._lingering: dict[Fill, None] = {}
 
     async def close(self) -> None:
-        """Give up what runs. Who waits is told SourceUnavailable."""
+        """Give up what runs, and begin nothing more. Who waits is told SourceUnavailable."""
+        self._closed = True
         while tasks := list(self._tasks):
             for task in tasks:
                 task.cancel()
@@ -261,11 +266,11 @@ class Fills:
         """
 
         async def fetch() -> None:
-            if await self._on_thread(is_missing) and (blob_id, number) not in self._running:
+            if await self._on_thread(is_missing) and not self._closed and (blob_id, number) not in self._running:
                 self._join(blob_id, size, number, 0, begin, heals=False).wanted = True
 
         image = padded(block_length(size, self._block_size, number)) + FOOTER_BYTES
-        if (blob_id, number) not in self._running and self._images.has_room(image):
+        if not self._closed and (blob_id, number) not in self._running and self._images.has_room(image):
             self._start(fetch(), f"look for {blob_id.hex()}.{number}")
 
     async def keep(self, blob_id: bytes, size: int, number: int, begin: Begin, *, heals: bool = False) -> None:
@@ -298,6 +303,8 @@ class Fills:
                 yield bytes(piece)
 
     def _join(self, blob_id: bytes, size: int, number: int, start: int, begin: Begin, heals: bool) -> Fill:
+        if self._closed:
+            raise SourceUnavailable("the store is being closed")
         fill = self._running.get((blob_id, number))
         if fill is not None:
             self._counters.add(fills_joined=1)
@@ -306,13 +313,20 @@ class Fills:
         length = block_length(size, self._block_size, number)
         fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK, heals)
         self._running[fill.block] = fill
-        self._start(self._run(fill, begin), f"fill {blob_id.hex()}.{number}")
+        task = self._start(self._run(fill, begin), f"fill {blob_id.hex()}.{number}")
+        task.add_done_callback(partial(self._cut_off, fill))
         return fill
 
-    def _start(self, work: Coroutine[None, None, None], name: str) -> None:
+    def _cut_off(self, fill: Fill, _: "asyncio.Task[None]") -> None:
+        """A task that is cancelled before it first runs does not run at all."""
+        if fill.outcome is None:
+            self._end(fill, Outcome.FAILED, SourceUnavailable("the store is being closed"))
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> "asyncio.Task[None]":
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _moved(self, fill: Fill, position: int) -> bool:
         """Wait until there are bytes at `position`, or will be none; False if that takes too long.
@@ -320,7 +334,7 @@ class Fills:
         Twice the time after which a silent source fails the fill: who would wait longer waits for other bytes first.
         """
         try:
-            async with asyncio.timeout(2 * self._timeout_s):
+            async with asyncio.timeout(2 * self.timeout_s):
                 while fill.outcome is None and fill.reaches(position) == position:
                     await fill.moved.wait()
         except TimeoutError:
@@ -334,7 +348,10 @@ class Fills:
         except BlockPresent:
             outcome, error = Outcome.HERE, None
         except BytesError as failure:
-            self._counters.add(fills_failed=1)
+            if isinstance(failure, MissingBlob) and not isinstance(failure, NotAtSource):
+                self._counters.add(fills_dropped=1)
+            else:
+                self._counters.add(fills_failed=1)
             outcome, error = Outcome.FAILED, failure
         except asyncio.CancelledError:
             self._end(fill, Outcome.FAILED, SourceUnavailable("the store is being closed"))
@@ -384,7 +401,6 @@ class Fills:
         """Fetch a block into memory. Returns why it may not be kept, if it may not."""
         blob_id, number = fill.block
         if not await self._lives(blob_id):
-            self._counters.add(fills_dropped=1)
             raise MissingBlob(f"blob {blob_id.hex()} was deleted")
         base = number * self._block_size
         for start, stop in ((fill.first, fill.length), (0, fill.first)):
@@ -457,12 +473,15 @@ class Fills:
         """Exactly bytes `start` to `stop` of the blob from the source, none of them late."""
         what = f"bytes {start} to {stop} of blob {blob_id.hex()}"
         assert self.source is not None
+        turn = CHUNK
         pieces: AsyncIterator[bytes | memoryview] = aiter(self.source.read(blob_id, size, start, stop))
         try:
             while True:
                 try:
-                    async with asyncio.timeout(self._timeout_s):
-                        piece = await anext(pieces)
+                    async with asyncio.timeout(self.timeout_s):
+                        # An empty one is no progress, and lets the time-out come.
+                        while not (piece := await anext(pieces)):  # noqa: ASYNC110  # nothing tells
+                            await asyncio.sleep(0)
                 except StopAsyncIteration:
                     break
                 except OSError as error:  # time-outs are some
@@ -470,18 +489,26 @@ class Fills:
                 start += len(piece)
                 if start > stop:
                     raise SourceUnavailable(f"the source gave more than {what}")
-                if piece:
-                    yield piece
+                for at in range(0, len(piece), CHUNK):
+                    part = piece if len(piece) <= CHUNK else memoryview(piece)[at : at + CHUNK]
+                    yield part
+                    turn -= len(part)
+                    if turn <= 0:  # a source that never has to wait lets others run
+                        turn = CHUNK
+                        await asyncio.sleep(0)
         finally:
             if (close := getattr(pieces, "aclose", None)) is not None:
-                await close()
+                # Whatever becomes of it, what came before counts.
+                with contextlib.suppress(OSError):
+                    async with asyncio.timeout(self.timeout_s):
+                        await close()
         if start < stop:
             raise SourceUnavailable(f"the source gave {stop - start} bytes too few of {what}")
 
     async def _lives(self, blob_id: bytes) -> bool:
         assert self.source is not None
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 return await self.source.lives(blob_id)
         except OSError as error:
             text = f"the source does not tell whether blob {blob_id.hex()} lives: {error or 'no answer'}"

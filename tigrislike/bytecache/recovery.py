@@ -14,7 +14,14 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from tigrislike.bytecache.cache import Cache
-from tigrislike.bytecache.errors import BytesError, MissingBlob, NotAtSource, SourceUnavailable
+from tigrislike.bytecache.errors import (
+    BlobBusy,
+    BytesError,
+    FillInProgress,
+    MissingBlob,
+    NotAtSource,
+    SourceUnavailable,
+)
 from tigrislike.bytecache.fills import Begin, Fills, retrieve
 from tigrislike.bytecache.footer import block_count, block_length
 from tigrislike.bytecache.mending import Mending
@@ -135,16 +142,28 @@ class Recovery:
         Raises:
             SourceUnavailable, NotAtSource: A block cannot be had; or there is no source.
             CacheFull, DiskFull, DiskFailed: A block cannot be kept.
+            FillInProgress, BlobBusy: Another process keeps a block, or the index, and no block came here for as long
+                as a source may be silent.
         """
+        loop = asyncio.get_running_loop()
         fetched = 0
+        moved_s = loop.time()
         numbers = iter(range(block_count(size, self._local.layout.block_size)))
 
         async def work() -> None:
-            nonlocal fetched
+            nonlocal fetched, moved_s
             for number in numbers:
                 length = block_length(size, self._local.layout.block_size, number)
-                if await self._fetch_missing(blob_id, size, number):
-                    fetched += length
+                while True:
+                    try:
+                        if await self._fetch_missing(blob_id, size, number):
+                            fetched += length
+                        break
+                    except (FillInProgress, BlobBusy):
+                        # Another process is at it, or at the index: look again.
+                        if loop.time() - moved_s > self._fills.timeout_s:
+                            raise
+                moved_s = loop.time()
                 progress(length)
 
         tasks = [asyncio.create_task(work()) for _ in range(_WARM_AT_ONCE)]
