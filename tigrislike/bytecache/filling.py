@@ -165,7 +165,7 @@ class Filling:
             rows.drop(entry)
 
     def _unlink(self, path: str) -> None:
-        if _has_name(self._fs, self._fd, path):
+        if has_name(self._fs, self._fd, path):
             self._fs.unlink(path)
 
     def _own_row(self, rows: Rows) -> Entry | None:
@@ -191,7 +191,7 @@ def claim(fs: FileSystem, path: str) -> int:
                 raise FillInProgress(f"{os.path.basename(path)} is being fetched by another filler") from None
             continue
         try:
-            if fs.lock(fd) and _has_name(fs, fd, path):
+            if fs.lock(fd) and has_name(fs, fd, path):
                 return fd
         except OSError:
             close(fs, fd)
@@ -211,7 +211,7 @@ def remove_dead(fs: FileSystem, path: str) -> bool:
     try:
         if not fs.lock(fd):
             return False
-        if _has_name(fs, fd, path):
+        if has_name(fs, fd, path):
             fs.unlink(path)
         return True
     finally:
@@ -228,7 +228,7 @@ def block_name(key: Key) -> str:
     return f"block {key[1]} of blob {key[0].hex()}"
 
 
-def _has_name(fs: FileSystem, fd: int, path: str) -> bool:
+def has_name(fs: FileSystem, fd: int, path: str) -> bool:
     try:
         return fs.fstat(fd).st_ino == fs.stat(path).st_ino
     except FileNotFoundError:

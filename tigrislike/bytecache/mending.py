@@ -12,7 +12,7 @@ import os
 
 from tigrislike.bytecache.errors import BlobGone, BlockPresent, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory, write_all
-from tigrislike.bytecache.filling import _has_name, claim, close
+from tigrislike.bytecache.filling import has_name, claim, close
 from tigrislike.bytecache.reading import Local, Place
 from tigrislike.bytecache.verified import Identity, identity
 
@@ -72,7 +72,7 @@ class Mending:
         try:
             write_all(self._fs, self._fd, image, 0)
             self._fs.fdatasync(self._fd)
-            if not _has_name(self._fs, self._fd, self._draft):
+            if not has_name(self._fs, self._fd, self._draft):
                 # The name may be a later filler's already.
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._draft)
             self._fs.rename(self._draft, self._target)
@@ -91,6 +91,6 @@ class Mending:
     def abandon(self) -> None:
         """Remove what was written, unless it is in place. Never raises."""
         with contextlib.suppress(OSError):  # whoever finds the lock free removes it
-            if _has_name(self._fs, self._fd, self._draft):
+            if has_name(self._fs, self._fd, self._draft):
                 self._fs.unlink(self._draft)
         close(self._fs, self._fd)

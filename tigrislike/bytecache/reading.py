@@ -29,7 +29,7 @@ Place = Literal["home", "cache", "incoming"]
 
 _NOT_CACHED: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 """RWF_NOWAIT: the pages are not in the cache, or this filesystem cannot tell."""
-_BAD_SECTOR: Final = frozenset(
+BAD_SECTOR: Final = frozenset(
     {errno.EIO, errno.ENODATA, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT}
 )
 """What devices and filesystems answer for bytes that they have lost."""
@@ -321,7 +321,7 @@ class OpenBlock:
             if flags & os.RWF_NOWAIT and error.errno in _NOT_CACHED:
                 return False
             doing = f"reading block {self.number} of blob {self.blob_id.hex()}"
-            if error.errno not in _BAD_SECTOR:
+            if error.errno not in BAD_SECTOR:
                 raise from_os_error(error, doing) from error
             self.forget()
             raise UnreadableBlock(f"{doing}: {error.strerror}", self.place, self.who) from error

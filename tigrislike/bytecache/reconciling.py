@@ -17,7 +17,7 @@ from tigrislike.bytecache.holdings import REASONS, Holdings
 from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Rows
 from tigrislike.bytecache.layout import parse_block_name
 from tigrislike.bytecache.policies import GHOST, Key
-from tigrislike.bytecache.reading import _BAD_SECTOR
+from tigrislike.bytecache.reading import BAD_SECTOR
 
 _LOG = logging.getLogger("tigrislike.bytecache")
 _ROWS: Final = 1000
@@ -54,7 +54,7 @@ def reconcile(holdings: Holdings, progress: Callable[[int], None] | None) -> Rec
             try:
                 suspects, unknown, count = _compare(holdings, shard, pinned)
             except OSError as error:
-                if error.errno not in _BAD_SECTOR:
+                if error.errno not in BAD_SECTOR:
                     raise
                 _LOG.error("%s/%02x cannot be read, its rows stay as they are: %s", holdings.layout.cache, shard, error)
                 continue

@@ -27,7 +27,7 @@ from tigrislike.bytecache.errors import BytesError, CorruptBlock, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, write_all
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, PAGE, Footer, matches, padded
 from tigrislike.bytecache.layout import Layout, parse_block_name
-from tigrislike.bytecache.reading import _BAD_SECTOR
+from tigrislike.bytecache.reading import BAD_SECTOR
 from tigrislike.bytecache.statistics import Counters
 
 _LOG = logging.getLogger("tigrislike.scrub")
@@ -331,7 +331,7 @@ class Scrubber:
             translated = from_os_error(error, f"scrubbing {block.name}")
             if translated.code == "SlowDown":
                 raise translated from error  # out of descriptors: that is no fault of the block's
-            if error.errno not in _BAD_SECTOR:
+            if error.errno not in BAD_SECTOR:
                 _LOG.warning("%s is passed over, it cannot be read: %s", block.name, error.strerror or error)
                 return 0, "skipped"
             damage = error.strerror or str(error)
