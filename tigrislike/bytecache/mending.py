@@ -12,7 +12,7 @@ import os
 
 from tigrislike.bytecache.errors import BlobGone, BlockPresent, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory, write_all
-from tigrislike.bytecache.filling import has_name, claim, close
+from tigrislike.bytecache.filling import claim, close, has_name
 from tigrislike.bytecache.reading import Local, Place
 from tigrislike.bytecache.verified import Identity, identity
 
