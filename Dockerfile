@@ -24,8 +24,15 @@ RUN ldconfig && python -c "from tigrislike.metadata.kv.fdb_client import load_bi
 USER 10001
 VOLUME /data
 EXPOSE 9000
+# Where the variables say that the node is; a flag of `serve` is not seen here. The certificate is for the name that clients
+# use, so it is not verified. Not urllib, which would ask the proxy that the environment may name.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9000/readyz', timeout=2)"]
+    CMD ["python", "-c", "import http.client, os, ssl; \
+        address = '127.0.0.1', os.environ.get('TIGRISLIKE_PORT') or 9000; \
+        node = http.client.HTTPSConnection(*address, timeout=2, context=ssl._create_unverified_context()) \
+            if os.environ.get('TIGRISLIKE_TLS_CERT') else http.client.HTTPConnection(*address, timeout=2); \
+        node.request('GET', '/readyz'); \
+        raise SystemExit(node.getresponse().status != 200)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tigrislike"]
 CMD ["serve"]

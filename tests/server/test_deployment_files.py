@@ -11,13 +11,13 @@ import re
 import shlex
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.bench.scripted_server import answer, serve
 from tests.nodes import RunningNode
 from tigrislike.config import Settings, load_settings, options, unknown_variables
 from tigrislike.metadata.secrets import MasterKey
@@ -158,19 +158,32 @@ def test_what_the_image_runs_is_a_command() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_health_check_asks_the_port_that_the_node_listens_on(store: RunningNode) -> None:
-    command = json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
-    own = f"127.0.0.1:{image_environment()['TIGRISLIKE_PORT']}"
-    assert own in command[-1]
+def health(**variables: str) -> int:
+    """How the health check ends in a container with these variables beside the image's own."""
+    command, *arguments = json.loads(instruction("HEALTHCHECK").partition("CMD ")[2])
+    assert command == "python"
+    environment = {**image_environment(), **variables}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, env=environment, timeout=60).returncode
 
-    def check(address: str) -> int:
-        words = [sys.executable, *command[1:-1], command[-1].replace(own, address)]
-        return subprocess.run(words, capture_output=True, timeout=60).returncode
 
-    with urllib.request.urlopen(f"{store.endpoint}/readyz") as answer:
-        assert answer.status == 200
-    assert check(store.endpoint.removeprefix("http://")) == 0
-    assert check("127.0.0.1:1") != 0
+def test_the_health_check_asks_the_node_where_the_variables_say_that_it_is(
+    either_store: RunningNode, certificate: tuple[Path, Path, Path]
+) -> None:
+    tls = {"TIGRISLIKE_TLS_CERT": str(certificate[0])} if either_store.ca_bundle else {}
+    proxy = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
+    assert health(TIGRISLIKE_PORT=str(either_store.port), **tls, **proxy) == 0
+    assert health(TIGRISLIKE_PORT="1", **tls) == 1
+
+
+def test_a_node_that_is_not_ready_is_not_healthy() -> None:
+    for status, expected in (("200 OK", 0), ("503 Service Unavailable", 1)):
+        with serve([answer(b"{}", status)]) as server:
+            assert health(TIGRISLIKE_PORT=str(server.port)) == expected
+        assert server.requests[0][0].startswith(b"GET /readyz HTTP/1.1\r\n")
+
+
+def test_without_a_port_the_health_check_asks_at_the_default_one() -> None:
+    assert f"os.environ.get('TIGRISLIKE_PORT') or {Settings().port};" in instruction("HEALTHCHECK")
 
 
 def test_one_version_of_foundationdb_in_all_files() -> None:
