@@ -1,6 +1,7 @@
 """The cache: what it takes in, what it lets go of, what it counts, and what it refuses."""
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -54,6 +55,11 @@ def sql(root: Path, statement: str, *values: object) -> None:
         connection.execute(statement, values)
     finally:
         connection.close()
+
+
+def hours() -> Callable[[], float]:
+    """A clock of which no two looks are near each other."""
+    return itertools.count(0.0, 3600.0).__next__
 
 
 def reboot(root: Path) -> None:
@@ -244,9 +250,10 @@ def test_a_claim_taken_for_a_dead_ones_before_it_is_locked_is_made_again(scratch
 
 def test_what_was_read_stays_and_what_was_not_goes(scratch: Path) -> None:
     counters = Counters()
-    with opened(scratch, capacity_bytes=3 * FILE, counters=counters) as cache:
+    with opened(scratch, capacity_bytes=3 * FILE, counters=counters, clock_s=hours()) as cache:
         fill(cache, A, B, C)
         cache.touch(*A)
+        cache.flush()
         cache.touch(*A)  # more than once: it moves to main when it would leave
         fill(cache, D)
         assert files_of(scratch).keys() == {A, C, D}
@@ -270,10 +277,11 @@ def test_the_cache_keeps_what_the_simulation_keeps(scratch: Path, policy: str) -
     capacity = 12
     trace = [(blob(b), 0) for b in rng.choices(range(50), weights=[1 / (rank + 1) for rank in range(50)], k=400)]
     simulation = Simulation(named(policy), capacity * 8192)
-    with opened(scratch, capacity_bytes=capacity * 8192, policy=policy) as cache:
+    with opened(scratch, capacity_bytes=capacity * 8192, policy=policy, clock_s=hours()) as cache:
         for key in trace:
             if simulation.read(key, 8192):
                 cache.touch(*key)  # as a reader does that found the file
+                cache.flush()
             else:
                 fill(cache, key, length=1)
         expected = {key for key in trace if (entry := simulation.shelf.get(key)) and entry.queue != GHOST}
@@ -282,15 +290,37 @@ def test_the_cache_keeps_what_the_simulation_keeps(scratch: Path, policy: str) -
 
 
 def test_another_processs_flushed_hits_count(scratch: Path) -> None:
-    with opened(scratch, capacity_bytes=2 * FILE) as cache, opened(scratch) as reader:
+    with opened(scratch, capacity_bytes=2 * FILE) as cache, opened(scratch, clock_s=hours()) as reader:
         fill(cache, A, B)
-        reader.touch(*A, hits=5)
-        reader.touch(*C)  # not here: ignored
-        reader.flush()
-        reader.flush()
-        assert [row.counter for row in cache.blocks()] == [3, 0]
+        for hits in (1, 2, 3, 3):
+            reader.touch(*A)
+            reader.touch(*C)  # not here: ignored
+            reader.flush()
+            reader.flush()
+            assert [row.counter for row in cache.blocks()] == [hits, 0]
         fill(cache, C)
         assert files_of(scratch).keys() == {A, C}
+
+
+def test_reads_of_a_block_that_come_together_are_one_hit_over_all_processes(scratch: Path) -> None:
+    now_s = 5.0
+
+    def counters_after(*moments_s: float) -> list[int]:
+        nonlocal now_s
+        for now_s in moments_s:
+            for cache in caches:
+                cache.touch(*A)
+                cache.touch(*A)
+                cache.flush()
+        return [row.counter for row in caches[0].blocks()]
+
+    with opened(scratch, clock_s=lambda: now_s) as one, opened(scratch, clock_s=lambda: now_s) as other:
+        caches = one, other
+        fill(one, A)
+        assert counters_after(5.0, 10.0, 14.9) == [0], "they belong to the read that it was fetched for"
+        assert counters_after(15.1, 20.0, 25.0) == [1]
+        assert counters_after(25.2) == [2]
+        assert counters_after(1.0) == [3], "the machine was restarted: what was long ago seems to be to come"
 
 
 def test_a_cache_made_smaller_evicts_with_its_next_fill_in_several_turns(scratch: Path) -> None:
@@ -713,7 +743,7 @@ def test_damage_met_by_a_running_cache_costs_the_fill_and_no_more(scratch: Path)
         sql(scratch, "PRAGMA wal_checkpoint(TRUNCATE)")
         _overwrite(scratch / "index.sqlite", 4096)
         # Its log begins anew, so that the running connection forgets what it has in memory.
-        sql(scratch, "PRAGMA user_version = 1")
+        sql(scratch, "PRAGMA user_version = 2")
         with pytest.raises(BlobGone):
             filling.commit(image(B))
         assert files_of(scratch).keys() == {A}
@@ -797,7 +827,7 @@ def test_the_index_remembers_its_policy_and_changing_it_keeps_the_blocks(scratch
     with opened(scratch, policy="lru") as cache:
         fill(cache, A, B)
         cache.touch(*A)
-    with opened(scratch) as cache:
+    with opened(scratch, clock_s=hours()) as cache:
         assert cache.usage().policy == "lru"
         cache.touch(*B)
         with opened(scratch, policy="sieve") as other:
@@ -855,13 +885,13 @@ def test_blocks_are_listed_in_pages(scratch: Path) -> None:
 
 def test_more_hits_than_are_remembered_are_forgotten(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tigrislike.bytecache.holdings._MOST_HITS", 1)
-    with opened(scratch) as cache:
+    with opened(scratch, clock_s=hours()) as cache:
         fill(cache, A, B)
         cache.touch(*A)
         cache.touch(*B)
         cache.touch(*A)
         cache.flush()
-        assert [row.counter for row in cache.blocks()] == [2, 0]
+        assert [row.counter for row in cache.blocks()] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,13 @@ class CacheMachine(RuleBasedStateMachine):
 
     # Reading and evicting.
 
-    @rule(slot=slots, key=keys, hits=st.integers(1, 3))
-    def touch(self, slot: int, key: Key, hits: int) -> None:
-        self.caches[slot].touch(*key, hits)
+    @rule(slot=slots, key=keys)
+    def touch(self, slot: int, key: Key) -> None:
+        self.caches[slot].touch(*key)
 
-    @rule(slot=slots)
-    def flush(self, slot: int) -> None:
+    @rule(slot=slots, passed_s=st.integers(0, 20))
+    def flush(self, slot: int, passed_s: int) -> None:
+        self.now_s += passed_s
         self.caches[slot].flush()
 
     @rule(slot=slots, wanted=st.integers(1, 4))

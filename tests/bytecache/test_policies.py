@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.policies import SIZE, Trace, hit_ratio, traces, zipf
+from tests.bytecache.cached import FILE, files_of, fill, opened
 from tigrislike.bytecache.index import Index, Rows
 from tigrislike.bytecache.policies import DEFAULT, GHOST, MOST_SPARED, Entry, Key, Policy, Shelf, named, names
 from tigrislike.bytecache.policies.memory import MemoryShelf, Simulation
@@ -164,6 +165,25 @@ def test_a_scan_leaves_what_is_read_often(recorded: dict[str, Trace]) -> None:
     assert ratios["s3fifo"] > 1.2 * ratios["fifo"]
 
 
+def test_a_scan_in_ranges_smaller_than_a_block_leaves_what_is_read_often(scratch: Path) -> None:
+    now_s = 0.0
+    often, once = [[(bytes([n]).ljust(16, kind), 0) for n in range(count)] for kind, count in ((b"o", 8), (b"s", 60))]
+    with opened(scratch, policy="s3fifo", capacity_bytes=10 * FILE, clock_s=lambda: now_s) as cache:
+        fill(cache, *often)
+        for _ in range(3):
+            now_s += 3600
+            for key in often:
+                cache.touch(*key)
+            cache.flush()
+        for key in once:
+            fill(cache, key)
+            for _ in range(8):
+                now_s += 1
+                cache.touch(*key)
+                cache.flush()
+        assert set(often) <= files_of(scratch).keys()
+
+
 def test_policies_are_found_by_name_and_an_unknown_name_lists_them() -> None:
     assert names()[0] == DEFAULT == "s3fifo"
     assert [named(name).name for name in names()] == list(names())
@@ -204,7 +224,7 @@ def test_a_victim_is_found_soon_even_where_every_block_was_read(policy: str) -> 
         for blob in range(1000):
             entry = shelf.get((blob.to_bytes(2, "big"), 0))
             assert entry is not None
-            chosen.hit(shelf, entry, 1)
+            chosen.hit(shelf, entry)
     for _ in range(30):
         shelf.changes = 0
         victim = chosen.victim(shelf)
@@ -246,7 +266,7 @@ class Recorded:
         policy, shelf = self._policy, self._shelf
         entry = shelf.get(key)
         if entry is not None and entry.queue != GHOST:
-            policy.hit(shelf, entry, 1)
+            policy.hit(shelf, entry)
             return
         queue = policy.admit(entry)
         if entry is not None:

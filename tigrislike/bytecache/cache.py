@@ -136,7 +136,7 @@ class Cache:
                 starts over from the order in which blocks came.
             busy_s: How long to wait for a turn at the index.
             vfs: SQLite's, for tests.
-            clock_s: A steady clock, for tests.
+            clock_s: A steady clock that all processes share, for tests.
         """
         with _translated("opening the cache"):
             index = Index(
@@ -206,9 +206,9 @@ class Cache:
                 raise
             return filling
 
-    def touch(self, blob_id: bytes, number: int, hits: int = 1) -> None:
-        """Note that a block was read. No I/O. What is not in `cache/` is ignored in the end."""
-        self._holdings.hits.add((blob_id, number), hits)
+    def touch(self, blob_id: bytes, number: int) -> None:
+        """Note that a block was read, whole or in part. No I/O. What is not in `cache/` is ignored in the end."""
+        self._holdings.hits.add((blob_id, number))
 
     def flush(self) -> None:
         """Tell the policy of the hits so far. When it raises, they are forgotten."""

@@ -148,6 +148,7 @@ class Filling:
             rows.move(entry, PINNED)
         else:
             rows.move(entry, self._holdings.policy(rows).admit(self._ghost))
+        self._holdings.is_another_read(rows, self._key)  # the one that it was fetched for
 
     def _forget(self, rows: Rows) -> None:
         self._unlink(self._target)  # renamed already, and then the index refused

@@ -33,6 +33,10 @@ _UNSEEN_S: Final = 1.0
 """How long unlinked files may keep their space before others are evicted in their stead."""
 _MOST_HITS: Final = 65536
 """Blocks whose hits are remembered between two flushes; more are not counted, which is a pity and nothing worse."""
+CORRELATED_S: Final = 10.0
+"""For so long after a block came or was hit, further hits are taken for parts of the same read: whoever reads a block
+once in many small ranges has read it once. (O'Neil et al., SIGMOD '93, section 2.1.1, call it the correlated reference
+period.) Enough for one who takes a megabyte a second; far less than a block stays in a cache worth having."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 T = TypeVar("T")
@@ -41,23 +45,23 @@ _LOG = logging.getLogger("tigrislike.bytecache")
 
 
 class Hits:
-    """Reads since the policy was last told. Thread-safe."""
+    """Blocks read since the policy was last told. Thread-safe."""
 
     def __init__(self) -> None:
-        self._hits: dict[Key, int] = {}
+        self._hits: dict[Key, None] = {}
         self._lock = threading.Lock()
 
-    def add(self, key: Key, hits: int) -> None:
+    def add(self, key: Key) -> None:
         with self._lock:
             # Taken out and put back, so that blocks are in order of their last hit.
-            before = self._hits.pop(key, 0)
+            self._hits.pop(key, None)
             if len(self._hits) < _MOST_HITS:
-                self._hits[key] = before + hits
+                self._hits[key] = None
 
-    def take(self) -> list[tuple[Key, int]]:
+    def take(self) -> list[Key]:
         with self._lock:
             hits, self._hits = self._hits, {}
-        return list(hits.items())
+        return list(hits)
 
 
 class Holdings:
@@ -196,13 +200,17 @@ class Holdings:
 
     # What leaves.
 
-    def note(self, rows: Rows, hits: list[tuple[Key, int]]) -> None:
-        """Tell the policy of reads."""
+    def note(self, rows: Rows, hits: list[Key]) -> None:
+        """Tell the policy of reads, once for those of a block that come together, whichever process they came to."""
         policy = self.policy(rows)
-        for key, count in hits:
+        for key in hits:
             entry = rows.get(key)
-            if entry is not None and entry.queue in policy.queues:
-                policy.hit(rows, entry, count)
+            if entry is not None and entry.queue in policy.queues and self.is_another_read(rows, key):
+                policy.hit(rows, entry)
+
+    def is_another_read(self, rows: Rows, key: Key) -> bool:
+        """Whether a block was last read long enough ago; from now on, it was read now."""
+        return rows.renew(key, self._clock_s(), CORRELATED_S)
 
     def evict(self, rows: Rows, wanted_bytes: int, reason: Reason) -> int:
         """Evict until rows of `wanted_bytes` are gone or a batch is full; how much it was, 0 if nothing is left that

@@ -44,11 +44,11 @@ _BROKEN_LOCK_S: Final = 0.1
 """What they wait meanwhile for this process's other threads, which may be waiting for that turn."""
 _APPLICATION_ID: Final = 0x54674243
 """`TgBC`"""
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE block(
     blob BLOB NOT NULL, number INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    queue TEXT NOT NULL, place INTEGER NOT NULL, counter INTEGER NOT NULL,
+    queue TEXT NOT NULL, place INTEGER NOT NULL, counter INTEGER NOT NULL, read_s REAL,
     PRIMARY KEY (blob, number)) WITHOUT ROWID;
 CREATE INDEX block_order ON block(queue, place);
 CREATE TABLE total(queue TEXT PRIMARY KEY, blocks INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
@@ -82,6 +82,7 @@ class Rows:
     def __init__(self, connection: apsw.Connection, capacity_bytes: int | None) -> None:
         self._execute = connection.execute
         self._many = connection.executemany
+        self._changes = connection.changes
         self._capacity_bytes = capacity_bytes
 
     # What a policy sees.
@@ -130,7 +131,7 @@ class Rows:
     def insert(self, key: Key, size: int, queue: str, place: int | None = None) -> None:
         """Add a block that has no row; at the new end of the queue unless its `place` is given."""
         self._execute(
-            "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0)",
+            "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0, NULL)",
             (*key, size, queue, self._new_place(queue) if place is None else place),
         )
 
@@ -139,12 +140,21 @@ class Rows:
         place = self._new_place(queue)
         before = self.totals().get(queue, _NONE).blocks
         self._many(
-            "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0) "
+            "INSERT INTO block VALUES (?, ?, ?, ?, ?, 0, NULL) "
             "ON CONFLICT DO UPDATE SET bytes = excluded.bytes, queue = excluded.queue, place = excluded.place "
             "WHERE queue = ?",
             ((*key, size, queue, place + index, GHOST) for index, (key, size) in enumerate(blocks)),
         )
         return self.totals().get(queue, _NONE).blocks - before
+
+    def renew(self, key: Key, now_s: float, within_s: float) -> bool:
+        """Have a block read now, by a clock that all processes share, unless it was within the last `within_s`; whether
+        it was not. Times to come are of before the machine started."""
+        self._execute(
+            "UPDATE block SET read_s = ? WHERE blob = ? AND number = ? AND (read_s BETWEEN ? AND ?) IS NOT TRUE",
+            (now_s, *key, now_s - within_s, now_s),
+        )
+        return self._changes() > 0
 
     def resize(self, entry: Entry, size: int) -> None:
         self._execute("UPDATE block SET bytes = ? WHERE blob = ? AND number = ?", (size, *entry.key))

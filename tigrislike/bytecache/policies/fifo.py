@@ -12,7 +12,7 @@ class Fifo:
     def admit(self, ghost: Entry | None) -> str:
         return "all"
 
-    def hit(self, shelf: Shelf, entry: Entry, hits: int) -> None:
+    def hit(self, shelf: Shelf, entry: Entry) -> None:
         pass
 
     def victim(self, shelf: Shelf) -> Entry | None:

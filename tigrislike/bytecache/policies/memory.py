@@ -101,7 +101,7 @@ class Simulation:
         """Read a block of `size` bytes; whether it was here. If not, it is afterwards, unless it is larger than all."""
         entry = self.shelf.get(key)
         if entry is not None and entry.queue != GHOST:
-            self._policy.hit(self.shelf, entry, 1)
+            self._policy.hit(self.shelf, entry)
             return True
         if size > self.shelf.room_bytes:
             return False

@@ -28,9 +28,9 @@ class S3Fifo:
     def admit(self, ghost: Entry | None) -> str:
         return SMALL if ghost is None else MAIN
 
-    def hit(self, shelf: Shelf, entry: Entry, hits: int) -> None:
+    def hit(self, shelf: Shelf, entry: Entry) -> None:
         if entry.counter < MOST_COUNTED:
-            shelf.count(entry, min(MOST_COUNTED, entry.counter + hits))
+            shelf.count(entry, entry.counter + 1)
 
     def victim(self, shelf: Shelf) -> Entry | None:
         share = int(SMALL_SHARE * shelf.room_bytes)

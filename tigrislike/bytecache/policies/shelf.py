@@ -92,8 +92,8 @@ class Policy(Protocol):
         """The queue at whose new end a block begins, given what the shelf remembers of it."""
         ...
 
-    def hit(self, shelf: Shelf, entry: Entry, hits: int) -> None:
-        """A block in one of `queues` was read, `hits` times since the last call."""
+    def hit(self, shelf: Shelf, entry: Entry) -> None:
+        """A block in one of `queues` was read."""
         ...
 
     def victim(self, shelf: Shelf) -> Entry | None:

@@ -16,7 +16,7 @@ class Sieve:
     def admit(self, ghost: Entry | None) -> str:
         return "all"
 
-    def hit(self, shelf: Shelf, entry: Entry, hits: int) -> None:
+    def hit(self, shelf: Shelf, entry: Entry) -> None:
         if not entry.counter:
             shelf.count(entry, 1)
 
