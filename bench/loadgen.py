@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 HERE = Path(__file__).parent
+BUILDS = HERE / "bin"
 
 # Odd and a little over 1 MiB: small enough for a CPU's cache, and no power of two divides it, so that a store which
 # mixes up blocks, parts or ranges is caught. Random, so that nothing compresses it.
@@ -103,8 +104,13 @@ class Result:
     first_p99_us: float = 0.0
 
 
-def compile_loadgen(directory: Path = HERE / "bin") -> Path:
-    """Compiles the load generator unless a build of this very source is there; returns the program's path."""
+def compile_loadgen(directory: Path = BUILDS) -> Path:
+    """Compiles the load generator unless a build of this very source is there; returns the program's path.
+
+    Raises:
+        FileNotFoundError: there is no `cc`.
+        CalledProcessError: it fails.
+    """
     source = HERE / "loadgen.c"
     program = directory / f"loadgen-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
     if not program.exists():

@@ -12,6 +12,7 @@ import pytest
 from bench import engines
 from bench.scenarios import Measurement
 from tests import clusters
+from tests.bench.compiled import compiled_or_skip
 from tests.bench.test_report import measurement
 
 
@@ -38,6 +39,7 @@ def test_the_cluster_is_whoever_listens_where_its_file_says(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.fdb
 def test_both_engines_answer_rightly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled_or_skip()
     file = clusters.cluster_file()
     assert file is not None
     arguments = ["--cluster", str(file), "--rounds", "1", "--seconds", "0.2", "--listed-keys", "2000"]

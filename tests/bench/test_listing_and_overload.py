@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import listing, overload
+from tests.bench.compiled import compiled_or_skip
 
 
 def test_keys_are_in_listing_order() -> None:
@@ -18,6 +19,7 @@ def test_keys_are_in_listing_order() -> None:
 
 @pytest.mark.slow
 def test_a_page_of_a_ten_times_larger_bucket_costs_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled_or_skip()
     arguments = ["--small", "2000", "--large", "20000", "--rounds", "3", "--count", "100", "--directory", str(tmp_path)]
     assert listing.main(arguments) == 0
     assert len(re.findall(r" us \| [\d,]+ us \| \d+\.\d\d \|", capsys.readouterr().out)) == 2
@@ -28,6 +30,7 @@ def test_a_page_of_a_ten_times_larger_bucket_costs_the_same(tmp_path: Path, caps
 def test_honest_clients_are_all_served_beside_slow_and_flooding_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    compiled_or_skip()
     # One second on a shared machine says nothing about a p99: here only that everyone honest is served.
     arguments = ["--rounds", "1", "--seconds", "1", "--slow-connections", "100", "--directory", str(tmp_path)]
     assert overload.main(arguments) in (0, 1)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen import Check, LoadGenerator, Request, compile_loadgen, content, keys_hash, write_plan
+from bench.loadgen import Check, LoadGenerator, Request, content, keys_hash, write_plan
+from tests.bench.compiled import compiled_or_skip
 from tests.bench.scripted_server import CLOSE, HANG, answer, serve
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -16,7 +17,7 @@ GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return compile_loadgen()
+    return compiled_or_skip()
 
 
 @pytest.fixture
@@ -243,3 +244,11 @@ def test_missing_bounds_are_refused(program: Path, tmp_path: Path) -> None:
 def test_a_generator_that_fails_raises(generator: LoadGenerator) -> None:
     with pytest.raises(RuntimeError, match="exited with 2"):
         generator.run(9, [get(10)], connections=0, seconds=1)
+
+
+def test_without_a_compiler_what_needs_the_generator_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match=r"^no C compiler: .* needs cc"):
+        compiled_or_skip(tmp_path / "bin")

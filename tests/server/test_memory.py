@@ -9,6 +9,7 @@ import pytest
 
 from bench.loadgen import Check, LoadGenerator, Request
 from bench.signing import Signer
+from tests.bench.compiled import compiled_or_skip
 from tests.nodes import RunningNode, running_node
 
 MIB = 1024**2
@@ -27,7 +28,7 @@ class Client:
     def __init__(self, node: RunningNode, scratch: Path) -> None:
         self.port = node.port
         self.signer = Signer(f"127.0.0.1:{node.port}", node.access_key_id, node.secret_access_key)
-        self.generator = LoadGenerator(scratch)
+        self.generator = LoadGenerator(scratch, compiled_or_skip())
 
     def run(self, requests: list[Request]) -> None:
         result = self.generator.run(
