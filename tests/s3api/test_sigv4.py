@@ -300,6 +300,41 @@ def test_wrong_secret_explains_what_was_signed() -> None:
     assert len(error.extra["SignatureProvided"]) == 64
 
 
+@pytest.mark.parametrize("spare", [0, 1])
+def test_what_was_signed_is_explained_for_requests_of_an_ordinary_size(spare: int) -> None:
+    empty = len(
+        refusal(lambda: verify(botocore_wire("GET", "http://h/b/"), secret="another")).extra["CanonicalRequest"]
+    )
+    key = "k" * (sigv4.MAX_EXPLAINED_BYTES - empty + spare)
+    error = refusal(lambda: verify(botocore_wire("GET", f"http://h/b/{key}"), secret="another"))
+    assert error.code == "SignatureDoesNotMatch"
+    assert ("CanonicalRequest" in error.extra) is ("CanonicalRequestBytes" in error.extra) is (not spare)
+
+
+@pytest.mark.parametrize("names", ["host;host", "host;a;a", "HOST;host", ";".join(["host", *["a"] * 4000])])
+def test_no_header_is_signed_twice(names: str) -> None:
+    # Its value would be repeated for each time: 8 KB that ask for megabytes to be hashed.
+    wire = header_wire("GET", "/", {"Host": "h", "x-amz-date": "20130524T000000Z", "a": "v" * 100}, names, "0" * 64)
+    error = refusal(lambda: sigv4.claim(*wire))
+    assert (error.code, error.status) == ("AuthorizationHeaderMalformed", 400)
+    assert "names a header more than once" in error.message
+    presigned = presigned_wire(PRESIGNED.replace("SignedHeaders=host", f"SignedHeaders={quote(names)}"))
+    for _ in range(2):  # what is remembered of it is no better
+        error = refusal(lambda: sigv4.claim(*presigned))
+        assert (error.code, error.status) == ("AuthorizationQueryParametersError", 400)
+        assert "names a header more than once" in error.message
+
+
+def test_a_canonical_request_is_hardly_longer_than_the_request() -> None:
+    names = ["host", *(f"{number:03x}" for number in range(3000)), "x-amz-content-sha256", "x-amz-date"]
+    lines = [*plain_wire()[3], (b"000", b"v" * 3000)]
+    headers = {name.decode(): value.decode() for name, value in lines}
+    wire = header_wire("GET", "/b/k", headers, ";".join(names), "0" * 64)
+    made = claimed(wire)
+    for canonical in made._variants(made._signed_lines(), b""):
+        assert len(canonical) < 3 * sum(len(name) + len(value) for name, value in wire[3])
+
+
 # --- spelling --------------------------------------------------------------------------------------------------------
 
 
@@ -720,10 +755,38 @@ def test_a_signature_of_any_shape_is_only_ever_wrong(signature: str) -> None:
     assert error.code in ("AccessDenied", "AuthorizationHeaderMalformed")
 
 
-def test_signing_keys_are_cached_within_bounds() -> None:
-    sigv4.signing_key.cache_clear()
-    for day in range(5000):
-        sigv4.signing_key("secret", str(day), "auto", "s3")
-    info = sigv4.signing_key.cache_info()
-    assert info.currsize == info.maxsize == 4096
-    sigv4.signing_key.cache_clear()
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """The signing keys that are kept: none at first."""
+    keys: dict[Any, Any] = {}
+    monkeypatch.setattr(sigv4, "_signing_keys", keys)
+    return keys
+
+
+def test_a_signing_key_that_verified_is_kept(kept: dict[Any, Any]) -> None:
+    key = verify(botocore_wire("GET", "http://h/b/k")).key
+    assert verify(botocore_wire("GET", "http://h/b/other")).key is key
+    assert sigv4.signing_key(SECRET, "20130524", "auto", "s3") is key
+    assert len(kept) == 1
+
+
+def test_a_refused_signature_keeps_no_signing_key(kept: dict[Any, Any]) -> None:
+    verify(botocore_wire("GET", "http://h/b/k"))
+    honest = list(kept)
+    elsewhere = botocore_wire("GET", "http://h/b/k", region="elsewhere")
+    assert refusal(lambda: verify(with_header(elsewhere, "host", "other"))).code == "SignatureDoesNotMatch"
+    assert list(kept) == honest
+    verify(elsewhere)
+    assert len(kept) == 2
+
+
+def test_signing_keys_are_kept_within_bounds(kept: dict[Any, Any]) -> None:
+    keys = [sigv4.signing_key("secret", str(day), "auto", "s3") for day in range(4100)]
+    for key in keys:
+        key.keep()
+    assert len(kept) == 4096
+    assert sigv4.signing_key("secret", "4099", "auto", "s3") is keys[-1]
+    again = sigv4.signing_key("secret", "0", "auto", "s3")
+    assert again is not keys[0]
+    assert (again.kept, keys[0].kept, keys[-1].kept) == (False, False, True)
+    assert again.sign(b"x") == keys[0].sign(b"x")

@@ -39,6 +39,9 @@ ALGORITHM = "AWS4-HMAC-SHA256"
 EMPTY_SHA256 = sha256(b"").hexdigest()
 
 MAX_SKEW_S = 15 * 60
+# What a refused signature is explained with is longer than the request, so it is for requests of an ordinary size.
+MAX_EXPLAINED_BYTES = 16 * 1024
+MAX_KEPT_BYTES = 1024  # of a request's signature in a cache
 # AWS stops at seven days; Tigris signs links for up to ninety, and its clients ask for them.
 MAX_EXPIRES_S = 90 * 24 * 3600
 
@@ -69,9 +72,11 @@ class SigningKey:
     (mostly to look up the algorithm).
     """
 
-    __slots__ = ("_inner", "_outer")
+    __slots__ = ("_inner", "_outer", "_terms", "kept")
 
     def __init__(self, secret: str, date: str, region: str, service: str) -> None:
+        self.kept = False
+        self._terms = (secret, date, region, service)
         key = b"AWS4" + secret.encode()
         for part in (date, region, service, "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
@@ -87,11 +92,21 @@ class SigningKey:
         outer.update(inner.digest())
         return outer.hexdigest()
 
+    def keep(self) -> None:
+        """Let `signing_key` find this key again: for its holder only, since anybody may name any day and region."""
+        if len(_signing_keys) >= _MAX_SIGNING_KEYS:
+            _signing_keys.pop(next(iter(_signing_keys))).kept = False
+        _signing_keys[self._terms] = self
+        self.kept = True
 
-@lru_cache(maxsize=4096)
+
+_MAX_SIGNING_KEYS = 4096
+_signing_keys: dict[tuple[str, str, str, str], SigningKey] = {}  # those that verified a signature, oldest first
+
+
 def signing_key(secret: str, date: str, region: str, service: str) -> SigningKey:
-    """The key that signs for one day (`YYYYMMDD`), region and service; the 4096 used last are kept."""
-    return SigningKey(secret, date, region, service)
+    """The key that signs for one day (`YYYYMMDD`), region and service; one that was kept need not be derived."""
+    return _signing_keys.get((secret, date, region, service)) or SigningKey(secret, date, region, service)
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -177,19 +192,19 @@ class Claim(msgspec.Struct, frozen=True):
         signer = self._signer
         content_sha256 = self._content_sha256 or (body_sha256 or EMPTY_SHA256).encode()
         key = signing_key(secret, signer.date, signer.region, signer.service)
+        lines = self._signed_lines()
         canonical = self._canonical(
-            canonical_path(self._path),
-            sorted_query(self._pairs) if self._pairs else b"",
-            self._headers,
-            content_sha256,
+            canonical_path(self._path), sorted_query(self._pairs) if self._pairs else b"", lines, content_sha256
         )
         to_sign = self._string_to_sign(canonical)
         if not hmac.compare_digest(key.sign(to_sign).encode(), self._signature):
-            for variant in self._variants(content_sha256):
+            for variant in self._variants(lines, content_sha256):
                 if hmac.compare_digest(key.sign(self._string_to_sign(variant)).encode(), self._signature):
                     break
             else:
                 raise signature_mismatch(self.access_key_id, to_sign, self._signature.decode("latin-1"), canonical)
+        if not key.kept:
+            key.keep()
         return Verified(
             self.access_key_id,
             self.payload,
@@ -203,9 +218,12 @@ class Claim(msgspec.Struct, frozen=True):
             self.security_token,
         )
 
-    def _canonical(self, path: bytes, query: bytes, headers: dict[bytes, bytes], content_sha256: bytes) -> bytes:
+    def _signed_lines(self) -> list[bytes]:
         # A header that is signed but absent counts as empty: the signature decides whether that was meant.
-        lines = [b"%b:%b\n" % (name, b" ".join(headers.get(name, b"").split())) for name in self._signer.names]
+        headers = self._headers
+        return [b"%b:%b\n" % (name, b" ".join(headers.get(name, b"").split())) for name in self._signer.names]
+
+    def _canonical(self, path: bytes, query: bytes, lines: list[bytes], content_sha256: bytes) -> bytes:
         return b"%b\n%b\n%b\n%b\n%b\n%b" % (
             self._method.encode(),
             path,
@@ -246,7 +264,7 @@ class Claim(msgspec.Struct, frozen=True):
                 },
             )
 
-    def _variants(self, content_sha256: bytes) -> Iterable[bytes]:
+    def _variants(self, lines: list[bytes], content_sha256: bytes) -> Iterable[bytes]:
         """Other canonical requests that mean the same request, for signers that stray from S3's form.
 
         Two liberties: the path and query exactly as sent, unencoded or over-encoded (curl and HTTP libraries that sign
@@ -262,9 +280,11 @@ class Claim(msgspec.Struct, frozen=True):
             hosts += [host + b":80", host + b":443"]
         strict = (canonical_path(self._path), sorted_query(self._pairs))
         as_sent = (self._path, sorted_query(_pairs_as_sent(self._query)))
+        at = self._signer.names.index(b"host")
         for path, query in dict.fromkeys((strict, as_sent)):
             for variant in hosts:
-                yield self._canonical(path, query, {**self._headers, b"host": variant}, content_sha256)
+                varied = [*lines[:at], b"host:%b\n" % b" ".join(variant.split()), *lines[at + 1 :]]
+                yield self._canonical(path, query, varied, content_sha256)
 
 
 def claim(
@@ -329,14 +349,15 @@ def parse_timestamp(text: str) -> int:
 
 
 def signature_mismatch(access_key_id: str, to_sign: bytes, provided: str, canonical_request: bytes = b"") -> S3Error:
-    """SignatureDoesNotMatch with what S3 tells the client to compare (hex bytes included)."""
+    """SignatureDoesNotMatch with what S3 tells the client to compare (hex bytes included), but for a canonical request
+    of more than `MAX_EXPLAINED_BYTES`."""
     extra = {
         "AWSAccessKeyId": access_key_id,
         "StringToSign": to_sign.decode("utf-8", "replace"),
         "SignatureProvided": provided,
         "StringToSignBytes": to_sign.hex(" "),
     }
-    if canonical_request:
+    if 0 < len(canonical_request) <= MAX_EXPLAINED_BYTES:
         extra["CanonicalRequest"] = canonical_request.decode("utf-8", "replace")
         extra["CanonicalRequestBytes"] = canonical_request.hex(" ")
     return S3Error(
@@ -361,7 +382,7 @@ def _claim_from_header(
 ) -> Claim:
     front, marker, signature = authorization.rpartition(b"Signature=")
     # All but the signature is the same from request to request. What is long is not kept: senders choose it.
-    signer = _signer(front, service) if marker and signature and len(front) < 1024 else None
+    signer = _signer(front, service) if marker and signature and len(front) < MAX_KEPT_BYTES else None
     if signer is None:
         front, _, signature = _in_order(authorization).rpartition(b"Signature=")
         signer = _parse_signer(front, service)
@@ -411,17 +432,26 @@ def _parse_signer(front: bytes, service: str) -> _Signer | None:
     access_key_id, date, region, named = (group.decode() for group in match.groups()[:4])
     if named != service:
         raise _malformed(f'incorrect service "{named}". This endpoint belongs to "{service}".')
-    return _new_signer(access_key_id, date, region, service, match[5])
+    signer = _new_signer(access_key_id, date, region, service, match[5])
+    if signer is None:
+        raise _malformed("SignedHeaders names a header more than once.")
+    return signer
 
 
 _signer = lru_cache(maxsize=1024)(_parse_signer)
 
 
-@lru_cache(maxsize=256)
-def _new_signer(access_key_id: str, date: str, region: str, service: str, signed_headers: bytes) -> _Signer:
+def _new_signer(access_key_id: str, date: str, region: str, service: str, signed_headers: bytes) -> _Signer | None:
+    """None where a header is named twice: each time would repeat its value, so that little asks for much hashing."""
     names = tuple(signed_headers.lower().split(b";"))
+    known = frozenset(names)
+    if len(known) != len(names):
+        return None
     scope = f"{date}/{region}/{service}/aws4_request"
-    return _Signer(access_key_id, date, region, service, scope, signed_headers, names, frozenset(names))
+    return _Signer(access_key_id, date, region, service, scope, signed_headers, names, known)
+
+
+_presigner = lru_cache(maxsize=256)(_new_signer)
 
 
 def _in_order(value: bytes) -> bytes:
@@ -534,7 +564,11 @@ def _claim_from_query(
         )
     expires_s = _presign_expires(given[b"X-Amz-Expires"])
 
-    signer = _new_signer(access_key_id, date, region, service, given[b"X-Amz-SignedHeaders"].encode())
+    signed_headers = given[b"X-Amz-SignedHeaders"].encode()
+    new_signer = _presigner if len(query) < MAX_KEPT_BYTES else _new_signer
+    signer = new_signer(access_key_id, date, region, service, signed_headers)
+    if signer is None:
+        raise _bad_query("X-Amz-SignedHeaders names a header more than once")
     # The value of x-amz-content-sha256 is the last line of the canonical request, so signed wherever it stands.
     content_sha256 = given.get(b"X-Amz-Content-Sha256", "").encode() or values.get(
         b"x-amz-content-sha256", b"UNSIGNED-PAYLOAD"
