@@ -17,7 +17,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from tests.e2e.conftest import anonymous, client, fetch
+from tests.e2e.test_forms import error_code, post
 from tests.e2e.test_objects import code, status
+from tests.e2e.wire import Caller, refused
 
 
 class As:
@@ -64,6 +66,33 @@ def test_wrong_keys_and_signatures(store: Any, bucket: str) -> None:
     wrong = client(As(store, store.access_key_id, "wrong" * 5))
     assert code(wrong.list_objects_v2, Bucket=bucket) == "SignatureDoesNotMatch"
     assert code(wrong.put_object, Bucket=bucket, Key="k", Body=b"x" * 100_000) in ("SignatureDoesNotMatch", "400")
+
+
+def test_a_session_token_is_refused_while_nobody_issues_any(store: Any, s3: Any, bucket: str) -> None:
+    with_token = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=store.access_key_id,
+        aws_secret_access_key=store.secret_access_key,
+        aws_session_token="made up",
+        region_name="auto",
+        verify=getattr(store, "ca_bundle", None),
+    )
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x")
+    assert code(with_token.get_object, Bucket=bucket, Key="k") == "InvalidToken"
+    assert code(with_token.put_object, Bucket=bucket, Key="k", Body=b"y") == "InvalidToken"
+    url = with_token.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "k"})
+    answered, body = fetch(store, "GET", url)
+    assert (answered, b"<Code>InvalidToken</Code>" in body) == (400, True)
+    form = with_token.generate_presigned_post(bucket, "k")
+    assert error_code(post(store, form, b"y")) == "InvalidToken"
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"x"
+
+
+def test_a_key_id_of_any_length_is_only_ever_unknown(store: Any, bucket: str) -> None:
+    for length in (129, 12_000):
+        answer = Caller(store, "k" * length, "secret").send("GET", f"/{bucket}")
+        refused(answer, 403, "InvalidAccessKeyId")
 
 
 def test_a_skewed_clock(store: Any, bucket: str) -> None:

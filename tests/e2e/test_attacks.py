@@ -7,9 +7,11 @@ object `secret` of the bucket `victim`, or to write there.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +30,11 @@ from tests.e2e.wire import (
     UNSIGNED,
     Answer,
     Caller,
+    connect,
     exchange,
+    head_of,
     now,
+    read_answer,
     refused,
 )
 from tests.nodes import running_node
@@ -567,6 +572,54 @@ def test_chunks_are_worth_nothing_in_another_request(store: Any, scene: Scene) -
         headers = caller.sign("PUT", target, size, payload=STREAMING_SIGNED)
         refused(exchange(store, "PUT", target, headers | length, body), 403, "SignatureDoesNotMatch")
     assert exchange(store, "PUT", f"/{scene.own}/seen", seen | length, body).status == 200
+
+
+# --- in somebody's name ----------------------------------------------------------------------------------------------
+
+
+def begin(node: Any, caller: Caller, held: contextlib.ExitStack, *, digest: str = "") -> Any:
+    """A PUT whose body is asked for and never comes, signed by `caller`; without a digest, the node has to read it
+    before it can check the signature."""
+    headers = {"content-length": "1000", "expect": "100-continue"}
+    signed = caller.sign("PUT", "/bucket/k", headers, payload=digest or UNSIGNED)
+    if not digest:
+        del signed["x-amz-content-sha256"]
+    connection = held.enter_context(contextlib.closing(connect(node)))
+    connection.sendall(head_of("PUT", "/bucket/k", signed))
+    return connection
+
+
+def continued(connection: Any) -> bool:
+    """Whether the node asks for the body, so has let the request in; otherwise it answers."""
+    start: bytes = connection.recv(12, socket.MSG_WAITALL)
+    return start == b"HTTP/1.1 100"
+
+
+def test_nobody_uses_up_the_share_of_a_key_that_is_not_theirs(tmp_path: Path) -> None:
+    flags = ("--max-requests=16", "--max-requests-per-key=8", "--workers=1")
+    with running_node(tmp_path / "data", *flags) as node, contextlib.ExitStack() as held:
+        root = Caller(node)
+        root.send("PUT", "/bucket")
+        root.send("PUT", "/bucket/k", None, b"here")
+        # Keys that are made up are refused before the body, and count for nothing.
+        for number in range(40):
+            answer = read_answer(begin(node, Caller(node, f"invented-{number}", "secret"), held), "PUT")
+            refused(answer, 403, "InvalidAccessKeyId")
+        # A known key's id with a signature that will turn out to be wrong: two bodies may wait, and none of root's.
+        forger = Caller(node, root.access_key_id, "not the secret")
+        assert [continued(begin(node, forger, held)) for _ in range(12)] == [True] * 2 + [False] * 10
+        # All that a key may have at once, it has.
+        assert [continued(begin(node, root, held, digest=UNSIGNED)) for _ in range(7)] == [True] * 7
+        assert root.send("GET", "/bucket/k").body == b"here"
+
+
+def test_a_wrong_signature_over_a_body_without_a_digest_is_found_out(store: Any, scene: Scene) -> None:
+    forger = Caller(store, store.access_key_id, "not the secret")
+    for _ in range(100):  # more than may wait at once: each gives back what it held
+        signed = forger.sign("PUT", f"/{scene.victim}/planted", {"content-length": "5"}, payload=UNSIGNED)
+        del signed["x-amz-content-sha256"]
+        refused(exchange(store, "PUT", f"/{scene.victim}/planted", signed, b"12345"), 403, "SignatureDoesNotMatch")
+    assert scene.intact()
 
 
 # --- without a key ---------------------------------------------------------------------------------------------------

@@ -90,6 +90,49 @@ def test_a_small_bound_still_lets_one_body_in() -> None:
     assert not refused(gate, "b", 100 * MIB)
 
 
+def test_who_is_not_verified_is_charged_to_nobody() -> None:
+    gate, _ = admission(requests=80, per_key=60, memory=64 * MIB)
+    with contextlib.ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(gate.admit_unverified(2 * MIB))
+        with pytest.raises(S3Error, match="SlowDown"):  # 8 MiB: an eighth
+            gate.admit_unverified(2 * MIB)
+        for _ in range(60):  # no key has become active: this one is alone
+            held.enter_context(gate.admit("a", 0))
+        held.enter_context(gate.admit("b", 32 * MIB))
+    assert (gate.requests, gate.body_memory_bytes, gate._keys) == (0, 0, {})
+
+
+def test_requests_that_are_not_verified_are_bounded_too() -> None:
+    gate, _ = admission(requests=80, per_key=60)
+    with contextlib.ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(gate.admit_unverified(1))
+        with pytest.raises(S3Error, match="SlowDown"):
+            gate.admit_unverified(1)
+        for _ in range(60):
+            held.enter_context(gate.admit("a", 0))
+    with gate.admit_unverified(1):
+        assert gate.requests == 1
+
+
+def test_a_small_bound_still_lets_one_body_be_verified() -> None:
+    gate, _ = admission(requests=1, memory=1)
+    with gate.admit_unverified(MIB), pytest.raises(S3Error, match="SlowDown"):
+        gate.admit_unverified(MIB)
+    with gate.admit_unverified(MIB):
+        pass
+
+
+def test_what_is_remembered_of_keys_is_bounded() -> None:
+    gate, _ = admission(requests=10, per_key=10)
+    for number in range(1000):
+        assert not refused(gate, f"key{number}")
+    assert len(gate._recent) == 10
+    with gate.admit("a", 0):
+        assert refused(gate, "a")  # ten others are active, or more: a share is one request
+
+
 async def hold(permit: Permit, entered: list[str], name: str, release: asyncio.Event) -> None:
     async with permit:
         entered.append(name)

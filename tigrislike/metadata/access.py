@@ -19,6 +19,7 @@ from .records import master_state as state_codec
 from .secrets import MasterKey
 
 ROOT_OWNER = "root"
+_MAX_KEY_ID = 128
 
 ROTATE_BATCH = 100
 """Secrets that one transaction of a rotation seals anew."""
@@ -33,7 +34,7 @@ def check_pair(key_id: str, secret: str) -> None:
     """Refuse a pair that clients could not use: the id is 3 to 128 printable characters without ``/``, the secret 8 to
     256 printable characters. Raises InvalidArgument."""
     printable = key_id.isascii() and key_id.isprintable() and " " not in key_id
-    if not (3 <= len(key_id) <= 128 and printable and not set(key_id) & set("/,=")):
+    if not (3 <= len(key_id) <= _MAX_KEY_ID and printable and not set(key_id) & set("/,=")):
         raise InvalidArgument(
             "AccessKeyId", key_id, "An access key id has 3 to 128 printable ASCII characters, none of them ' /,='"
         )
@@ -93,6 +94,8 @@ async def create_key(tr: Transaction, ctx: Context, master: MasterKey, key: Acce
 
 
 async def read_key(tr: Transaction, ctx: Context, master: MasterKey, key_id: str) -> AccessKey | None:
+    if len(key_id) > _MAX_KEY_ID:
+        return None  # anybody can send anything, such as what would be too long for a key of the database
     try:
         raw = await tr.get(ctx.keys.access.key(key_id))
     except UnicodeEncodeError:

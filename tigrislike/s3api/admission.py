@@ -4,7 +4,8 @@ Two things are decided for each request, both per process and without I/O:
 
 - *Whether it is let in at all.* Bounds on requests in flight, over all and per key, and on memory for bodies. A
   key may not hold more than its share of what is left when others are about. Beyond a bound: 503 SlowDown with
-  Retry-After, before anything of the body is read.
+  Retry-After, before anything of the body is read. Bodies that have to be here before their signature can be checked
+  are charged to no key, for anybody can write a key's id into a request: they have a small share of their own.
 - *When its turn comes.* While other keys are active too, a key runs one small request at a time, and starts no more
   than one in one round of the event loop; its others wait in line, which costs nothing, instead of standing between
   another key's request and the processor. A key that is alone never waits. A request that takes longer than a quick one
@@ -33,6 +34,8 @@ _TURNS = 1  # small requests of a key that run at once while keys compete
 _TURN_S = 0.002  # how long a request may keep others of its key waiting: not for a distant database, nor a slow body
 _STARTS = 1  # of a key in one round of the event loop while keys compete; a small read runs to its end at once
 _RECENT_S = 5.0  # a key counts as active for this long after its last request
+_UNVERIFIED = "/"  # stands for whoever is not known yet; no key's id has a slash
+_UNVERIFIED_PART = 8  # they may have this part of everything, 1/8, so that every key keeps its service
 _RETRY_AFTER_S = "1"
 
 
@@ -72,7 +75,7 @@ class Admission:
         """Let a request in.
 
         Args:
-            key_id: whose it is; "" is everyone anonymous together.
+            key_id: whose it is, proven by a signature; "" is everyone anonymous together.
             content_length: bytes of its body; negative when unknown.
 
         Returns:
@@ -81,15 +84,32 @@ class Admission:
         Raises:
             S3Error: SlowDown.
         """
-        active = self._touch(key_id)
+        share = min(self.max_requests_per_key, max(1, self.max_requests // self._touch(key_id)))
+        return self._let_in(key_id, content_length, share, self.max_body_memory_bytes // 2)
+
+    def admit_unverified(self, content_length: int) -> Permit:
+        """Let in a body that has to be here before its signature can be checked; no key is charged or becomes active.
+
+        Args:
+            content_length: as for `admit`.
+
+        Returns:
+            A permit to hold, by `with`, until the signature has been checked.
+
+        Raises:
+            S3Error: SlowDown, also where others that are not verified yet hold the share of all of them.
+        """
+        share = max(1, self.max_requests // _UNVERIFIED_PART)
+        return self._let_in(_UNVERIFIED, content_length, share, self.max_body_memory_bytes // _UNVERIFIED_PART)
+
+    def _let_in(self, key_id: str, content_length: int, share: int, memory_share: int) -> Permit:
         key = self._keys.get(key_id)
         if key is None:
             key = self._keys[key_id] = _Key()
         memory = _BODY_MEMORY_BYTES if content_length < 0 else min(content_length, _BODY_MEMORY_BYTES)
-        share = min(self.max_requests_per_key, max(1, self.max_requests // active))
         # A body always fits when nobody else's does: else a small bound would refuse it for ever.
         memory_full = memory and (
-            (key.memory_bytes and key.memory_bytes + memory > self.max_body_memory_bytes // 2)
+            (key.memory_bytes and key.memory_bytes + memory > memory_share)
             or (self.body_memory_bytes and self.body_memory_bytes + memory > self.max_body_memory_bytes)
         )
         if self.requests >= self.max_requests or key.requests >= share or memory_full:
@@ -103,14 +123,17 @@ class Admission:
         return Permit(self, key_id, key, memory, takes_turn=0 <= content_length <= _LARGE_BYTES)
 
     def _touch(self, key_id: str) -> int:
-        """Note a key's activity; the number of keys active now, at least 1."""
+        """Note a key's activity; the number of keys active now, at least 1 and at most `max_requests`.
+
+        More would change nobody's share, which is one request by then.
+        """
         now_s = self._now_s()
         recent = self._recent
         recent.pop(key_id, None)
         recent[key_id] = now_s
         while True:
             oldest = next(iter(recent))
-            if recent[oldest] >= now_s - _RECENT_S:
+            if recent[oldest] >= now_s - _RECENT_S and len(recent) <= self.max_requests:
                 return len(recent)
             del recent[oldest]
 

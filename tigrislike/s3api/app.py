@@ -146,8 +146,7 @@ class Gateway:
     async def _perform(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
         verified = None
         if claimed is not None:
-            body_sha256 = await self._body_sha256(request, claimed) if claimed.body_sha256_missing else None
-            verified = await authenticate(self._metadata, request, claimed, body_sha256)
+            verified = await authenticate(self._metadata, request, claimed, self._body_sha256)
         bucket = await self._authorise(request, operation)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
@@ -185,12 +184,13 @@ class Gateway:
         status, headers, document = operation.serialise(output, 206 if "ContentRange" in output else None)
         return status, headers, document if content is None else content
 
-    async def _body_sha256(self, request: Request, claimed: Claim) -> str:
+    async def _body_sha256(self, request: Request) -> str:
         """The digest that a signer left out of the headers and signed all the same (plain SigV4, as old curls do).
 
-        The body has to be in memory before the signature can be checked, so it is small, and admitted like any other.
+        The body has to be in memory before the signature can be checked, so it is small, and charged to nobody's share
+        but that of all such bodies.
         """
-        with self._admission.admit(claimed.access_key_id, MAX_BUFFERED_BODY):
+        with self._admission.admit_unverified(MAX_BUFFERED_BODY):
             return await request.buffer_body(MAX_BUFFERED_BODY)
 
     async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:

@@ -6,28 +6,48 @@ The signature itself is checked by pure code (`sigv4`); here it meets the keys t
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.records import AccessKey
 from tigrislike.s3api.authorisation import Identity
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.post_policy import PostClaim
 from tigrislike.s3api.request import Request
 from tigrislike.s3api.sigv4 import Claim, Verified
 
 
 async def authenticate(
-    metadata: Metadata, request: Request, claimed: Claim, body_sha256: str | None = None
+    metadata: Metadata, request: Request, claimed: Claim, body_sha256: Callable[[Request], Awaitable[str]]
 ) -> Verified:
     """Check the signature and put the caller's identity into the request.
 
-    `body_sha256` is what `claimed.body_sha256_missing` asks for, in hex.
+    Args:
+        body_sha256: reads the whole body and returns its digest in hex, for a signature that covers a digest which
+            the request does not name. It is asked only where the key exists.
 
     Raises:
-        S3Error: InvalidAccessKeyId, SignatureDoesNotMatch and the other refusals of `sigv4`.
+        S3Error: InvalidAccessKeyId, InvalidToken, SignatureDoesNotMatch and the other refusals of `sigv4`; what
+            `body_sha256` raises.
+    """
+    key = await claimed_key(metadata, claimed)
+    digest = await body_sha256(request) if claimed.body_sha256_missing else None
+    verified = claimed.verify(key.secret, time.time(), body_sha256=digest)
+    request.identity = Identity(key.key_id, key.owner, key.bucket)
+    request.notes["access_key"] = key.key_id
+    return verified
+
+
+async def claimed_key(metadata: Metadata, claimed: Claim | PostClaim) -> AccessKey:
+    """The key pair that a signature claims to be made with.
+
+    Raises:
+        S3Error: InvalidAccessKeyId; InvalidToken for a session's token, since only temporary credentials have one and
+            nobody issues them here: S3 does not let a token pass unchecked either.
     """
     key = await metadata.access_key(claimed.access_key_id)
     if key is None:
         raise S3Error("InvalidAccessKeyId", extra={"AWSAccessKeyId": claimed.access_key_id})
-    verified = claimed.verify(key.secret, time.time(), body_sha256=body_sha256)
-    request.identity = Identity(key.key_id, key.owner, key.bucket)
-    request.notes["access_key"] = key.key_id
-    return verified
+    if claimed.security_token:
+        raise S3Error("InvalidToken")
+    return key

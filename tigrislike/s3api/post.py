@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 from tigrislike.s3api import post_policy
 from tigrislike.s3api.admission import Admission
+from tigrislike.s3api.authentication import claimed_key
 from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error
@@ -137,14 +138,13 @@ async def _authenticate(services: Services, form: PostForm, request: Request) ->
     """Check the form's signature and policy, and put the signer's identity into the request.
 
     Raises:
-        S3Error: AccessDenied for a form without a signature; InvalidAccessKeyId; what `post_policy` refuses.
+        S3Error: AccessDenied for a form without a signature; InvalidAccessKeyId, InvalidToken; what `post_policy`
+            refuses.
     """
     claimed = post_policy.claim(form)
     if claimed is None:
         raise S3Error("AccessDenied")
-    key = await services.metadata.access_key(claimed.access_key_id)
-    if key is None:
-        raise S3Error("InvalidAccessKeyId", extra={"AWSAccessKeyId": claimed.access_key_id})
+    key = await claimed_key(services.metadata, claimed)
     policy = claimed.verify(key.secret, time.time(), request.bucket)
     request.identity = Identity(key.key_id, key.owner, key.bucket)
     request.notes["access_key"] = key.key_id

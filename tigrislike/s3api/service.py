@@ -89,6 +89,10 @@ def _noted(
     return noting
 
 
+async def _body_sha256(request: Request) -> str:
+    return await request.buffer_body(_MAX_DOCUMENT)
+
+
 def _managed(
     services: Services, call: Callable[[Request, Payload], Awaitable[dict[str, Any]]]
 ) -> Callable[[HttpRequest], Awaitable[Response]]:
@@ -103,8 +107,7 @@ def _managed(
             if claimed is None:
                 raise S3Error("AccessDenied")
             await services.metadata.refresh()
-            body_sha256 = await request.buffer_body(_MAX_DOCUMENT) if claimed.body_sha256_missing else None
-            verified = await authenticate(services.metadata, request, claimed, body_sha256)
+            verified = await authenticate(services.metadata, request, claimed, _body_sha256)
             if not request.identity.root:
                 raise S3Error("AccessDenied")
             document = await call(request, Payload(request.receive, request.headers, verified))
