@@ -805,7 +805,7 @@ TAMPERED: dict[str, tuple[Callable[[list[bytes]], list[bytes]], tuple[str, ...]]
 }
 
 
-@pytest.mark.parametrize("size", [5, LARGE])
+@pytest.mark.parametrize("size", [8192, LARGE])
 @pytest.mark.parametrize("crc", [False, True], ids=["plain", "trailer"])
 @pytest.mark.parametrize(("change", "codes"), TAMPERED.values(), ids=TAMPERED.keys())
 def test_signed_chunks_tampered_with(

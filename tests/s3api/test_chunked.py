@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -144,26 +145,30 @@ def test_example_signed_chunks_with_a_trailer(line_end: bytes) -> None:
 
 
 @pytest.mark.skipif(not HAS_CRT, reason="botocore finds no awscrt")
-@pytest.mark.parametrize("size", [0, 1, 1000, 3000])
+@pytest.mark.parametrize("size", [0, 1, 10_000, 30_000])
 def test_what_botocore_encodes_is_decoded(size: int) -> None:
-    data = bytes(range(256)) * 12
+    data = bytes(range(256)) * 120
     body = AwsChunkedWrapper(
-        io.BytesIO(data[:size]), checksum_cls=CrtCrc32cChecksum, checksum_name="x-amz-checksum-crc32c", chunk_size=1024
+        io.BytesIO(data[:size]), checksum_cls=CrtCrc32cChecksum, checksum_name="x-amz-checksum-crc32c", chunk_size=8192
     ).read()
     decoder = unsigned_decoder(size, "x-amz-checksum-crc32c")
-    assert decode(decoder, body, [5, 6, 1500]) == data[:size]
+    assert decode(decoder, body, [5, 6, 15_000]) == data[:size]
     digests = Digests(["CRC32C"])
     digests.update(data[:size])
     assert decoder.trailers == {"x-amz-checksum-crc32c": digests.base64("CRC32C")}
 
 
+DATA = b"hello" * 1640 + b"world"
+WHOLE = encode_signed(DATA, [8200], b"x-amz-checksum-crc32:AAAAAA==\n")
+
+
 # --- cutting ---------------------------------------------------------------------------------------------------------
 
-sizes = st.lists(st.integers(1, 60), max_size=5)
-cuts = st.lists(st.integers(0, 1200), max_size=30)
+sizes = st.lists(st.integers(8192, 8200), max_size=5)
+cuts = st.lists(st.integers(0, 1200) | st.integers(0, 45_000), max_size=30)
 
 
-@given(data=st.binary(max_size=200), sizes=sizes, cuts=cuts)
+@given(data=st.binary(max_size=200).map(lambda data: data * 200), sizes=sizes, cuts=cuts)
 @settings(max_examples=150, deadline=None)
 def test_a_body_decodes_the_same_however_it_is_cut(data: bytes, sizes: list[int], cuts: list[int]) -> None:
     assert decode(signed_decoder(len(data)), encode_signed(data, sizes), cuts) == data
@@ -178,8 +183,7 @@ def test_a_body_decodes_the_same_however_it_is_cut(data: bytes, sizes: list[int]
 
 
 def test_byte_by_byte() -> None:
-    body = encode_signed(b"hello world", [5], b"x-amz-checksum-crc32:AAAAAA==\n")
-    assert decode(trailer_decoder(11), body, range(len(body))) == b"hello world"
+    assert decode(trailer_decoder(len(DATA)), WHOLE, range(len(WHOLE))) == DATA
 
 
 def test_nothing_is_copied() -> None:
@@ -199,26 +203,26 @@ def test_memory_is_bounded_by_the_longest_line() -> None:
 
 # --- tampering -------------------------------------------------------------------------------------------------------
 
-WHOLE = encode_signed(b"hello world", [5], b"x-amz-checksum-crc32:AAAAAA==\n")
+FIRST = WHOLE.index(b"hello")
 
 
-@given(position=st.integers(0, len(WHOLE) - 1), byte=st.integers(0, 255), cuts=cuts)
+@given(position=st.integers(0, FIRST) | st.integers(FIRST + 8200, len(WHOLE) - 1), byte=st.integers(0, 255), cuts=cuts)
 @settings(max_examples=300, deadline=None)
 def test_a_changed_byte_is_never_accepted_as_other_data(position: int, byte: int, cuts: list[int]) -> None:
     body = WHOLE[:position] + bytes((byte,)) + WHOLE[position + 1 :]
-    decoder = trailer_decoder(11)
+    decoder = trailer_decoder(len(DATA))
     try:
         data = decode(decoder, body, cuts)
     except S3Error:
         return
     # What the signatures do not cover (the case of a name, a line's end) may change; what they promise may not.
-    assert data == b"hello world"
+    assert data == DATA
     assert decoder.trailers == {"x-amz-checksum-crc32": "AAAAAA=="}
 
 
 def test_a_tampered_chunk_explains_itself() -> None:
-    body = encode_signed(b"hello world", [5]).replace(b"hello", b"jello")
-    error = refusal(lambda: decode(signed_decoder(11), body))
+    body = encode_signed(DATA, [8200]).replace(b"hello", b"jello", 1)
+    error = refusal(lambda: decode(signed_decoder(len(DATA)), body))
     assert (error.code, error.status) == ("SignatureDoesNotMatch", 403)
     assert error.extra["AWSAccessKeyId"] == KEY_ID
     assert error.extra["StringToSign"].startswith("AWS4-HMAC-SHA256-PAYLOAD\n")
@@ -234,12 +238,12 @@ def test_data_is_passed_on_before_the_end_of_its_chunk_but_never_finished() -> N
 
 
 def test_chunks_may_not_change_places_or_be_left_out() -> None:
-    body = encode_signed(b"aaaaabbbbb", [5])
-    first, second = body.index(b"5;", 1), body.index(b"0;")
+    body = encode_signed(b"a" * 8192 + b"b" * 8193, [8192])
+    first, second = body.index(b"2001;"), body.index(b"\r\n0;") + 2
     swapped = body[first:second] + body[:first] + body[second:]
-    assert refusal(lambda: decode(signed_decoder(10), swapped)).code == "SignatureDoesNotMatch"
+    assert refusal(lambda: decode(signed_decoder(16385), swapped)).code == "SignatureDoesNotMatch"
     shortened = body[:first] + body[second:]
-    assert refusal(lambda: decode(signed_decoder(5), shortened)).code == "SignatureDoesNotMatch"
+    assert refusal(lambda: decode(signed_decoder(8192), shortened)).code == "SignatureDoesNotMatch"
 
 
 def test_a_tampered_trailer() -> None:
@@ -281,10 +285,30 @@ def test_more_data_than_declared_is_refused_before_it_arrives() -> None:
     assert decoder.received == 0
 
 
-@given(stop=st.integers(0, len(WHOLE) - 1), cuts=cuts)
+@given(stop=st.integers(0, FIRST) | st.integers(FIRST + 8190, len(WHOLE) - 1), cuts=cuts)
 @settings(deadline=None)
 def test_a_body_that_ends_early_is_incomplete(stop: int, cuts: list[int]) -> None:
-    assert refusal(lambda: decode(trailer_decoder(11), WHOLE[:stop], cuts)).code == "IncompleteBody"
+    assert refusal(lambda: decode(trailer_decoder(len(DATA)), WHOLE[:stop], cuts)).code == "IncompleteBody"
+
+
+@pytest.mark.parametrize("sizes", [[8192, 8192, 1], [1], [8191], [100_000, 8191]])
+def test_the_last_chunk_may_be_of_any_size(sizes: list[int]) -> None:
+    data = b"x" * sum(sizes)
+    assert decode(signed_decoder(len(data)), encode_signed(data, sizes)) == data
+    assert decode(unsigned_decoder(len(data)), encode_unsigned(data, sizes)) == data
+
+
+@pytest.mark.parametrize(("sizes", "chunk", "bad"), [([8191, 1], "2", "8191"), ([8192, 3, 8192], "3", "3")])
+def test_a_small_chunk_before_the_last_is_refused_as_s3_does(sizes: list[int], chunk: str, bad: str) -> None:
+    data = b"x" * sum(sizes)
+    for decoder, body in (
+        (signed_decoder(len(data)), encode_signed(data, sizes)),
+        (unsigned_decoder(len(data)), encode_unsigned(data, sizes)),
+    ):
+        error = refusal(partial(decode, decoder, body))
+        assert (error.code, error.status) == ("InvalidChunkSizeError", 400)
+        # The chunk that is one too many, and the size of the one before it: what S3 answers.
+        assert error.extra == {"Chunk": chunk, "BadChunkSize": bad}
 
 
 # --- malformed -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from tigrislike.s3api.sigv4 import EMPTY_SHA256, Payload, Verified, signature_mi
 # A size of 16 digits, `;chunk-signature=` and 64 digits make 99; the rest is room for extensions.
 MAX_CHUNK_HEADER_BYTES = 512
 MAX_TRAILER_BYTES = 8192
+MIN_CHUNK_BYTES = 8192  # but for the last that holds data
 
 
 class _Expect(enum.Enum):
@@ -76,6 +77,8 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
         self._expect = _Expect.HEADER
         self._left = 0
+        self._chunks = 0
+        self._chunk_size = MIN_CHUNK_BYTES
         self._line = bytearray()
         self._chain = _Chain(signer) if signer is not None else None
         self._trailer_lines = bytearray()
@@ -106,7 +109,8 @@ class ChunkedDecoder:
 
         Raises:
             S3Error: SignatureDoesNotMatch for a tampered chunk or trailer, IncompleteBody for more data than declared,
-                InvalidRequest or MalformedTrailerError for what is not aws-chunked. The decoder is then useless.
+                InvalidChunkSizeError for a small chunk that is not the last, InvalidRequest or MalformedTrailerError
+                for what is not aws-chunked. The decoder is then useless.
         """
         pieces: list[bytes | bytearray | memoryview] = []
         view = memoryview(data)
@@ -190,6 +194,13 @@ class ChunkedDecoder:
                 "The chunks hold more bytes than x-amz-decoded-content-length says",
                 extra=self._count(self.received + size),
             )
+        if size and self._chunk_size < MIN_CHUNK_BYTES:
+            raise S3Error(
+                "InvalidChunkSizeError",
+                extra={"Chunk": str(self._chunks + 1), "BadChunkSize": str(self._chunk_size)},
+            )
+        self._chunks += 1
+        self._chunk_size = size
         if self._chain is not None:
             self._chain.begin(match[2].decode())
         if size:

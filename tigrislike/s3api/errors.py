@@ -78,6 +78,7 @@ ERRORS: Final[dict[str, tuple[int, str]]] = {
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidBucketOwnerAWSAccountID": (400, "The value of the expected bucket owner parameter must be an account ID."),
     "InvalidBucketState": (409, "The request is not valid for the current state of the bucket."),
+    "InvalidChunkSizeError": (400, "Only the last chunk is allowed to have a size less than 8192 bytes"),
     "InvalidDigest": (400, "The Content-MD5 you specified was invalid."),
     "InvalidEncryptionAlgorithmError": (400, "The encryption request you specified is not valid."),
     "InvalidHostHeader": (400, "The host headers provided in the request used the incorrect style addressing."),
