@@ -1,4 +1,5 @@
-# Two commands matter: `make run` and `make test`. They need python3 (3.11 or newer, with its venv module) and nothing else.
+# Two commands matter: `make run` and `make test`. They need python3 (3.11 or newer, with its venv module) and nothing else;
+# the tests of what is written in C are skipped where there is no compiler.
 #
 # Stamps under .venv record what was installed from which pyproject.toml, so that a second run starts at once.
 
@@ -11,8 +12,17 @@ FLAGS ?=
 FDB ?=
 
 BIN := .venv/bin
+# Tests of nodes, which keep their metadata in the engine that TIGRISLIKE_TEST_ENGINE names
+ON_EITHER_ENGINE := tests/e2e tests/crash tests/replication
 WITH_CLUSTER = TIGRISLIKE_TEST_FDB="$(abspath $(FDB))"
 CLIENTS := $(filter-out torch,$(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt)))
+
+# Makes a virtual environment.
+define environment
+@$(PYTHON) -m venv $(1) || { \
+	echo "This Python has no ensurepip (Debian: python3-venv); taking pip from the one there is."; \
+	rm -rf $(1) && $(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
+endef
 
 .PHONY: run test test-fdb test-slow soak bench lint clients clients-torch clean
 
@@ -20,24 +30,25 @@ run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
 
 # Where TIGRISLIKE_TEST_FDB names the cluster file of a FoundationDB cluster that answers, the engine contract and whatever
-# is marked `fdb` run on it too, and after that the S3 end-to-end suite over http; https and the crash tests over it are
-# `make test-fdb`'s. Elsewhere one line says that they were skipped.
+# is marked `fdb` run on it too, and after that the S3 end-to-end suite, the crash tests and reclaim with metadata there;
+# elsewhere one line says that these are skipped, and with ARGS they are left out. To `make test-fdb` are left the same suite
+# over https, which the engine does not see and ten minutes have no room for, and all that is slow.
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
 	$(if $(ARGS),,@if said=$$($(BIN)/python -m tests.clusters); then \
-		TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e -m "not slow and not soak" -k "not https"; \
-	else echo "$$said: the S3 tests over it are skipped"; fi)
+		TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest $(ON_EITHER_ENGINE) -m "not slow and not soak" -k "not https"; \
+	else echo "$$said: the S3 and crash tests over it are skipped"; fi)
 
 # Everything that can run on FoundationDB, on the cluster of the cluster file FDB: the engine contract, which clears the
-# cluster (and refuses one that holds anything but what tests left), then the S3 end-to-end suite and the crash tests with
-# nodes whose metadata are there, then every other test that needs a cluster. The client library is found as any other:
+# cluster (and refuses one that holds anything but what tests left), then the S3 end-to-end suite, the crash tests and others
+# with nodes whose metadata are there, then every other test that needs a cluster. The client library is found as any other:
 # make test-fdb FDB=/etc/foundationdb/fdb.cluster LD_LIBRARY_PATH=...
 test-fdb: .venv/.installed-test
 	$(if $(FDB),,$(error which cluster? make test-fdb FDB=/path/to/fdb.cluster))
 	@$(WITH_CLUSTER) $(BIN)/python -m tests.clusters
 	$(WITH_CLUSTER) $(BIN)/python -m pytest tests/kv -m "not soak" --timeout 1800 $(ARGS)
-	$(WITH_CLUSTER) TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest tests/e2e tests/crash tests/replication \
-		-m "not soak" --timeout 1800 $(ARGS)
+	$(WITH_CLUSTER) TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest $(ON_EITHER_ENGINE) tests/admin/test_sealed_node.py \
+		tests/chaos/test_chaos.py::test_a_node_and_its_processes_killed_under_load -m "not soak" --timeout 1800 $(ARGS)
 	$(WITH_CLUSTER) $(BIN)/python -m pytest tests --ignore=tests/kv -m "fdb and not soak" --timeout 1800 $(ARGS)
 
 test-slow: .venv/.installed-test
@@ -46,8 +57,9 @@ test-slow: .venv/.installed-test
 soak: .venv/.installed-test
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
 
+# All of it, into the tables of bench/README.md; with ARGS what they say, and nowhere but where they say.
 bench: .venv/.installed-bench
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench $(or $(ARGS),--readme)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -61,7 +73,7 @@ clients: $(CLIENTS:%=.venvs/%/.installed)
 clients-torch: .venvs/torch/.installed
 
 .venvs/%/.installed: tests/clients/requirements-%.txt
-	$(PYTHON) -m venv $(@D)
+	$(call environment,$(@D))
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
@@ -71,9 +83,7 @@ clients-torch: .venvs/torch/.installed
 .venv/bin/activate:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "tigrislike needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv .venv || { \
-		echo "This Python has no ensurepip (Debian: python3-venv); taking pip from the one there is."; \
-		rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install --quiet pip; }
+	$(call environment,.venv)
 
 .venv/.installed: pyproject.toml .venv/bin/activate
 	@echo "Installing tigrislike into .venv ..."

