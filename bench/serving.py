@@ -1,7 +1,8 @@
 """`python -m bench.serving`: what is served from the page cache and from the disk, beside nginx and SeaweedFS.
 
 First, throughput and server CPU: one 1 GiB object on one connection, and in 8 MiB ranges on eight. nginx serves the
-same bytes as a plain file with `sendfile on`, and neither checks a signature nor looks anything up: the floor.
+same bytes as a plain file with `sendfile on`, and neither checks a signature nor looks anything up: the floor. This
+store runs twice, as it comes and with `--verify always`, which checks bytes at every read and not once.
 
 Second, the first byte: 8 MiB ranges on 32 connections, warm and with the store's files dropped from the page cache
 before each pass, while small GETs come beside them at a fixed rate, timed from when they were due. The ranges come as
@@ -10,7 +11,7 @@ busy workers on two cores measure the scheduler as much as the store.
 
 Servers run side by side, one is asked at a time, in an order that turns; the tables hold medians of the rounds. The
 exit status is 1 when anything was answered wrongly or a goal of the last table is missed, 2 when something could not be
-run. nginx comes from the system (`apt-get install nginx-light`); without it, it is left out.
+run. nginx comes from the system (`apt-get install nginx-light`); `--stores` leaves it out.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from bench.processes import StoreFailed, end_in_order
 from bench.scenarios import CLIENT_HEADERS, GIB, KIB, MIB, RANGE_BYTES, Bench, Measurement, Scale
 from bench.stores import Store, seaweedfs, tigrislike
 
+OURS, ALWAYS = "tigrislike", "tigrislike-always"
 THROUGHPUT = ("get-1g", "ranges")
 TITLES = {"get-1g": "one connection", "ranges": "8 MiB ranges, 8 connections"}
 RANGE_CONNECTIONS = 32
@@ -88,8 +90,16 @@ def nginx(directory: Path) -> Iterator[list[Store]]:
         processes.stop(process)
 
 
+@contextlib.contextmanager
+def always(directory: Path) -> Iterator[list[Store]]:
+    """This store, verifying every read."""
+    with tigrislike(directory, arguments=("--verify", "always")) as (store,):
+        yield [replace(store, name=ALWAYS, title="tigrislike --verify always")]
+
+
 STORES: dict[str, Callable[[Path], AbstractContextManager[list[Store]]]] = {
-    "tigrislike": tigrislike,
+    OURS: tigrislike,
+    ALWAYS: always,
     "nginx": nginx,
     "seaweedfs": seaweedfs,
 }
@@ -301,7 +311,7 @@ def medians(serving: Serving, name: str) -> tuple[float, float, float, float, fl
 def goals(servings: Sequence[Serving]) -> list[tuple[str, float, float, bool]]:
     """What was aimed at: text, ratio measured, bound, whether it was met."""
     by_name = {s.store.name: s for s in servings}
-    ours = by_name["tigrislike"]
+    ours = by_name[OURS]
     found: list[tuple[str, float, float, bool]] = []
 
     def at_most(what: str, ratio: float, bound: float) -> None:
@@ -341,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     options = parser.parse_args(argv)
     names = options.stores.split(",")
-    if "tigrislike" not in names or not set(names) <= set(STORES):
-        parser.error(f"--stores takes tigrislike and any of {', '.join(STORES)}")
+    if OURS not in names or not set(names) <= set(STORES):
+        parser.error(f"--stores takes {OURS} and any of {', '.join(STORES)}")
     try:
         return _run(options, names)
     except (StoreFailed, OSError) as error:

@@ -9,6 +9,7 @@ import pytest
 
 from bench import serving
 from bench.processes import StoreFailed
+from tests.bench.compiled import compiled_or_skip
 
 
 def test_only_files_with_object_bytes_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,11 +45,15 @@ def test_an_unknown_server_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.slow
 def test_serving_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compiled_or_skip()
     # A fraction of a second on a shared machine says nothing about speed: here only that every answer was right.
-    arguments = ["--stores", "tigrislike", "--rounds", "1", "--seconds", "0.3", "--large-mib", "64"]
+    arguments = ["--stores", "tigrislike,tigrislike-always", "--rounds", "1", "--seconds", "0.3", "--large-mib", "64"]
     assert serving.main([*arguments, "--directory", str(tmp_path), "--json", str(tmp_path / "all.json")]) in (0, 1)
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "| one connection | " in printed.out
+    head, _, *rows = printed.out[printed.out.index("| GET 1 GiB |") :].splitlines()[:4]
+    assert head == "| GET 1 GiB | tigrislike | tigrislike-always |"
+    assert [row.split(" | ")[0] for row in rows] == ["| one connection", "| 8 MiB ranges, 8 connections"]
+    assert all(row.count(" s/GiB") == 2 for row in rows)
     assert all(f"| {name} | " in printed.out for name in serving.PASSES)
     assert [path.name for path in tmp_path.iterdir()] == ["all.json"]

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from bench import uploads
 from bench.loadgen import LoadGenerator
 from bench.scenarios import MIB
 from bench.traced import Step
-from bench.uploads import Upload, chrome, common_ns, merged, overlap, report, trace
+from bench.uploads import HashSpeed, Upload, chrome, common_ns, merged, overlap, report, trace
+from tests.bench.compiled import compiled_or_skip
 
 
 def step(what: str, start: int, stop: int) -> Step:
@@ -45,6 +47,20 @@ def test_one_after_the_other_shows_no_overlap_and_side_by_side_shows_all() -> No
     assert set(overlap(parallel).values()) == {1.0}
 
 
+def test_what_the_bench_hashes_itself_counts_as_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = "cpu  100 0 100 300 100 0 0 0 0 0\ncpu0 ...\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: stat)
+    monkeypatch.setattr(uploads, "_TICKS_PER_S", 100)
+    with HashSpeed() as speed:
+        while not speed.samples["sha256"]:
+            pass
+        before = speed.spent_s()
+        idle_s, all_s = uploads.processor_times(speed)
+        after = speed.spent_s()
+    assert 4 < 4 + before <= idle_s <= 4 + after
+    assert all_s == 6
+
+
 @pytest.mark.parametrize(("cpu_s", "idle", "rate", "met"), [(2.8, 0.04, 130, True), (2.9, 0.04, 130, False)])
 def test_a_goal_that_is_missed_is_said_and_fails_the_run(cpu_s: float, idle: float, rate: float, met: bool) -> None:
     ours = Upload("tigrislike", "four", rate, cpu_s, 1.3, 0.6, idle)
@@ -57,7 +73,7 @@ def test_a_goal_that_is_missed_is_said_and_fails_the_run(cpu_s: float, idle: flo
 
 def test_a_traced_upload_tells_of_every_byte_in_every_step(tmp_path: Path) -> None:
     size = 3 * MIB + 5
-    steps = trace(tmp_path, LoadGenerator(tmp_path), size)
+    steps = trace(tmp_path, LoadGenerator(tmp_path, compiled_or_skip()), size)
     sums = {what: sum(s.size for s in steps if s.what == what) for what in ("receive", "MD5", "SHA256")}
     assert sums == dict.fromkeys(sums, size)
     assert sum(s.size for s in steps if s.what == "write") > size
