@@ -372,6 +372,121 @@ def test_a_sector_that_cannot_be_read_is_damage_like_any_other(scratch: Path, pl
     healing.run(story)
 
 
+@pytest.mark.parametrize("has_source", [True, False], ids=["source", "alone"])
+@pytest.mark.parametrize("place", ["home", "cache"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), EOFError("the file ends early")])
+def test_a_segment_that_could_not_be_sent_to_its_end_is_damage_like_any_other(
+    scratch: Path, place: str, has_source: bool, error: Exception
+) -> None:
+    """It was verified, so only who sends it meets the error."""
+    healing = Healing(scratch, place)
+
+    async def story() -> None:
+        if not has_source:
+            healing.store.fill_from(None)
+        assert await drain(HOW["read"](healing, 0, SIZE)) == DATA
+        given = bytearray()
+        parts = HOW["segments"](healing, 0, SIZE)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    data = _bytes_of(part)
+                    if isinstance(part, Segment) and len(given) == BLOCK:
+                        part.stopped_at(100, error)
+                        data = data[:100]
+                    given += data
+        except (DiskFailed, CorruptBlock):
+            assert not has_source
+        await healing.settled()
+        statistics = healing.store.statistics()
+        if has_source:
+            assert given == DATA
+            assert statistics.healed == 1
+            assert statistics.corrupt_unhealed == 0
+        else:
+            assert given == DATA[: BLOCK + 100]
+            assert statistics.corrupt_unhealed == 1
+        assert statistics.evicted_corrupt == (place == "cache")
+
+    healing.run(story)
+
+
+@pytest.mark.parametrize("has_source", [True, False], ids=["source", "alone"])
+@pytest.mark.parametrize("damaged", [True, False])
+@pytest.mark.parametrize("place", ["home", "cache"])
+def test_a_file_that_is_changed_while_a_segment_of_it_is_sent_is_verified_again_from_there(
+    scratch: Path, place: str, damaged: bool, has_source: bool
+) -> None:
+    healing = Healing(scratch, place)
+
+    async def story() -> None:
+        if not has_source:
+            healing.store.fill_from(None)
+        await drain(HOW["read"](healing, 0, SIZE))
+        given = bytearray()
+        looks = []
+        parts = HOW["segments"](healing, BLOCK, SIZE)
+        try:
+            async with contextlib.aclosing(parts):
+                async for part in parts:
+                    data = _bytes_of(part)
+                    if not given:
+                        assert part.unchanged()
+                        _rewrite(
+                            healing.file(healing.blob_id, 1),
+                            lambda content: content.__setitem__(200, content[200] ^ damaged),
+                        )
+                        looks.append(part.unchanged())
+                        part.stopped_at(100, None)
+                        data = data[:100]
+                    given += data
+        except CorruptBlock:
+            assert damaged
+            assert not has_source
+            assert given == DATA[BLOCK : BLOCK + 100]
+        else:
+            assert given == DATA[BLOCK:]
+        await healing.settled()
+        assert looks == [False]
+        assert healing.store.statistics().verify_failures == damaged
+
+    healing.run(story)
+
+
+def test_who_a_file_is_cannot_be_said_of_one_that_cannot_be_looked_at(scratch: Path) -> None:
+    fs = HookedFileSystem(lambda name, args: None)
+    healing = Healing(scratch, "home", fs=fs)
+
+    async def story() -> None:
+        async with contextlib.aclosing(HOW["segments"](healing, 0, SIZE)) as parts:
+            part = await anext(parts)
+            assert part.unchanged()
+            fs.hook = _no_fstat
+            assert not part.unchanged()
+            fs.hook = lambda name, args: None
+
+    healing.run(story)
+
+
+def _no_fstat(name: str, args: tuple[object, ...]) -> None:
+    if name == "fstat":
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_block_that_is_nowhere_is_counted(scratch: Path) -> None:
+    healing = Healing(scratch, "home")
+
+    async def story() -> None:
+        healing.file(healing.blob_id, 1).unlink()
+        healing.store.fill_from(None)
+        with pytest.raises(MissingBlob):
+            await drain(HOW["read"](healing, 0, SIZE))
+        assert healing.store.statistics().missing_unhealed == 1
+        assert healing.store.statistics().corrupt_unhealed == 0
+
+    healing.run(story)
+
+
 class Bad(NoSync):
     """A disk on which the file with one inode number cannot be read."""
 

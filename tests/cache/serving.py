@@ -1,19 +1,22 @@
 """`tigrislike serve` with a directory of pristine block files as its source: `python -m tests.cache.serving FLAGS`.
 
 The directory is named by the environment. A block that has no file there is nowhere; while a file `away` is there,
-nothing can be had, and while `dead` is there, every blob is dead.
+nothing can be had, and while `dead` is there, every blob is dead. A block whose inode number names a file in `bad/`
+lies on bad sectors: whoever reads it gets EIO.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tigrislike import server
-from tigrislike.bytecache import NotAtSource, SourceUnavailable
+from tigrislike.bytecache import NotAtSource, SourceUnavailable, fills, index
 from tigrislike.cli import main
 from tigrislike.node import Node
 
@@ -52,7 +55,22 @@ def open_source(node: Node) -> PristineBlocks:
     return PristineBlocks(Path(os.environ[VARIABLE]), node.blocks.block_size)
 
 
+def failing_on(bad: Path, call: Callable[..., int], position: int) -> Callable[..., int]:
+    """A system call that reads from the descriptor at `position` of its arguments."""
+
+    def checked(*args: Any) -> int:
+        if (bad / str(os.fstat(args[position]).st_ino)).exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(*args)
+
+    return checked
+
+
 if __name__ == "__main__":
+    bad = Path(os.environ[VARIABLE]) / "bad"
+    os.sendfile, os.preadv = failing_on(bad, os.sendfile, 1), failing_on(bad, os.preadv, 0)
     server.serve = partial(server.serve, open_source=open_source)  # type: ignore[assignment]
-    sys.argv.insert(1, "serve")
+    # On a slow machine too readers wait for what they fetch to be kept: tests see whether it is.
+    fills.WAIT_S = index._HURRIED_S = 60.0  # type: ignore[misc]
+    sys.argv[1:1] = ["serve", "--fill-timeout=1m"]
     main()

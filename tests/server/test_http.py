@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import os
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.server.wire import echo, read_body, respond, run, serving, until
 from tigrislike.s3api.exchange import BODY_BUFFER_BYTES
-from tigrislike.s3api.sendfile import ClientDisconnected
+from tigrislike.s3api.sendfile import ClientDisconnected, FileFailed
 
 GET = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -115,7 +117,7 @@ def test_a_body_that_nobody_asks_for_stops_being_read() -> None:
 
         async with serving(late) as server:
             client = await server.client()
-            size = 64 * 1024 * 1024
+            size = 16 * 1024 * 1024  # more than the kernel takes between the two
             client.writer.write(b"PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
             client.writer.write(bytes(size))
             await until(lambda: server.connections[0].reading_paused)
@@ -353,6 +355,89 @@ def test_file_ranges_are_sent_between_bodies(tmp_path: Any) -> None:
                 await client.send(GET % b"")
                 expected = b"first" + content[100:5_000_100] + content[:3] + content[7:17]
                 assert (await client.response())[2] == expected
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", ["told", "chunked"])
+def test_a_file_is_sent_from_where_it_stands_to_its_end_unless_something_else_is_said(
+    tmp_path: Any, length: str
+) -> None:
+    content = bytes(range(256)) * 2000
+    path = tmp_path / "block"
+    path.write_bytes(content)
+    expected = b"first" + content[300:] + content[-10:] + content
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"%d" % len(expected))] if length == "told" else []
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        with path.open("rb", buffering=0) as file:
+            file.seek(300)
+            await send({"type": "http.response.zerocopysend", "file": file, "more_body": True})
+            offset = len(content) - 10
+            await send({"type": "http.response.zerocopysend", "file": file, "offset": offset, "more_body": True})
+            file.seek(0, os.SEEK_END)
+            await send({"type": "http.response.zerocopysend", "file": file, "more_body": True})  # nothing
+        await send({"type": "http.response.pathsend", "path": str(path)})
+
+    async def main() -> None:
+        async with serving(app) as server:
+            client = await server.client()
+            for _ in range(2):
+                await client.send(GET % b"")
+                assert (await client.response())[2] == expected
+            await client.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n" + GET % b"")
+            assert (await client.response(head=True))[0] == 200
+            assert (await client.response())[2] == expected
+
+    run(main())
+
+
+def test_a_path_is_sent_whole_and_one_that_is_not_there_is_the_applications_error(tmp_path: Any) -> None:
+    path = tmp_path / "block"
+    path.write_bytes(b"12345")
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        assert "http.response.pathsend" in scope["extensions"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        with contextlib.suppress(FileNotFoundError):
+            await send({"type": "http.response.pathsend", "path": str(tmp_path / "nowhere")})
+            raise AssertionError
+        await send({"type": "http.response.pathsend", "path": str(path)})
+
+    async def main() -> None:
+        async with serving(app) as server:
+            client = await server.client()
+            await client.send(GET % b"")
+            assert (await client.response())[2] == b"12345"
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", ["told", "chunked"])
+def test_behind_a_file_that_fails_a_response_can_go_on_unless_a_chunk_was_announced(tmp_path: Any, length: str) -> None:
+    path = tmp_path / "block"
+    path.write_bytes(b"12345")
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"8")] if length == "told" else []
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        with path.open("rb") as file:
+            message = {"type": "http.response.zerocopysend", "file": file, "offset": 0, "count": 8, "more_body": True}
+            with pytest.raises(FileFailed) as failed:
+                await send(message)
+            assert failed.value.sent == 5
+        await send({"type": "http.response.body", "body": b"678"})
+
+    async def main() -> None:
+        async with serving(app) as server:
+            client = await server.client()
+            await client.send(GET % b"")
+            if length == "told":
+                assert (await client.response())[2] == b"12345678"
+            else:
+                assert (await client.rest()).endswith(b"8\r\n12345")
 
     run(main())
 

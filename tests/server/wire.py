@@ -39,7 +39,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a test on the event loop that the server uses, bounded in time."""
 
     async def bounded() -> T:
-        return await asyncio.wait_for(main, 30)
+        return await asyncio.wait_for(main, 120)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(bounded())

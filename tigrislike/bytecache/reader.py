@@ -38,16 +38,40 @@ _TRIES: Final = 3
 """After so many fetches that ended in a file which cannot be read either, bytes are passed by the disk."""
 
 
-class Segment(NamedTuple):
+class Segment:
     """A verified extent of an open file, for sendfile and the like. `fd` stays open until the next one is asked for.
 
-    `ahead` is how many bytes right behind it, in the same file, this read will ask for next.
+    Whoever cannot send all of it says so by `stopped_at` before asking for the next: the read goes on from there.
+
+    Attributes:
+        fd: The file's descriptor.
+        offset, length: Of the extent, in bytes.
+        ahead: How many bytes right behind it, in the same file, this read will ask for next.
+        sent: Bytes of it that were sent: all, unless something else is said.
+        error: What kept the rest from being sent; None where the file was changed.
     """
 
-    fd: int
-    offset: int
-    length: int
-    ahead: int = 0
+    __slots__ = ("_block", "_who", "ahead", "error", "fd", "length", "offset", "sent")
+
+    def __init__(self, block: OpenBlock, offset: int, length: int, ahead: int) -> None:
+        self._block = block
+        self._who = block.who
+        self.fd = block.fd
+        self.offset = offset
+        self.length = length
+        self.ahead = ahead
+        self.sent = length
+        self.error: BaseException | None = None
+
+    def unchanged(self) -> bool:
+        """Whether the file still is the one that was verified. Takes microseconds, and holds until the next look: a
+        change in place of what is in a socket already changes that too."""
+        return self._block.is_still(self._who)
+
+    def stopped_at(self, sent: int, error: BaseException | None) -> None:
+        """Only the first `sent` bytes were sent: the file was changed, or reading it raised `error`."""
+        self.sent = sent
+        self.error = error
 
 
 class _Piece(NamedTuple):
@@ -160,9 +184,12 @@ class BlobReader:
                             counted = start // block_size
                             add(bytes_read=length, hits=1)
                             self._touch(counted)
-                        start += length
-                        tries = 0
                         yield part
+                        if isinstance(part, Segment):
+                            length = part.sent
+                        start += length
+                        if length:
+                            tries = 0
                 continue
             except (MissingBlob, CorruptBlock, DiskFailed) as error:
                 failure = error
@@ -259,8 +286,11 @@ class BlobReader:
                     if ahead and end < piece.stop:
                         verifying = self._pool.submit(block.verify, end, min(_extent_end(end), piece.stop))
                         ahead = False
-                    yield Segment(block.fd, position, end - position, piece.stop - end)
-                    position = end
+                    segment = Segment(block, position, end - position, piece.stop - end)
+                    yield segment
+                    position += segment.sent
+                    if segment.error is not None:
+                        raise block.unreadable(segment.error)
             finally:
                 if verifying is None:
                     block.close()

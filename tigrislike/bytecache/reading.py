@@ -232,6 +232,13 @@ class OpenBlock:
         assert footer is not None
         return footer
 
+    def is_still(self, who: Identity) -> bool:
+        """Whether the file is `who` at this moment. Takes microseconds."""
+        try:
+            return identity(self._local.fs.fstat(self.fd)) == who
+        except OSError:
+            return False  # the look that follows says why
+
     def forget(self) -> None:
         """Have all of the file verified again."""
         self._bits = 0
@@ -320,12 +327,19 @@ class OpenBlock:
         except OSError as error:
             if flags & os.RWF_NOWAIT and error.errno in _NOT_CACHED:
                 return False
-            doing = f"reading block {self.number} of blob {self.blob_id.hex()}"
-            if error.errno not in BAD_SECTOR:
-                raise from_os_error(error, doing) from error
-            self.forget()
-            raise UnreadableBlock(f"{doing}: {error.strerror}", self.place, self.who) from error
+            raise self.unreadable(error) from error
         return True
+
+    def unreadable(self, error: BaseException) -> BytesError:
+        """The error to raise for one that reading the file gave. A bad sector is damage, and so is an early end: what
+        was known about the file is void."""
+        if not isinstance(error, OSError):
+            return self.damaged(str(error))
+        doing = f"reading block {self.number} of blob {self.blob_id.hex()}"
+        if error.errno not in BAD_SECTOR:
+            return from_os_error(error, doing)
+        self.forget()
+        return UnreadableBlock(f"{doing}: {error.strerror}", self.place, self.who)
 
     def damaged(self, why: str) -> DamagedBlock:
         """The error to raise, counted; what was known about the file is void."""

@@ -37,7 +37,10 @@ class Statistics:
         verify_failures: Blocks or chunks that failed verification.
         verified_bytes: Read and compared with their checksums before a serve.
         healed: Blocks that failed verification and were fetched again.
-        corrupt_unhealed: Reads that failed because a block is damaged and nobody else has it. Page somebody.
+        corrupt_unhealed: Reads that failed because a block is damaged or unreadable and nobody else has it. Page
+            somebody.
+        missing_unhealed: Reads that failed because nobody has the block at all. Page somebody, unless they were reads
+            that outlived the grace of a deleted object.
         scrubbed_blocks, scrubbed_bytes: Verified by the scrubber; bytes of files.
         open_blocks: Gauge: block files that readers hold open now.
         uploads: Gauge: uploads that hold a directory now: receiving, or finished and not yet published.
@@ -68,6 +71,7 @@ class Statistics:
     verified_bytes: int = 0
     healed: int = 0
     corrupt_unhealed: int = 0
+    missing_unhealed: int = 0
     scrubbed_blocks: int = 0
     scrubbed_bytes: int = 0
     open_blocks: int = 0

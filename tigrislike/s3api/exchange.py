@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
+import os
 import time
 import urllib.parse
 from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from tigrislike.s3api.errors import S3Error, error_document
-from tigrislike.s3api.sendfile import ClientDisconnected
+from tigrislike.s3api.sendfile import ClientDisconnected, FileFailed
 
 if TYPE_CHECKING:
     from tigrislike.s3api.http import HttpProtocol
@@ -227,6 +228,12 @@ class Exchange:
             self._write_body(message.get("body", b""), message.get("more_body", False))
         elif kind == "http.response.zerocopysend":
             await self._send_file(message)
+        elif kind == "http.response.pathsend":
+            fd = os.open(message["path"], os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                await self._send_file({"file": fd})
+            finally:
+                os.close(fd)
         else:
             raise RuntimeError(f"unknown message {kind}")
 
@@ -305,6 +312,7 @@ class Exchange:
 
     def _finish(self) -> None:
         self.done = True
+        self.connection.sending = None  # the next response's file may have the same descriptor
         self._wake()
         self._record()
         self.connection.exchange_done(self)
@@ -357,22 +365,46 @@ class Exchange:
     # -- File ranges ---------------------------------------------------------------------------------------------
 
     async def _send_file(self, message: MutableMapping[str, Any]) -> None:
-        """Send `count` bytes of the file descriptor `file` from `offset`, without their passing through Python.
+        """Send `count` bytes of `file`, a descriptor or a file object, from `offset`, without their passing through
+        Python; by default from where the file stands, and to its end.
 
-        Beyond ASGI's, `ahead` says how many bytes behind them the same file will be asked for next.
+        Beyond ASGI's, `ahead` says how many bytes behind them the same file will be asked for next, and `unchanged` is
+        asked whether the file still is what it was.
+
+        Raises:
+            FileFailed: Not all of it could be sent; the response can go on behind what was.
         """
         connection = self.connection
-        file, offset, count = message["file"], message["offset"], message["count"]
-        if self.response_left < 0:
-            raise RuntimeError("zerocopysend needs a response with a Content-Length and a body")
-        more = message.get("more_body", False)
-        self._count(count, more)
+        file, more = message["file"], message.get("more_body", False)
+        fd = file if isinstance(file, int) else file.fileno()
+        offset, count = message.get("offset"), message.get("count")
+        if offset is None:
+            offset = os.lseek(fd, 0, os.SEEK_CUR)
+        if count is None:
+            count = max(0, os.fstat(fd).st_size - offset)
+        if not count or self.method == "HEAD" or self.status in (204, 304):
+            self._write_body(b"", more)
+            return
+        first, left = bool(self.head), self.response_left
+        if left >= 0:
+            self._count(count, more)
         head, self.head = self.head, b""
+        if self.chunked_response:
+            head += b"%x\r\n" % count
         if head:
             connection.send_head(head)
         if connection.transport.get_write_buffer_size():
             await connection.flushed()
-        fd = file if isinstance(file, int) else file.fileno()
-        await connection.front.files.send(connection, fd, offset, count, message.get("ahead", 0), first=bool(head))
+        ahead, unchanged = message.get("ahead", 0), message.get("unchanged")
+        try:
+            await connection.front.files.send(connection, fd, offset, count, ahead, first=first, unchanged=unchanged)
+        except FileFailed as failure:
+            if left >= 0:
+                self.response_left = left - failure.sent
+            elif self.chunked_response:
+                connection.transport.abort()  # the chunk has been announced
+            raise
+        if self.chunked_response:
+            connection.transport.write(b"\r\n" if more else b"\r\n0\r\n\r\n")
         if not more:
             self._finish()

@@ -8,7 +8,8 @@ uvicorn's own protocol is written for any application; this one for an object st
 - honours `Expect: 100-continue`: the go-ahead is sent when the application first asks for the body, so a refused upload
   sends nothing; a body that nobody read is drained when little of it is left, else the connection is closed;
 - hands large bodies on without a second copy and without the parser (a Content-Length body is bytes, not syntax);
-- sends headers and a small body in one write, and file ranges by `sendfile` (ASGI `http.response.zerocopysend`).
+- sends headers and a small body in one write, and file ranges by `sendfile` (ASGI `http.response.zerocopysend`
+  and `pathsend`).
 
 The parser is llhttp (httptools) in its strict mode: both length and chunked, repeated or malformed lengths, bad chunk
 headers, bare LF, folded lines, and spaces before the colon are refused there; the rest is refused here.
@@ -49,7 +50,7 @@ _LINGER_S = 2.0
 _PIPELINE_DEPTH = 64
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
-_EXTENSIONS: dict[str, dict[str, object]] = {"http.response.zerocopysend": {}}
+_EXTENSIONS: dict[str, dict[str, object]] = {"http.response.zerocopysend": {}, "http.response.pathsend": {}}
 _NO_EXTENSIONS: dict[str, dict[str, object]] = {}
 
 

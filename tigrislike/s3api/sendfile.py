@@ -8,6 +8,8 @@ Guarantees:
   whoever asked for those bytes, and nobody else. One read of at most `CHUNK_BYTES` is under way per connection, at most
   `WINDOW_BYTES` ahead of what has been sent, in order; so readers share the disk evenly too.
 - A client that takes nothing costs nothing: its socket is watched, and its time-out runs.
+- After every wait, for the client or for the disk, whoever gave the file is asked whether it still is what it was.
+- What fails is told with how much was sent before it, so that the rest can come from elsewhere.
 
 Reading ahead is `sendfile` to /dev/null, for it brings pages in as sequential readers do and copies nothing: on a cold
 disk file 2.0 GB/s at 0.15 s of CPU per GiB, where preads of 256 KiB reach 0.65 at 1.2 and POSIX_FADV_WILLNEED 0.9 at
@@ -49,7 +51,18 @@ class ClientDisconnected(OSError):
 
 
 class FileFailed(Exception):
-    """A file cannot be read, or is shorter than was said. No OSError, which from ASGI's `send` means a client gone."""
+    """A file cannot be read, is shorter than was said or was changed. No OSError, which from ASGI's `send` means a
+    client gone.
+
+    Attributes:
+        sent: How many of the bytes that were asked for have been sent.
+        error: What reading the file raised; EOFError where it ends early; None where it was changed.
+    """
+
+    def __init__(self, message: str, sent: int, error: BaseException | None) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.error = error
 
 
 class Outlet(Protocol):
@@ -77,6 +90,7 @@ class Sending:
     """A range of one file on its way to one connection. Goes on in place where the next range begins where it ended."""
 
     __slots__ = (
+        "begin",
         "cold",
         "done",
         "end",
@@ -89,12 +103,15 @@ class Sending:
         "outlet",
         "reading",
         "target",
+        "unchanged",
+        "waited",
         "waits",
     )
 
     def __init__(self, outlet: Outlet, fd: int, offset: int) -> None:
         self.outlet = outlet
         self.fd = fd
+        self.begin = offset  # asked for from here
         self.offset = offset  # sent up to here
         self.end = offset  # to be sent up to here
         self.limit = offset  # expected to be asked for up to here: the most that is read ahead
@@ -103,6 +120,8 @@ class Sending:
         self.cold = False  # the last read had to wait for the disk: go on ahead of the client
         self.reading = False  # a thread is at it
         self.waits = False  # ... and nothing can be sent before it is done
+        self.unchanged: Callable[[], bool] | None = None
+        self.waited = False  # since the file was last looked at
         self.target = -1  # watched for room in the socket; -1 where there is some
         self.full_at = 0.0  # since when there is none
         self.done: asyncio.Future[None] | None = None  # None while nothing is asked for
@@ -141,7 +160,15 @@ class FileSender:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def send(
-        self, outlet: Outlet, fd: int, offset: int, count: int, ahead: int = 0, *, first: bool = False
+        self,
+        outlet: Outlet,
+        fd: int,
+        offset: int,
+        count: int,
+        ahead: int = 0,
+        *,
+        first: bool = False,
+        unchanged: Callable[[], bool] | None = None,
     ) -> None:
         """Send `count` bytes of a file from `offset`.
 
@@ -150,18 +177,22 @@ class FileSender:
             fd: Stays open until this returns or raises; nobody looks at it afterwards.
             ahead: How many bytes behind these the same file will be asked for next.
             first: Whether nothing of the response has been sent yet.
+            unchanged: Whether the file still is what it was when this was called; takes microseconds.
 
         Raises:
             ClientDisconnected: Before all of it was taken.
-            FileFailed: It cannot be read, or ends early.
+            FileFailed: It cannot be read, ends early, or is not unchanged.
         """
         if not count:
             return
         sending = outlet.sending
         if sending is None or sending.fd != fd or sending.offset != offset:
             sending = outlet.sending = Sending(outlet, fd, offset)
+        sending.begin = offset
         sending.end = offset + count
         sending.limit = sending.end + ahead
+        sending.unchanged = unchanged
+        sending.waited = False
         sending.fresh = first
         done = sending.done = self._loop.create_future()
         self._enqueue(sending)
@@ -217,6 +248,11 @@ class FileSender:
             sending.waits = True
             self._read_ahead(sending)
             return
+        if sending.waited and sending.unchanged is not None:
+            sending.waited = False
+            if not sending.unchanged():
+                failure = f"sending bytes {offset} to {sending.end} of a file: it was changed meanwhile"
+                raise FileFailed(failure, offset - sending.begin, None)
         target = outlet.file_target()
         try:
             sent = os.sendfile(target, fd, offset, size)
@@ -249,6 +285,7 @@ class FileSender:
 
     def _has_room(self, sending: Sending) -> None:
         self._unwatch(sending)
+        sending.waited = True
         if self._loop.time() - sending.full_at > _STALE_S:
             sending.known_end = sending.offset
         self._enqueue(sending)
@@ -267,7 +304,9 @@ class FileSender:
     def _read_ahead(self, sending: Sending) -> None:
         """Have a thread read the next chunk, unless it is reading already or far enough ahead."""
         start = max(sending.offset, sending.known_end)
-        stop = min(start + (CHUNK_BYTES if sending.cold else FIRST_CHUNK_BYTES), sending.limit)
+        # Who waits is not to fail for bytes that were not asked for yet.
+        limit = sending.end if sending.waits else sending.limit
+        stop = min(start + (CHUNK_BYTES if sending.cold else FIRST_CHUNK_BYTES), limit)
         if sending.reading or stop <= start or start - sending.offset >= WINDOW_BYTES:
             return
         fd = os.dup(sending.fd)  # the reader may close its own before the thread gets round to it
@@ -277,19 +316,23 @@ class FileSender:
             os.close(fd)
             raise
         sending.reading = True
-        reading.add_done_callback(partial(self._have_read, sending, fd, stop))
+        reading.add_done_callback(partial(self._have_read, sending, fd, start, stop))
 
-    def _have_read(self, sending: Sending, fd: int, stop: int, reading: asyncio.Future[bool]) -> None:
+    def _have_read(self, sending: Sending, fd: int, start: int, stop: int, reading: asyncio.Future[bool]) -> None:
         os.close(fd)
         sending.reading = False
         if reading.cancelled():
             return  # the server stops
         error = reading.exception()
-        if error is not None:
+        if error is None:
+            sending.cold = reading.result()
+            sending.known_end = stop
+        elif sending.waits and start <= sending.offset and stop <= sending.end:
             self._fail(sending, _file_failed(sending, error))
             return
-        sending.cold = reading.result()
-        sending.known_end = stop
+        else:
+            sending.cold = False  # it is met again by who needs those bytes
+        sending.waited = True
         if sending.waits:
             sending.waits = False
             self._enqueue(sending)
@@ -298,7 +341,10 @@ class FileSender:
 
 
 def _file_failed(sending: Sending, error: BaseException) -> FileFailed:
-    failure = FileFailed(f"sending bytes {sending.offset} to {sending.end} of a file: {error}")
+    if isinstance(error, FileFailed):
+        return error
+    message = f"sending bytes {sending.offset} to {sending.end} of a file: {error}"
+    failure = FileFailed(message, sending.offset - sending.begin, error)
     failure.__cause__ = error
     return failure
 
