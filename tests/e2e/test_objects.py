@@ -165,6 +165,49 @@ def test_conditional_reads(s3: Any, bucket: str) -> None:
     assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["etag"] == etag
 
 
+@pytest.mark.parametrize("versioned", [False, True])
+def test_what_is_not_modified_is_told_what_a_copy_is_renewed_by(s3: Any, bucket: str, versioned: bool) -> None:
+    if versioned:
+        s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    expires = "Wed, 21 Oct 2026 07:28:00 GMT"
+    put = s3.put_object(
+        Bucket=bucket, Key="k", Body=b"x", CacheControl="max-age=60", Expires=expires, Metadata={"a": "1"}
+    )
+    for call in (s3.get_object, s3.head_object):
+        with pytest.raises(ClientError) as caught:
+            call(Bucket=bucket, Key="k", IfNoneMatch=put["ETag"])
+        answer = caught.value.response["ResponseMetadata"]
+        headers = answer["HTTPHeaders"]
+        assert answer["HTTPStatusCode"] == 304
+        assert headers["etag"] == put["ETag"]
+        whole = call(Bucket=bucket, Key="k")["ResponseMetadata"]["HTTPHeaders"]
+        assert headers["last-modified"] == whole["last-modified"]
+        assert (headers["cache-control"], headers["expires"]) == ("max-age=60", expires)
+        assert headers.get("x-amz-version-id") == put.get("VersionId")
+        assert not {"x-amz-meta-a", "content-type", "content-length"} & headers.keys()
+        with pytest.raises(ClientError) as caught:
+            call(Bucket=bucket, Key="k", IfNoneMatch=put["ETag"], ResponseCacheControl="no-store")
+        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["cache-control"] == "no-store"
+
+
+def test_reads_with_a_customers_encryption_key_are_refused(s3: Any, bucket: str) -> None:
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x" * 10)
+    key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="copy")["UploadId"]
+    part = {"Bucket": bucket, "Key": "copy", "PartNumber": 1, "UploadId": upload, "CopySource": f"{bucket}/k"}
+    source = {f"CopySource{name}": value for name, value in key.items()}
+    attributes = {"Bucket": bucket, "Key": "k", "ObjectAttributes": ["ETag"]}
+    try:
+        assert code(s3.get_object, Bucket=bucket, Key="k", **key) == "NotImplemented"
+        assert status(s3.head_object, Bucket=bucket, Key="k", **key) == 501
+        assert code(s3.get_object_attributes, **attributes, **key) == "NotImplemented"
+        assert code(s3.upload_part_copy, **part, **key) == "NotImplemented"
+        assert code(s3.upload_part_copy, **part, **source) == "NotImplemented"
+        assert code(s3.copy_object, Bucket=bucket, Key="copy", CopySource=f"{bucket}/k", **source) == "NotImplemented"
+    finally:
+        s3.abort_multipart_upload(Bucket=bucket, Key="copy", UploadId=upload)
+
+
 def test_conditional_writes(s3: Any, bucket: str) -> None:
     etag = s3.put_object(Bucket=bucket, Key="k", Body=b"1", IfNoneMatch="*")["ETag"]
     assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"2", IfNoneMatch="*") == "PreconditionFailed"

@@ -139,7 +139,7 @@ class PreconditionFailed(MetadataError):
 
 
 class NotModified(MetadataError):
-    """A conditional read whose answer is 304; `etag` and `last_modified_ns` go into its headers."""
+    """A conditional read of what the reader has already: `etag`, `last_modified_ns` and `version_id` say which."""
 
     code = "NotModified"
 

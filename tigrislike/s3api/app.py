@@ -21,7 +21,7 @@ from starlette.routing import Route
 from tigrislike.bytecache import BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.errors import NotModified, RecordsChanged
+from tigrislike.metadata.errors import RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
@@ -38,7 +38,6 @@ from tigrislike.s3api.reading import Buffer, read_extents, segments_of
 from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
-from tigrislike.s3api.text import http_date
 
 log = logging.getLogger("tigrislike.s3api")
 
@@ -181,7 +180,7 @@ class Gateway:
                 inp = operation.parse(*arguments)
             output = await handler(Context(self._services, request, bucket, payload), inp)
         content = output.pop("Body", None)
-        status, headers, document = operation.serialise(output, 206 if "ContentRange" in output else None)
+        status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
         return status, headers, document if content is None else content
 
     async def _body_sha256(self, request: Request) -> str:
@@ -293,12 +292,10 @@ class Gateway:
         if error.status == 503 and not _has(headers, b"retry-after"):
             headers.append((b"retry-after", RETRY_AFTER_S.encode()))
         body = b""
-        if request.method != "HEAD" and error.status != 304:
+        headers.append(_XML)
+        if request.method != "HEAD":
             body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
-            headers.append(_XML)
             headers.append((b"content-length", str(len(body)).encode()))
-        elif request.method == "HEAD":
-            headers.append(_XML)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -322,11 +319,8 @@ def _has(headers: Headers, name: bytes) -> bool:
 
 
 def _version_headers(exception: Exception) -> Headers:
-    """What an answer without the object still says of its version: a delete marker's id, a 304's validators."""
+    """What an error still says of an object's version: a delete marker's id."""
     headers: Headers = []
-    if isinstance(exception, NotModified):
-        headers.append((b"etag", f'"{exception.etag}"'.encode()))
-        headers.append((b"last-modified", http_date(exception.last_modified_ns).encode()))
     if getattr(exception, "delete_marker", False):
         headers.append((b"x-amz-delete-marker", b"true"))
         version_id = getattr(exception, "version_id", None)

@@ -31,10 +31,15 @@ _ENCRYPTION = (
     "ServerSideEncryption",
     "SSECustomerAlgorithm",
     "SSECustomerKey",
+    "SSECustomerKeyMD5",
     "SSEKMSKeyId",
     "SSEKMSEncryptionContext",
+    "CopySourceSSECustomerAlgorithm",
+    "CopySourceSSECustomerKey",
+    "CopySourceSSECustomerKeyMD5",
 )
 _LOCKS = ("ObjectLockMode", "ObjectLockRetainUntilDate", "ObjectLockLegalHoldStatus")
+_UNSUPPORTED = frozenset({*_ENCRYPTION, *_LOCKS, *_GRANTS})
 
 
 def refuse_unsupported(inp: Input) -> None:
@@ -45,6 +50,8 @@ def refuse_unsupported(inp: Input) -> None:
     Raises:
         S3Error: NotImplemented, InvalidRequest or AccessControlListNotSupported.
     """
+    if _UNSUPPORTED.isdisjoint(inp):
+        return
     if any(inp.get(member) for member in _ENCRYPTION):
         raise S3Error("NotImplemented", "Server-side encryption is not implemented.")
     if any(inp.get(member) for member in _LOCKS):

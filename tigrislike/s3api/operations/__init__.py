@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tigrislike.s3api.context import Context
 
 Input = dict[str, Any]
+# Beside the model's members, `Body` is what a read sends, and `StatusCode` a status that is not the operation's own.
 Output = dict[str, Any]
 Handler = Callable[["Context", Input], Awaitable[Output]]
 

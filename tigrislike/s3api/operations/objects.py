@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tigrislike.metadata import MetadataError
+from tigrislike.metadata import MetadataError, NotModified
 from tigrislike.metadata.conditions import check_read
 from tigrislike.metadata.records import Draft, ReadCondition, WriteCondition
 from tigrislike.s3api.attributes import (
@@ -32,6 +32,8 @@ _OVERRIDES = (
     ("ResponseContentType", "ContentType"),
     ("ResponseExpires", "Expires"),
 )
+# What a cache renews its copy by: https://www.rfc-editor.org/rfc/rfc9110#section-15.4.5
+_OF_NOT_MODIFIED = ("ETag", "LastModified", "CacheControl", "Expires", "VersionId")
 
 
 def write_condition(inp: Input) -> WriteCondition | None:
@@ -116,6 +118,7 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     if ctx.request.identity.anonymous and "VersionId" in inp:
         # Public is what is current: what its owner has replaced or deleted is not.
         raise S3Error("AccessDenied")
+    refuse_unsupported(inp)
     versioned = bool(ctx.bucket.versioning)
     part_number = inp.get("PartNumber")
     range_header = inp.get("Range")
@@ -128,9 +131,6 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     else:
         version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
     output = describe(version, versioned=versioned, output={})
-    condition = read_condition(inp)
-    if condition is not None:
-        check_read(condition, version)
     for member, overridden in _OVERRIDES:
         if member in inp:
             if ctx.request.identity.anonymous:
@@ -138,6 +138,12 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
                     "InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests."
                 )
             output[overridden] = inp[member]
+    condition = read_condition(inp)
+    if condition is not None:
+        try:
+            check_read(condition, version)
+        except NotModified:
+            return {member: output[member] for member in _OF_NOT_MODIFIED if member in output} | {"StatusCode": 304}
 
     start, stop = 0, version.size
     partial = False
@@ -158,6 +164,7 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
                 checksum = {}
     if partial:
         output["ContentRange"] = content_range(start, stop, version.size)
+        output["StatusCode"] = 206
     if inp.get("ChecksumMode") == "ENABLED":
         output.update(checksum)
     output["ContentLength"] = stop - start
@@ -257,6 +264,7 @@ _PAGE_PARTS = 1000
 
 @operation("GetObjectAttributes")
 async def get_object_attributes(ctx: Context, inp: Input) -> Output:
+    refuse_unsupported(inp)
     wanted = {name.strip() for names in inp.get("ObjectAttributes", ()) for name in names.split(",")}
     if not wanted or not wanted <= _ATTRIBUTES:
         raise S3Error(

@@ -83,6 +83,7 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
 
 @operation("UploadPartCopy")
 async def upload_part_copy(ctx: Context, inp: Input) -> Output:
+    refuse_unsupported(inp)
     number = _part_number(inp)
     upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
     source = await find_source(ctx, inp)
