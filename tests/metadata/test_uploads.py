@@ -309,10 +309,13 @@ def test_composite_and_full_object_checksums(kind, tmp_path):
             two = part(2, checksum_type.encode() + b"2", 7, checksum="bb==")
             for each in (one, two):
                 await metadata.put_part(bucket, "k", upload.upload_id, each)
-            parts = [CompletedPart(1, one.etag, "aa=="), CompletedPart(2, two.etag)]
-            wrong = [CompletedPart(1, one.etag, "cc=="), CompletedPart(2, two.etag)]
+            # S3 demands the checksum of every part for a composite one; here the ETag is enough.
+            parts = [CompletedPart(1, one.etag, "aa==", "CRC32"), CompletedPart(2, two.etag)]
+            wrong = [CompletedPart(1, one.etag, "cc==", "CRC32"), CompletedPart(2, two.etag)]
+            another = [CompletedPart(1, one.etag, "aa==", "CRC32C"), CompletedPart(2, two.etag)]
             for error, attempt, options in (
                 (InvalidPart, wrong, {}),
+                (InvalidPart, another, {}),
                 (BadChecksum, parts, {"expected_checksum": ("CRC32", "other")}),
                 (InvalidRequest, parts, {"expected_checksum": ("SHA1", whole)}),
                 (InvalidRequest, parts, {"expected_type": "neither"}),
@@ -339,6 +342,50 @@ def test_a_part_without_the_promised_checksum(kind, tmp_path):
         one = await metadata.put_part(bucket, "k", upload_id, part(1, b"one"))
         with pytest.raises(InvalidRequest):
             await complete(metadata, bucket, upload_id, listed(one))
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_an_upload_that_names_no_algorithm_gets_the_default_checksum(kind, tmp_path):
+    async def story(metadata):
+        bucket, upload_id = await begin(metadata)
+        one, two = part(1, b"one", checksum="aa=="), part(2, b"two", 7, checksum="bb==")
+        for each in (one, two):
+            await metadata.put_part(bucket, "k", upload_id, each)
+        whole = f"CRC64NVME:aa==*{5 * MIB}+bb==*7"
+        with pytest.raises(InvalidPart):  # no checksum of a part was shown to anybody
+            await complete(metadata, bucket, upload_id, [CompletedPart(1, one.etag, "aa==", "CRC64NVME")])
+        for error, options in (
+            (BadChecksum, {"expected_checksum": ("CRC64NVME", "other")}),
+            (InvalidRequest, {"expected_checksum": ("CRC32", whole)}),
+            (InvalidRequest, {"expected_type": "COMPOSITE"}),
+        ):
+            with pytest.raises(error):
+                await complete(metadata, bucket, upload_id, listed(one, two), **options)
+        expected = {"expected_checksum": ("CRC64NVME", whole), "expected_type": "FULL_OBJECT"}
+        version = await complete(metadata, bucket, upload_id, listed(one, two), **expected)
+        assert (version.checksum_algorithm, version.checksum_type, version.checksum) == (
+            "CRC64NVME",
+            "FULL_OBJECT",
+            whole,
+        )
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_parts_from_before_the_default_checksum_make_an_object_without_one(kind, tmp_path):
+    async def story(metadata):
+        bucket, upload_id = await begin(metadata)
+        one, two = part(1, b"one", checksum="aa=="), part(2, b"two", 7)
+        for each in (one, two):
+            await metadata.put_part(bucket, "k", upload_id, each)
+        expected = ("CRC64NVME", "aa==")
+        with pytest.raises(InvalidRequest):
+            await complete(metadata, bucket, upload_id, listed(one, two), expected_checksum=expected)
+        version = await complete(metadata, bucket, upload_id, listed(one, two))
+        assert (version.checksum_algorithm, version.checksum_type, version.checksum) == ("", "", "")
 
     play(kind, tmp_path, story)
 

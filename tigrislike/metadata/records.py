@@ -35,6 +35,10 @@ DEAD = 2
 
 DEFAULT_STORAGE_CLASS = "STANDARD"
 
+DEFAULT_CHECKSUM_ALGORITHM = "CRC64NVME"
+"""What S3 itself computes for an object whose uploader names no algorithm.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html"""
+
 
 class Codec(Generic[R]):
     """Encode and decode one record type; keeps the compiled msgspec coders."""
@@ -56,7 +60,8 @@ class ObjectVersion(Struct, frozen=True, array_like=True):
     """One version of an object, or a delete marker. The value of ``current`` and ``version`` rows.
 
     `stamp` is the version number in unix ns (low 8 bits: the cluster). `content` is the 16-byte id of the bytes, empty
-    for inline objects and markers. `parts` is 0 unless the object came from a multipart upload. `checksum` is base64,
+    for inline objects and markers. `parts` is how many parts the content consists of, 0 unless it came from a multipart
+    upload; `whole` says that the object itself did not: it is a copy that shares such a content. `checksum` is base64,
     with ``-N`` appended when composite. `headers` maps S3 member names (CacheControl, ContentDisposition,
     ContentEncoding, ContentLanguage, Expires, WebsiteRedirectLocation) to their values.
     """
@@ -77,6 +82,12 @@ class ObjectVersion(Struct, frozen=True, array_like=True):
     headers: dict[str, str] = {}
     metadata: dict[str, str] = {}
     tags: dict[str, str] = {}
+    whole: bool = False
+
+    @property
+    def uploaded_parts(self) -> int:
+        """How many parts the object was uploaded in, 0 for one that was put or copied whole."""
+        return 0 if self.whole else self.parts
 
     @property
     def version_id(self) -> str:
@@ -159,8 +170,10 @@ class Extent(Struct, frozen=True, array_like=True):
 class Part(Struct, frozen=True, array_like=True):
     """A part of a content: one row of its manifest, ``part / content id, number``.
 
-    `extents` name the bytes in order. `node` is the 16-byte id of the node that holds them durably. `source` is the
-    content that the extents belong to when they are a slice of another content (then the part owns no blob).
+    `checksum` is base64, of its upload's algorithm or, where that named none, of the default one; empty in parts from
+    before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node that holds them durably.
+    `source` is the content that the extents belong to when they are a slice of another content (then the part owns no
+    blob).
     """
 
     number: int
@@ -317,11 +330,13 @@ class UploadSummary(Struct, frozen=True, array_like=True):
 
 
 class CompletedPart(Struct, frozen=True):
-    """One entry of a CompleteMultipartUpload request. `checksum` is base64, None where the request names none."""
+    """One entry of a CompleteMultipartUpload request. `checksum` is base64, None where the request names none, and of
+    `algorithm`."""
 
     number: int
     etag: str
     checksum: str | None = None
+    algorithm: str = ""
 
 
 # --- listings ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ from .secrets import MasterKey
 FORMAT = 1
 """The keyspace's format version. A newer one is refused; an older one would be migrated here."""
 
-PREPARE_PARTS = 100
+PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
 
 DELETE_BATCH = 100

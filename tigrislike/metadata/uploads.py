@@ -46,6 +46,7 @@ from .errors import (
 from .keyspace import pack_bytes
 from .kv.engine import Transaction
 from .records import (
+    DEFAULT_CHECKSUM_ALGORITHM,
     LIVE,
     OBJECT,
     Bucket,
@@ -221,8 +222,9 @@ async def choose(
     raw = await stored
     if raw is None:
         raise NoSuchUpload(content_id.hex())
+    upload = codec.decode(raw)
     parts = [part_codec.decode(value) for _, value in await rows]
-    return codec.decode(raw), choose_parts(content_id.hex(), {part.number: part for part in parts}, listed)
+    return upload, choose_parts(upload, {part.number: part for part in parts}, listed)
 
 
 async def abort_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes) -> None:
@@ -263,20 +265,27 @@ def check_part_list(upload_id: str, listed: Sequence[CompletedPart]) -> None:
         previous = entry.number
 
 
-def choose_parts(upload_id: str, stored: dict[int, Part], listed: Sequence[CompletedPart]) -> list[Part]:
+def choose_parts(upload: Upload, stored: dict[int, Part], listed: Sequence[CompletedPart]) -> list[Part]:
     """The stored parts that `listed` names, in its order.
 
+    S3 demands the checksum of each part where the object's is to be composite. Here it may be left out: the ETag names
+    the part as well, and clients that make their part lists of ETags alone work with most other stores. One that is
+    given is held to what S3 holds it to: that of an upload that named no algorithm can never be right.
+
     Raises:
-        InvalidPart: one is not stored, or its ETag or checksum is another. EntityTooSmall: one but the last is
-        smaller than 5 MiB. EntityTooLarge: together they exceed 5 TiB.
+        InvalidPart: one is not stored, or its ETag or checksum is another, or the checksum is not of the algorithm that
+        the upload named. EntityTooSmall: one but the last is smaller than 5 MiB. EntityTooLarge: together they exceed
+        5 TiB.
     """
     chosen = []
     for entry in listed:
         part = stored.get(entry.number)
         if part is None or part.etag != entry.etag.strip('"').lower():
-            raise InvalidPart(upload_id, entry.number, entry.etag)
-        if entry.checksum is not None and part.checksum and entry.checksum != part.checksum:
-            raise InvalidPart(upload_id, entry.number, entry.etag)
+            raise InvalidPart(upload.upload_id, entry.number, entry.etag)
+        if entry.checksum is not None and (
+            entry.algorithm != upload.checksum_algorithm or entry.checksum != part.checksum
+        ):
+            raise InvalidPart(upload.upload_id, entry.number, entry.etag)
         chosen.append(part)
     for part in chosen[:-1]:
         if part.size < MIN_PART_BYTES:
@@ -293,23 +302,36 @@ def multipart_etag(parts: Sequence[Part]) -> str:
     return f"{digest.hexdigest()}-{len(parts)}"
 
 
-def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine, composite: Composite) -> str:
-    """The checksum of the whole object, in base64, composite ones with ``-N``; empty where the upload asked for none.
+class Checksum(Struct, frozen=True):
+    """The checksum of an object: its algorithm, its type, and its value in base64, composite ones with ``-N``. All are
+    empty where the object has none."""
+
+    algorithm: str = ""
+    type: str = ""
+    value: str = ""
+
+
+def object_checksum(upload: Upload, parts: Sequence[Part], combine: Combine, composite: Composite) -> Checksum:
+    """The checksum of the whole object: what the upload named, else the default one of the whole, as S3 attaches it.
 
     Raises:
         InvalidRequest: a part was uploaded without the checksum that the upload promised.
     """
-    algorithm = upload.checksum_algorithm
+    algorithm, checksum_type = upload.checksum_algorithm, upload.checksum_type
+    missing = next((part.number for part in parts if not part.checksum), None)
     if not algorithm:
-        return ""
-    for part in parts:
-        if not part.checksum:
-            raise InvalidRequest(
-                f"The upload was created using a {algorithm.lower()} checksum. It was missing for part {part.number}."
-            )
-    if upload.checksum_type == "FULL_OBJECT":
-        return combine(algorithm, [(part.checksum, part.size) for part in parts])
-    return composite(algorithm, [part.checksum for part in parts])
+        if missing is not None:
+            return Checksum()  # this part is from before the default checksum was kept
+        algorithm, checksum_type = DEFAULT_CHECKSUM_ALGORITHM, "FULL_OBJECT"
+    elif missing is not None:
+        raise InvalidRequest(
+            f"The upload was created using a {algorithm.lower()} checksum. It was missing for part {missing}."
+        )
+    if checksum_type == "FULL_OBJECT":
+        value = combine(algorithm, [(part.checksum, part.size) for part in parts])
+    else:
+        value = composite(algorithm, [part.checksum for part in parts])
+    return Checksum(algorithm, checksum_type, value)
 
 
 class Expected(Struct, frozen=True):
@@ -321,7 +343,7 @@ class Expected(Struct, frozen=True):
     size: int | None = None
 
 
-def check_expected(expected: Expected, upload: Upload, size: int, checksum: str) -> None:
+def check_expected(expected: Expected, size: int, checksum: Checksum) -> None:
     """Raise unless the object has the size and checksum that the request says.
 
     Raises:
@@ -331,19 +353,19 @@ def check_expected(expected: Expected, upload: Upload, size: int, checksum: str)
         raise InvalidRequest(
             f"The provided 'x-amz-mp-object-size' header value {expected.size} does not match what was computed: {size}"
         )
-    if expected.checksum_type is not None and expected.checksum_type != upload.checksum_type:
+    if expected.checksum_type is not None and expected.checksum_type != checksum.type:
         raise InvalidRequest(
-            f"The upload was created using the {upload.checksum_type or 'default'} checksum mode. "
+            f"The upload was created using the {checksum.type or 'default'} checksum mode. "
             "The complete request must use the same checksum mode."
         )
     if expected.checksum is not None:
         algorithm, value = expected.checksum
-        if algorithm != upload.checksum_algorithm:
+        if algorithm != checksum.algorithm:
             raise InvalidRequest(
-                f"The upload was created using {upload.checksum_algorithm or 'no'} checksum. "
+                f"The object is to have {checksum.algorithm or 'no'} checksum. "
                 f"The complete request names a {algorithm} checksum."
             )
-        if value.partition("-")[0] != checksum.partition("-")[0]:
+        if value.partition("-")[0] != checksum.value.partition("-")[0]:
             raise BadChecksum(f"The {algorithm} you specified did not match the calculated checksum.")
 
 
@@ -351,7 +373,7 @@ class Prepared(Struct, frozen=True):
     """A checksum computed ahead of the transaction, and the parts that it is of."""
 
     parts: list[Part]
-    checksum: str
+    checksum: Checksum
 
 
 async def complete_upload(
@@ -395,13 +417,13 @@ async def complete_upload(
         return completion.version
     upload = codec.decode(raw)
     stored = {part.number: part for part in (part_codec.decode(value) for _, value in await parts_read)}
-    chosen = choose_parts(upload_id, stored, listed)
+    chosen = choose_parts(upload, stored, listed)
     size = sum(part.size for part in chosen)
     if prepared is not None and prepared.parts == chosen:
         checksum = prepared.checksum
     else:
         checksum = object_checksum(upload, chosen, combine, composite)
-    check_expected(expected, upload, size, checksum)
+    check_expected(expected, size, checksum)
     live = live_version(await current_read)
     check_write(condition, key, live)
 
@@ -425,10 +447,10 @@ async def complete_upload(
             etag,
             OBJECT,
             upload.storage_class,
-            upload.checksum_algorithm,
-            upload.checksum_type,
+            checksum.algorithm,
+            checksum.type,
             null,
-            checksum,
+            checksum.value,
             content_id,
             len(chosen),
             upload.content_type,

@@ -16,11 +16,11 @@ from typing import TypeVar
 from tigrislike.bytecache import BlobWriter, BytesError
 from tigrislike.metadata import MetadataError
 from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
-from tigrislike.metadata.records import Extent, Found
+from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Extent, Found
 from tigrislike.s3api import checksums
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
-from tigrislike.s3api.payload import DEFAULT_ALGORITHM, Payload
+from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.reading import extents_of, read_extents
 
 T = TypeVar("T")
@@ -40,7 +40,6 @@ class Received:
         self.etag = ""
         self.checksum_algorithm = ""
         self.checksum = ""
-        self.checksum_given = False
 
     @property
     def blob(self) -> bytes | None:
@@ -89,11 +88,10 @@ class Received:
         if not self._settled and self._writer is not None:
             await self._writer.abort()
 
-    def _describe(self, digests: checksums.Digests, algorithm: str, given: bool) -> None:
+    def _describe(self, digests: checksums.Digests, algorithm: str) -> None:
         self.etag = digests.hex("MD5")
         self.checksum_algorithm = algorithm
-        self.checksum = digests.base64(algorithm) if algorithm else ""
-        self.checksum_given = given
+        self.checksum = digests.base64(algorithm)
 
 
 @asynccontextmanager
@@ -106,7 +104,7 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
     """
     if payload.size > limit:
         raise S3Error("EntityTooLarge", extra={"ProposedSize": str(payload.size), "MaxSizeAllowed": str(limit)})
-    algorithm = payload.algorithm or DEFAULT_ALGORITHM
+    algorithm = payload.algorithm or DEFAULT_CHECKSUM_ALGORITHM
     digests = payload.start_digests({"MD5", algorithm})
     # An empty payload has no blob in any case: no record would name it, and its file would never go.
     if payload.size <= (0 if always_blob else ctx.settings.inline_bytes):
@@ -114,7 +112,7 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         received.inline = await payload.read(limit)
         received.size = len(received.inline)
         payload.finish()
-        received._describe(digests, algorithm, payload.given)
+        received._describe(digests, algorithm)
         yield received
         return
     digest, beside = digests.apart()
@@ -125,7 +123,7 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         await writer.finish()
         received.size = writer.size
         payload.finish()
-        received._describe(digests, algorithm, payload.given)
+        received._describe(digests, algorithm)
         yield received
     finally:
         await received.discard()
@@ -133,12 +131,12 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
 
 @asynccontextmanager
 async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterator[Received]:
-    """Hold `data` as a blob ready to be committed, hashed with MD5 and, unless it is "", `algorithm`."""
-    digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
+    """Hold `data` as a blob ready to be committed, hashed with MD5 and `algorithm`."""
+    digests = checksums.Digests(sorted({"MD5", algorithm}))
     if not data:
         received = Received(ctx, None)
         received.inline = b""
-        received._describe(digests, algorithm, bool(algorithm))
+        received._describe(digests, algorithm)
         yield received
         return
     digest, beside = digests.apart()
@@ -148,15 +146,15 @@ async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterat
         await writer.write(data)
         await writer.finish()
         received.size = writer.size
-        received._describe(digests, algorithm, bool(algorithm))
+        received._describe(digests, algorithm)
         yield received
     finally:
         await received.discard()
 
 
 async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:
-    """MD5 and, unless it is "", `algorithm` over stored bytes `[start, stop)`, hashed off the event loop."""
-    digests = checksums.Digests(sorted({"MD5", algorithm} - {""}))
+    """MD5 and `algorithm` over stored bytes `[start, stop)`, hashed off the event loop."""
+    digests = checksums.Digests(sorted({"MD5", algorithm}))
     if found.inline is not None:
         digests.update(found.inline[start:stop])
         return digests

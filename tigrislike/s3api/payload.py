@@ -24,10 +24,6 @@ from tigrislike.s3api.sigv4 import Verified
 
 Buffer = bytes | bytearray | memoryview
 
-# What S3 itself computes for an object whose uploader sends no checksum.
-# https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
-DEFAULT_ALGORITHM = "CRC64NVME"
-
 
 class Payload:
     """The body of one request. Iterate over `pieces()` once, or call `read()` or `store()`; then `finish()`.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tigrislike.metadata.conditions import check_read
-from tigrislike.metadata.records import CompletedPart, Part, UploadDraft
+from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
 from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, user_metadata
 from tigrislike.s3api.context import Context
-from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.copies import check_copy_size, find_source
@@ -64,21 +62,24 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
     number = _part_number(inp)
     upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
     if upload.checksum_algorithm:
+        # S3 refuses a part without the checksum that a composite one is made of. Here it is computed then, for clients
+        # that name an algorithm at the start only (ceph/s3-tests#596).
         ctx.payload.require_algorithm(upload.checksum_algorithm)
+    else:
+        # What the client sends is checked and not kept, as S3 has it since SDKs send CRC32 unasked
+        # (localstack/localstack#12401); before, it refused any checksum here.
+        ctx.payload.algorithm = DEFAULT_CHECKSUM_ALGORITHM
     async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, always_blob=True) as received:
         part = Part(
             number=number,
             size=received.size,
             etag=received.etag,
-            checksum=received.checksum if received.checksum_algorithm == upload.checksum_algorithm else "",
+            checksum=received.checksum,
             modified_ns=0,
             extents=received.extents,
         )
         part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
-    output: Output = {"ETag": f'"{received.etag}"'}
-    if received.checksum_given:
-        output[f"Checksum{received.checksum_algorithm}"] = received.checksum
-    return output
+    return {"ETag": f'"{part.etag}"', **_part_checksum(part, upload)}
 
 
 @operation("UploadPartCopy")
@@ -95,7 +96,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
     if "CopySourceRange" in inp:
         start, stop = parse_copy_range(inp["CopySourceRange"], found.version.size)
     check_copy_size(stop - start)
-    algorithm = upload.checksum_algorithm
+    algorithm = upload.checksum_algorithm or DEFAULT_CHECKSUM_ALGORITHM
     if found.inline is not None:
         # The bytes lie in the source's metadata row, so the part gets a blob of its own.
         async with ingest_bytes(ctx, found.inline[start:stop], algorithm) as received:
@@ -103,7 +104,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
                 number=number,
                 size=received.size,
                 etag=received.etag,
-                checksum=received.checksum if algorithm else "",
+                checksum=received.checksum,
                 modified_ns=0,
                 extents=received.extents,
             )
@@ -114,16 +115,19 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
             number=number,
             size=stop - start,
             etag=digests.hex("MD5"),
-            checksum=digests.base64(algorithm) if algorithm else "",
+            checksum=digests.base64(algorithm),
             modified_ns=0,
             extents=tuple(extents_of(found, start, stop)),
             source=found.version.content,
         )
         part = await ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part)
-    result: Output = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ns}
-    if algorithm:
-        result[f"Checksum{algorithm}"] = part.checksum
-    output: Output = {"CopyPartResult": result}
+    output: Output = {
+        "CopyPartResult": {
+            "ETag": f'"{part.etag}"',
+            "LastModified": part.modified_ns,
+            **_part_checksum(part, upload),
+        }
+    }
     if source.bucket.versioning:
         output["CopySourceVersionId"] = found.version.version_id
     return output
@@ -138,8 +142,7 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     for part in parts:
         if "PartNumber" not in part or "ETag" not in part:
             raise S3Error("MalformedXML")
-        given = {name: value for name, value in part.items() if name.startswith("Checksum")}
-        listed.append(CompletedPart(part["PartNumber"], part["ETag"], next(iter(given.values()), None)))
+        listed.append(CompletedPart(part["PartNumber"], part["ETag"], *_given_checksum(part)))
     expected = ((checksums.MEMBERS[name], inp[name]) for name in inp if name in checksums.MEMBERS)
     version = await ctx.metadata.complete_upload(
         ctx.bucket,
@@ -165,6 +168,22 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     if ctx.bucket.versioning == "Enabled":
         output["VersionId"] = version.version_id
     return output
+
+
+def _given_checksum(part: Input) -> tuple[str | None, str]:
+    """The checksum that a part list gives for `part`, and its algorithm; `(None, "")` where it gives none.
+
+    Raises:
+        S3Error: InvalidArgument for more than one.
+    """
+    given = [(part[name], algorithm) for name, algorithm in checksums.MEMBERS.items() if name in part]
+    if len(given) > 1:
+        raise invalid_argument(
+            "Invalid Base64 or multiple checksums present in request",
+            "Checksum",
+            "".join(f"{algorithm}:{value};" for value, algorithm in given),
+        )
+    return given[0] if given else (None, "")
 
 
 @operation("AbortMultipartUpload")
@@ -201,13 +220,16 @@ async def list_parts(ctx: Context, inp: Input) -> Output:
     return output
 
 
-def _listed_part(part: Part, upload: Any) -> Output:
-    row: Output = {
+def _listed_part(part: Part, upload: Upload) -> Output:
+    return {
         "PartNumber": part.number,
         "LastModified": part.modified_ns,
         "ETag": f'"{part.etag}"',
         "Size": part.size,
+        **_part_checksum(part, upload),
     }
-    if part.checksum:
-        row[f"Checksum{upload.checksum_algorithm}"] = part.checksum
-    return row
+
+
+def _part_checksum(part: Part, upload: Upload) -> Output:
+    """The checksum member of a part; none for the default checksum, which S3 shows only of the object that is made."""
+    return {f"Checksum{upload.checksum_algorithm}": part.checksum} if upload.checksum_algorithm else {}
