@@ -306,6 +306,12 @@ def test_limits(s3: Any, bucket: str) -> None:
     assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"x", Metadata={"m": "x" * 2048}) == "MetadataTooLarge"
     assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"x", StorageClass="COLD") == "InvalidStorageClass"
     assert code(s3.put_object, Bucket=bucket, Key="k", Body=b"x", ServerSideEncryption="AES256") == "NotImplemented"
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", StorageClass="GLACIER_IR")
+    for archive in ("GLACIER", "DEEP_ARCHIVE"):
+        asked = {"Bucket": bucket, "Key": "k", "StorageClass": archive}
+        assert code(s3.put_object, **asked, Body=b"x") == "InvalidStorageClass"
+        assert code(s3.copy_object, **asked, CopySource=f"{bucket}/k") == "InvalidStorageClass"
+        assert code(s3.create_multipart_upload, **asked) == "InvalidStorageClass"
     assert code(s3.get_object, Bucket="no-such-bucket-here", Key="k") == "NoSuchBucket"
     assert status(s3.head_object, Bucket=bucket, Key="none") == 404
 

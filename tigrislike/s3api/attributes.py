@@ -25,6 +25,10 @@ STORED_HEADERS = (
     "Expires",
     "WebsiteRedirectLocation",
 )
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-class-intro.html
+_STORAGE_CLASSES = frozenset(
+    {"STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR"}
+)
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]*", re.ASCII)  # RFC 9110's token, or nothing
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWriteACP")
 _ENCRYPTION = (
@@ -58,6 +62,19 @@ def refuse_unsupported(inp: Input) -> None:
         raise S3Error("InvalidRequest", "Bucket is missing Object Lock Configuration")
     if any(inp.get(member) for member in _GRANTS):
         raise S3Error("AccessControlListNotSupported")
+
+
+def object_class(inp: Input) -> str:
+    """The storage class that a write asks for.
+
+    Raises:
+        S3Error: InvalidStorageClass for one that is read only after a restore, which nothing here would wait for, or
+            that belongs to another kind of bucket.
+    """
+    named: str = inp.get("StorageClass") or "STANDARD"
+    if named not in _STORAGE_CLASSES:
+        raise S3Error("InvalidStorageClass", extra={"StorageClassRequested": named})
+    return named
 
 
 def object_headers(inp: Input) -> dict[str, str]:

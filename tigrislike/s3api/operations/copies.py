@@ -8,8 +8,15 @@ from urllib.parse import unquote
 
 import msgspec
 
-from tigrislike.metadata.records import Bucket, Draft, ObjectVersion, copy_draft
-from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, stored_checksum, user_metadata
+from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Bucket, Draft, ObjectVersion, copy_draft
+from tigrislike.s3api.attributes import (
+    object_class,
+    object_headers,
+    object_tags,
+    refuse_unsupported,
+    stored_checksum,
+    user_metadata,
+)
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
@@ -137,7 +144,7 @@ def check_copy_size(size: int) -> None:
 
 def _replacements(inp: Input, replace: bool) -> dict[str, Any]:
     """The fields of the new version that the request sets, whatever the source says."""
-    fields: dict[str, Any] = {"storage_class": inp.get("StorageClass", "STANDARD"), "headers": {}}
+    fields: dict[str, Any] = {"storage_class": object_class(inp), "headers": {}}
     if replace:
         fields.update(content_type=inp.get("ContentType", ""), headers=object_headers(inp), metadata=user_metadata(inp))
     elif "WebsiteRedirectLocation" in inp:

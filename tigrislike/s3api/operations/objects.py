@@ -9,6 +9,7 @@ from tigrislike.metadata.conditions import check_read
 from tigrislike.metadata.records import Draft, ReadCondition, WriteCondition
 from tigrislike.s3api.attributes import (
     describe,
+    object_class,
     object_headers,
     object_tags,
     refuse_unsupported,
@@ -61,6 +62,7 @@ async def put_object(ctx: Context, inp: Input) -> Output:
     if "WriteOffsetBytes" in inp:
         raise S3Error("NotImplemented", "Appending to an object is not implemented.")
     condition = write_condition(inp)
+    storage_class = object_class(inp)
     headers, metadata, tags = object_headers(inp), user_metadata(inp), object_tags(inp)
     async with ingest(ctx, ctx.payload, MAX_PUT_BYTES) as received:
         version = await received.commit(
@@ -70,7 +72,7 @@ async def put_object(ctx: Context, inp: Input) -> Output:
                 Draft(
                     size=received.size,
                     etag=received.etag,
-                    storage_class=inp.get("StorageClass", "STANDARD"),
+                    storage_class=storage_class,
                     checksum_algorithm=received.checksum_algorithm,
                     checksum_type="FULL_OBJECT",
                     checksum=received.checksum,

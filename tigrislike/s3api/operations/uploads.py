@@ -5,7 +5,7 @@ from __future__ import annotations
 from tigrislike.metadata.conditions import check_read
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
-from tigrislike.s3api.attributes import object_headers, object_tags, refuse_unsupported, user_metadata
+from tigrislike.s3api.attributes import object_class, object_headers, object_tags, refuse_unsupported, user_metadata
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
@@ -29,7 +29,7 @@ async def create_multipart_upload(ctx: Context, inp: Input) -> Output:
         ctx.bucket,
         inp["Key"],
         UploadDraft(
-            storage_class=inp.get("StorageClass", "STANDARD"),
+            storage_class=object_class(inp),
             checksum_algorithm=algorithm,
             checksum_type=checksum_type,
             content_type=inp.get("ContentType", ""),
