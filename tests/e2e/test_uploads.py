@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from awscrt import checksums as crt
 from boto3.s3.transfer import TransferConfig
 
+from tests.e2e.conftest import client
 from tests.e2e.test_objects import code
 
 MIB = 1024 * 1024
@@ -30,6 +32,10 @@ def complete(s3: Any, bucket: str, upload: str, parts: list[dict[str, Any]], key
     return s3.complete_multipart_upload(
         Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **arguments
     )
+
+
+def sha256(data: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def etag_of(bodies: list[bytes]) -> str:
@@ -254,6 +260,7 @@ def test_composite_checksums(s3: Any, bucket: str) -> None:
     head = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
     assert (head["ChecksumSHA256"], head["ChecksumType"]) == (expected, "COMPOSITE")
     attributes = s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=["ObjectParts", "Checksum"])
+    assert attributes["Checksum"] == {"ChecksumSHA256": expected.removesuffix("-2"), "ChecksumType": "COMPOSITE"}
     assert attributes["ObjectParts"]["TotalPartsCount"] == 2
     assert [part["ChecksumSHA256"] for part in attributes["ObjectParts"]["Parts"]] == [
         part["ChecksumSHA256"] for part in sent
@@ -282,6 +289,120 @@ def test_full_object_checksums(s3: Any, bucket: str, algorithm: str) -> None:
     done = complete(s3, bucket, upload, parts, **{member: expected, "ChecksumType": "FULL_OBJECT"})
     assert done[member] == expected
     assert s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")[member] == expected
+
+
+@pytest.fixture
+def reticent(store: Any) -> Iterator[Any]:
+    """A client that sends checksums only where it is told to, as all did before 2025 and many do."""
+    made = client(store, request_checksum_calculation="when_required")
+    yield made
+    made.close()
+
+
+def crc64nvme(data: bytes) -> str:
+    return base64.b64encode(crt.crc64nvme(data).to_bytes(8, "big")).decode()
+
+
+def test_an_upload_without_an_algorithm_gets_the_default_checksum(reticent: Any, bucket: str) -> None:
+    s3 = reticent
+    copied = os.urandom(5 * MIB)
+    s3.put_object(Bucket=bucket, Key="source", Body=copied)
+    s3.put_object(Bucket=bucket, Key="small", Body=b"inline")
+    upload = begin(s3, bucket)
+    sent = os.urandom(5 * MIB)
+    # What a part's client sends is checked, and shown to nobody.
+    first = send(s3, bucket, upload, 1, sent, ChecksumSHA256=sha256(sent))
+    wrong = {"ChecksumSHA256": base64.b64encode(bytes(32)).decode()}
+    assert code(send, s3=s3, bucket=bucket, upload=upload, number=2, body=b"x", **wrong) == "BadDigest"
+    etags = [first["ETag"]]
+    for number, key in ((2, "source"), (3, "small")):
+        arguments = {"Bucket": bucket, "Key": "k", "UploadId": upload, "PartNumber": number}
+        answer = s3.upload_part_copy(CopySource=f"{bucket}/{key}", **arguments)["CopyPartResult"]
+        assert not any(name.startswith("Checksum") for name in answer)
+        etags.append(answer["ETag"])
+    assert not any(name.startswith("Checksum") for name in first)
+    parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    listing = s3.list_parts(Bucket=bucket, Key="k", UploadId=upload)
+    assert not any(name.startswith("Checksum") for row in (listing, *listing["Parts"]) for name in row)
+    given = [{**parts[0], "ChecksumSHA256": sha256(sent)}, *parts[1:]]
+    assert code(complete, s3=s3, bucket=bucket, upload=upload, parts=given) == "InvalidPart"
+    done = complete(s3, bucket, upload, parts)
+    whole = sent + copied + b"inline"
+    expected = (crc64nvme(whole), "FULL_OBJECT")
+    head = s3.head_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    got = s3.get_object(Bucket=bucket, Key="k", ChecksumMode="ENABLED")
+    wanted = ["ObjectParts", "Checksum"]
+    attributes = s3.get_object_attributes(Bucket=bucket, Key="k", ObjectAttributes=wanted)
+    for answer in (done, head, got, attributes["Checksum"]):
+        assert (answer["ChecksumCRC64NVME"], answer["ChecksumType"]) == expected
+    assert got["Body"].read() == whole
+    assert attributes["ObjectParts"]["TotalPartsCount"] == 3
+    assert "Parts" not in attributes["ObjectParts"]
+
+
+@pytest.mark.parametrize(
+    ("named", "copied"),
+    [
+        ({}, ("ChecksumCRC64NVME", crc64nvme)),
+        ({"ChecksumAlgorithm": "SHA256"}, ("ChecksumSHA256", sha256)),
+        ({"ChecksumAlgorithm": "CRC64NVME"}, ("ChecksumCRC64NVME", crc64nvme)),
+    ],
+    ids=["none", "composite", "full object"],
+)
+def test_a_copy_of_a_multipart_object_is_whole(
+    reticent: Any, bucket: str, named: dict[str, str], copied: tuple[str, Callable[[bytes], str]]
+) -> None:
+    s3 = reticent
+    bodies = [os.urandom(5 * MIB), os.urandom(9)]
+    whole = b"".join(bodies)
+    upload = begin(s3, bucket, Metadata={"m": "1"}, **named)
+    sent = [send(s3, bucket, upload, number, body, **named) for number, body in enumerate(bodies, 1)]
+    complete(s3, bucket, upload, [{"PartNumber": number, "ETag": one["ETag"]} for number, one in enumerate(sent, 1)])
+    member, checksum = copied
+    etag = f'"{hashlib.md5(whole).hexdigest()}"'
+    # Of the copy a copy, which has nothing to hash; and onto itself.
+    for source, target, options in (
+        ("k", "copy", {}),
+        ("copy", "again", {}),
+        ("k", "k", {"MetadataDirective": "REPLACE", "Metadata": {"m": "1"}}),
+    ):
+        result = s3.copy_object(Bucket=bucket, Key=target, CopySource=f"{bucket}/{source}", **options)
+        got = s3.get_object(Bucket=bucket, Key=target, ChecksumMode="ENABLED")
+        for answer in (result["CopyObjectResult"], got):
+            assert (answer["ETag"], answer[member], answer["ChecksumType"]) == (etag, checksum(whole), "FULL_OBJECT")
+        assert (got["Body"].read(), got["Metadata"]) == (whole, {"m": "1"})
+        attributes = s3.get_object_attributes(
+            Bucket=bucket, Key=target, ObjectAttributes=["ETag", "ObjectParts", "Checksum", "ObjectSize"]
+        )
+        assert "ObjectParts" not in attributes
+        assert (attributes["ETag"], attributes["ObjectSize"]) == (etag.strip('"'), len(whole))
+        assert attributes["Checksum"] == {member: checksum(whole), "ChecksumType": "FULL_OBJECT"}
+        first = s3.get_object(Bucket=bucket, Key=target, PartNumber=1)
+        assert (first["Body"].read(), "PartsCount" in first) == (whole, False)
+        assert code(s3.get_object, Bucket=bucket, Key=target, PartNumber=2) == "InvalidPartNumber"
+
+
+def test_checksums_of_another_algorithm_are_refused(s3: Any, bucket: str) -> None:
+    upload = begin(s3, bucket, ChecksumAlgorithm="SHA256")
+    arguments = {"s3": s3, "bucket": bucket, "upload": upload}
+    assert code(send, **arguments, number=1, body=b"x", ChecksumAlgorithm="SHA1") == "InvalidRequest"
+    sent = send(s3, bucket, upload, 1, b"x", ChecksumAlgorithm="SHA256")
+    part = {"PartNumber": 1, "ETag": sent["ETag"]}
+    assert code(complete, **arguments, parts=[{**part, "ChecksumCRC32": "AAAAAA=="}]) == "InvalidPart"
+    two = {**part, "ChecksumSHA256": sent["ChecksumSHA256"], "ChecksumCRC32": "AAAAAA=="}
+    assert code(complete, **arguments, parts=[two]) == "InvalidArgument"
+    complete(**arguments, parts=[{**part, "ChecksumSHA256": sent["ChecksumSHA256"]}])
+
+
+def test_checksums_that_s3_demands_and_that_may_be_left_out_here(reticent: Any, bucket: str) -> None:
+    # S3 refuses a part of such an upload without its checksum, and a part list without those of the parts. The bytes
+    # are held to their digests all the same, and clients that name an algorithm only at the start are served.
+    s3 = reticent
+    upload = begin(s3, bucket, ChecksumAlgorithm="SHA256")
+    sent = send(s3, bucket, upload, 1, b"x")
+    assert sent["ChecksumSHA256"] == sha256(b"x")  # for clients that make their part lists of the answers
+    done = complete(s3, bucket, upload, [{"PartNumber": 1, "ETag": sent["ETag"]}])
+    assert done["ChecksumSHA256"] == f"{sha256(hashlib.sha256(b'x').digest())}-1"
 
 
 def test_managed_transfers_both_ways(s3: Any, bucket: str, tmp_path: Any) -> None:

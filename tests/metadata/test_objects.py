@@ -3,7 +3,19 @@
 import msgspec
 import pytest
 
-from tests.metadata.world import NODE, both_engines, dump, etag_of, large, play, small
+from tests.metadata.world import (
+    NODE,
+    both_engines,
+    dump,
+    etag_of,
+    large,
+    listed,
+    no_combine,
+    no_composite,
+    part,
+    play,
+    small,
+)
 from tigrislike.metadata import (
     BlobDead,
     Deletion,
@@ -12,6 +24,7 @@ from tigrislike.metadata import (
     NoSuchVersion,
     PreconditionFailed,
     ReadCondition,
+    UploadDraft,
     WriteCondition,
     copy_draft,
 )
@@ -450,6 +463,34 @@ def test_a_copy_shares_the_bytes(kind, tmp_path):
         assert (await metadata.find_object(other, "c")).parts
         await metadata.delete_object(other, "c")
         assert await metadata.reclaim_content(source.content) == [source.content]
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_a_copy_of_a_multipart_object_is_whole(kind, tmp_path):
+    async def story(metadata):
+        bucket = await bucket_of(metadata)
+        upload = await metadata.create_upload(bucket, "k", UploadDraft())
+        parts = [part(1, b"one"), part(2, b"two", 7)]
+        for one in parts:
+            await metadata.put_part(bucket, "k", upload.upload_id, one)
+        source = await metadata.complete_upload(
+            bucket, "k", upload.upload_id, listed(*parts), combine=no_combine, composite=no_composite
+        )
+        assert source.uploaded_parts == 2
+
+        def rehashed(version):
+            return msgspec.structs.replace(copy_draft(version), etag=etag_of(b"onetwo"))
+
+        await metadata.copy_object((bucket, "k", None), None, bucket, "copy", rehashed)
+        # What is whole stays so, and needs no other ETag.
+        _, again = await metadata.copy_object((bucket, "copy", None), None, bucket, "again", copy_draft)
+        assert (again.uploaded_parts, again.etag, again.content) == (0, etag_of(b"onetwo"), source.content)
+        await metadata.delete_object(bucket, "k")
+        for key in ("copy", "again"):
+            found = await metadata.find_object(bucket, key)
+            assert [one.extents for one in found.parts] == [one.extents for one in parts]
 
     play(kind, tmp_path, story)
 

@@ -47,12 +47,12 @@ from .versions import (
 
 
 def _version_of(
-    draft: Draft, stamp: int, null: bool, size: int, etag: str, content: bytes, parts: int
+    draft: Draft, stamp: int, null: bool, size: int, content: bytes, parts: int, whole: bool
 ) -> ObjectVersion:
     return ObjectVersion(
         stamp,
         size,
-        etag,
+        draft.etag,
         OBJECT,
         draft.storage_class,
         draft.checksum_algorithm,
@@ -65,6 +65,7 @@ def _version_of(
         draft.headers,
         draft.metadata,
         draft.tags,
+        whole,
     )
 
 
@@ -97,7 +98,7 @@ async def put_object(
         tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, draft.size, draft.etag, content_id, 0)
+        return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
 
     return await place(tr, ctx, bucket, key, live, make, draft.inline, asked)
 
@@ -259,8 +260,9 @@ async def copy_object(
 ) -> tuple[ObjectVersion, ObjectVersion]:
     """Make a new version of `key` that shares the bytes of the source; returns (source version, new version).
 
-    `draft_from` turns the source version into what the new one should say about itself; its size, ETag and place are
-    taken from the source whatever the draft says. It may run many times.
+    `draft_from` turns the source version into what the new one should say about itself; its size and place are taken
+    from the source whatever the draft says. It may run many times. A copy is written whole, as S3 does it: that of a
+    multipart object shows no parts, and the draft's ETag and checksum have to be those of all its bytes.
 
     Raises:
         NoSuchKey, NoSuchVersion: about the source. InvalidRequest: the source is named as a delete marker.
@@ -288,7 +290,7 @@ async def copy_object(
     draft = draft_from(version)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, version.size, version.etag, version.content, version.parts)
+        return _version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
 
     return version, await place(tr, ctx, bucket, key, live, make, inline, asked)
 

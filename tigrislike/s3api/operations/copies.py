@@ -89,7 +89,8 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
-    rehashed = await _rehash(ctx, source, inp["ChecksumAlgorithm"]) if inp.get("ChecksumAlgorithm") else None
+    algorithm = inp.get("ChecksumAlgorithm", "")
+    hashed: _Hashed | None = None
 
     def draft_from(version: ObjectVersion) -> Draft:
         check_copy_size(version.size)
@@ -99,22 +100,35 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             changes["headers"] = {**version.headers, **replacements["headers"]}
             if "WebsiteRedirectLocation" not in replacements["headers"]:
                 changes["headers"].pop("WebsiteRedirectLocation", None)
-        if rehashed is not None:
-            if rehashed.stamp != version.stamp:
+        if _must_hash(version, algorithm):
+            if hashed is None:
+                raise _Unhashed
+            if hashed.stamp != version.stamp:
                 raise S3Error("ConditionalRequestConflict", "The source changed while it was being copied; try again.")
             changes.update(
-                checksum_algorithm=rehashed.algorithm, checksum_type="FULL_OBJECT", checksum=rehashed.checksum
+                etag=hashed.etag,
+                checksum_algorithm=hashed.algorithm,
+                checksum_type="FULL_OBJECT",
+                checksum=hashed.checksum,
             )
         return msgspec.structs.replace(copy_draft(version), **changes)
 
-    version, copied = await ctx.metadata.copy_object(
-        (source.bucket, source.key, source.version_id),
-        read_condition(inp, "CopySource"),
-        ctx.bucket,
-        inp["Key"],
-        draft_from,
-        write_condition(inp),
-    )
+    async def copy() -> tuple[ObjectVersion, ObjectVersion]:
+        return await ctx.metadata.copy_object(
+            (source.bucket, source.key, source.version_id),
+            read_condition(inp, "CopySource"),
+            ctx.bucket,
+            inp["Key"],
+            draft_from,
+            write_condition(inp),
+        )
+
+    try:
+        version, copied = await copy()
+    except _Unhashed:
+        # Only now, because a copy whose conditions fail needs no bytes read.
+        hashed = await _hash(ctx, source, algorithm)
+        version, copied = await copy()
     output: Output = {
         "CopyObjectResult": {
             "ETag": f'"{copied.etag}"',
@@ -154,19 +168,35 @@ def _replacements(inp: Input, replace: bool) -> dict[str, Any]:
     return fields
 
 
+class _Unhashed(Exception):
+    """The copy is to say of its bytes what only reading them all tells."""
+
+
 @dataclass(frozen=True)
-class _Rehashed:
+class _Hashed:
     stamp: int
+    etag: str
     algorithm: str
     checksum: str
 
 
-async def _rehash(ctx: Context, source: Source, algorithm: str) -> _Rehashed | None:
-    """Compute the checksum that the copy is to carry; None where its source carries it already."""
+def _must_hash(version: ObjectVersion, algorithm: str) -> bool:
+    """Whether a copy of `version` has another ETag or checksum than it.
+
+    A copy is one object written whole: its ETag is the MD5 of its bytes and its checksum a direct one, whether or not
+    its source came from a multipart upload. Without `algorithm` it keeps the source's.
+    Source: S3 User Guide, "Checking object integrity in Amazon S3" and "Copying, moving, and renaming objects".
+    """
+    if version.uploaded_parts:
+        return True
+    return bool(algorithm) and (version.checksum_algorithm, version.checksum_type) != (algorithm, "FULL_OBJECT")
+
+
+async def _hash(ctx: Context, source: Source, algorithm: str) -> _Hashed:
+    """Read the source through for what its copy is to say."""
     found = await ctx.metadata.find_object(source.bucket, source.key, source.version_id)
     version = found.version
-    if version.checksum_algorithm == algorithm and version.checksum_type == "FULL_OBJECT":
-        return None
     check_copy_size(version.size)
+    algorithm = algorithm or version.checksum_algorithm or DEFAULT_CHECKSUM_ALGORITHM
     digests = await hash_object(ctx, found, 0, version.size, algorithm)
-    return _Rehashed(version.stamp, algorithm, digests.base64(algorithm))
+    return _Hashed(version.stamp, digests.hex("MD5"), algorithm, digests.base64(algorithm))
