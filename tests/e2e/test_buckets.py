@@ -63,6 +63,17 @@ def test_tags(s3: Any, bucket: str) -> None:
     assert code(s3.get_bucket_tagging, Bucket=bucket) == "NoSuchTagSet"
 
 
+def test_a_bucket_is_created_with_its_tags(s3: Any) -> None:
+    name = f"tags-{uuid.uuid4().hex}"
+    tags = [{"Key": "team", "Value": "models"}, {"Key": "a", "Value": ""}]
+    s3.create_bucket(Bucket=name, CreateBucketConfiguration={"Tags": tags})
+    assert s3.get_bucket_tagging(Bucket=name)["TagSet"] == tags
+    s3.delete_bucket(Bucket=name)
+    twice = {"Tags": [tags[0], tags[0]]}
+    assert code(s3.create_bucket, Bucket=name, CreateBucketConfiguration=twice) == "InvalidTag"
+    assert status(s3.head_bucket, Bucket=name) == 404
+
+
 def test_the_state_of_versioning(s3: Any, bucket: str) -> None:
     assert "Status" not in s3.get_bucket_versioning(Bucket=bucket)
     for state in ("Enabled", "Suspended", "Enabled"):

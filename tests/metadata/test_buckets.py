@@ -186,6 +186,21 @@ def test_versioning_goes_on_and_is_suspended_but_never_back(kind, tmp_path):
 
 
 @both_engines
+def test_a_bucket_is_born_with_its_documents(kind, tmp_path):
+    async def story(metadata):
+        made = await metadata.create_bucket("photos", "me", documents={"tagging": b"tags"})
+        assert made == await metadata.bucket("photos")
+        assert await metadata.bucket_config("photos", "tagging") == b"tags"
+        assert await metadata.bucket_config("photos", "cors") is None
+        with pytest.raises(BucketAlreadyOwnedByYou):
+            await metadata.create_bucket("photos", "me", documents={"tagging": b"others"})
+        await metadata.refresh()
+        assert await metadata.bucket_config("photos", "tagging") == b"tags"
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
 def test_configuration_documents(kind, tmp_path):
     async def story(metadata):
         await metadata.create_bucket("photos", "me")

@@ -7,6 +7,8 @@ version in the same transaction; creating one does not, because absence is never
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -63,8 +65,11 @@ def check_bucket_name(name: str) -> None:
             raise InvalidBucketName(name, f"names ending with {suffix!r} are reserved")
 
 
-async def create_bucket(tr: Transaction, ctx: Context, bucket: Bucket) -> Bucket:
-    """Store a new bucket (with a fresh random id and a checked name; the time is filled in here).
+async def create_bucket(
+    tr: Transaction, ctx: Context, bucket: Bucket, documents: Mapping[str, bytes] = MappingProxyType({})
+) -> Bucket:
+    """Store a new bucket (with a fresh random id and a checked name; the time is filled in here) and its configuration
+    documents, by their kinds.
 
     Raises:
         BucketAlreadyOwnedByYou, BucketAlreadyExists: the name is taken.
@@ -75,8 +80,10 @@ async def create_bucket(tr: Transaction, ctx: Context, bucket: Bucket) -> Bucket
         if codec.decode(raw).owner == bucket.owner:
             raise BucketAlreadyOwnedByYou(bucket.name)
         raise BucketAlreadyExists(bucket.name)
-    bucket = msgspec.structs.replace(bucket, created_ns=ctx.now_ns())
+    bucket = msgspec.structs.replace(bucket, created_ns=ctx.now_ns(), configs=tuple(sorted(documents)))
     tr.set(key, codec.encode(bucket))
+    for kind, document in documents.items():
+        tr.set(ctx.keys.config(bucket.id, kind), document)
     tr.set(ctx.keys.owned(bucket.owner).key(bucket.name), b"")
     return bucket
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from . import access, blobs, buckets, listing, objects, owed, uploads
 from .caches import ManifestCache, RecordCache
@@ -221,10 +222,15 @@ class Metadata:
         versioning: str = NEVER,
         region_policy: str = "",
         storage_class: str = DEFAULT_STORAGE_CLASS,
+        documents: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Bucket:
-        """Raises InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists."""
+        """A bucket with configuration documents, by their kinds.
+
+        Raises:
+            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists.
+        """
         bucket = self._new_bucket(name, owner, public, public_list, versioning, region_policy, storage_class)
-        return await self.engine.transact(buckets.create_bucket, self.context, bucket)
+        return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
 
     def _new_bucket(
         self,

@@ -10,6 +10,7 @@ from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.listing_tokens import open_token, seal_token
 from tigrislike.s3api.operations import Input, Output, operation
+from tigrislike.s3api.operations.tagging import TAGGING, tagging_document
 
 MAX_BUCKETS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListBuckets.html
 _BUCKET_ACLS = {"private": False, "public-read": True}
@@ -59,8 +60,14 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
         raise S3Error("AccessControlListNotSupported")
     if inp.get("ObjectLockEnabledForBucket"):
         raise S3Error("NotImplemented", "Object Lock is not implemented.")
+    tags = inp.get("CreateBucketConfiguration", {}).get("Tags")
     name = inp["Bucket"]
-    await ctx.metadata.create_bucket(name, ctx.request.identity.owner, public=_BUCKET_ACLS[acl])
+    await ctx.metadata.create_bucket(
+        name,
+        ctx.request.identity.owner,
+        public=_BUCKET_ACLS[acl],
+        documents={TAGGING: tagging_document({"TagSet": tags})} if tags else {},
+    )
     return {"Location": f"/{name}"}
 
 

@@ -9,7 +9,12 @@ from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.tags import BUCKET_TAGS, OBJECT_TAGS, tag_set, tags_of
 
-_KIND = "tagging"
+TAGGING = "tagging"  # the kind of a bucket's configuration document
+
+
+def tagging_document(tagging: Input) -> bytes:
+    """What is kept of a bucket's Tagging. Raises as `check_tags`."""
+    return msgspec.json.encode(tags_of(tagging, BUCKET_TAGS))
 
 
 def _version(bucket_versioned: bool, version_id: str) -> Output:
@@ -37,7 +42,7 @@ async def delete_object_tagging(ctx: Context, inp: Input) -> Output:
 
 @operation("GetBucketTagging")
 async def get_bucket_tagging(ctx: Context, inp: Input) -> Output:
-    document = await ctx.metadata.bucket_config(ctx.bucket.name, _KIND)
+    document = await ctx.metadata.bucket_config(ctx.bucket.name, TAGGING)
     if document is None:
         raise S3Error("NoSuchTagSet", extra={"BucketName": ctx.bucket.name})
     return {"TagSet": tag_set(msgspec.json.decode(document, type=dict[str, str]))}
@@ -45,12 +50,11 @@ async def get_bucket_tagging(ctx: Context, inp: Input) -> Output:
 
 @operation("PutBucketTagging")
 async def put_bucket_tagging(ctx: Context, inp: Input) -> Output:
-    tags = tags_of(inp["Tagging"], BUCKET_TAGS)
-    await ctx.metadata.put_bucket_config(ctx.bucket.name, _KIND, msgspec.json.encode(tags))
+    await ctx.metadata.put_bucket_config(ctx.bucket.name, TAGGING, tagging_document(inp["Tagging"]))
     return {}
 
 
 @operation("DeleteBucketTagging")
 async def delete_bucket_tagging(ctx: Context, inp: Input) -> Output:
-    await ctx.metadata.delete_bucket_config(ctx.bucket.name, _KIND)
+    await ctx.metadata.delete_bucket_config(ctx.bucket.name, TAGGING)
     return {}
