@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from tigrislike.s3api.text import http_date
+
 SIZES = [0, 1, 16384, 16385, 300_000, 8 * 1024 * 1024, 8 * 1024 * 1024 + 1, 20_000_003]
 
 
@@ -128,6 +130,32 @@ def test_ranges(s3: Any, bucket: str, size: int) -> None:
     whole = s3.get_object(Bucket=bucket, Key="k", Range="bytes=3-1")
     assert whole["ResponseMetadata"]["HTTPStatusCode"] == 200
     assert whole["Body"].read() == body
+
+
+@pytest.mark.parametrize("size", [100, 9 * 1024 * 1024])
+def test_a_resumed_download_gets_the_rest_or_everything(s3: Any, bucket: str, size: int) -> None:
+    old, new = os.urandom(size), os.urandom(size)
+    seen = s3.put_object(Bucket=bucket, Key="k", Body=old)["ETag"]
+    date = http_date(s3.head_object(Bucket=bucket, Key="k")["LastModified"])
+
+    def resume(validator: str, key: str = "k", header: str = f"bytes={size // 2}-") -> tuple[int, bytes]:
+        s3.meta.events.register(
+            "before-sign.s3.GetObject", lambda request, **_: request.headers.add_header("If-Range", validator), "resume"
+        )
+        try:
+            got = s3.get_object(Bucket=bucket, Key=key, Range=header)
+        finally:
+            s3.meta.events.unregister("before-sign.s3.GetObject", unique_id="resume")
+        assert ("ContentRange" in got) == (got["ResponseMetadata"]["HTTPStatusCode"] == 206)
+        return got["ResponseMetadata"]["HTTPStatusCode"], got["Body"].read()
+
+    assert resume(seen) == resume(date) == (206, old[size // 2 :])
+    s3.put_object(Bucket=bucket, Key="k", Body=new)
+    assert resume(seen) == (200, new)
+    assert resume("Thu, 01 Jan 2015 00:00:00 GMT") == (200, new)
+    assert resume(f"W/{seen}") == (200, new)
+    # A range that the new object does not have is ignored like any other.
+    assert resume(seen, header=f"bytes={size}-") == (200, new)
 
 
 def test_response_overrides(s3: Any, bucket: str) -> None:

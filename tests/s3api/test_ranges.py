@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tigrislike.s3api.errors import S3Error
-from tigrislike.s3api.ranges import content_range, parse_copy_range, parse_range
+from tigrislike.s3api.ranges import content_range, if_range_holds, parse_copy_range, parse_range
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,27 @@ def test_a_range_without_a_byte_is_refused(header: str, size: int) -> None:
     assert caught.value.status == 416
     assert caught.value.extra == {"RangeRequested": header, "ActualObjectSize": str(size)}
     assert caught.value.headers["content-range"] == f"bytes */{size}"
+
+
+@pytest.mark.parametrize(
+    ("header", "holds"),
+    [
+        ('"abc"', True),
+        ("abc", True),
+        (' "abc" ', True),
+        ('W/"abc"', False),  # a weak ETag does not promise the same bytes
+        ('"abcd"', False),
+        ('"abc", "abcd"', False),
+        ("*", False),
+        ("", False),
+        ("Thu, 01 Jan 1970 00:16:40 GMT", True),
+        ("Thu, 01 Jan 1970 00:16:39 GMT", False),
+        ("Thu, 01 Jan 1970 00:16:41 GMT", False),  # later is no match: another object may have been there then
+        ("Thu, 32 Jan 1970 00:16:40 GMT", False),
+    ],
+)
+def test_if_range_names_one_object(header: str, holds: bool) -> None:
+    assert if_range_holds(header, "abc", 1000) is holds
 
 
 @given(st.integers(0, 50), st.integers(0, 60), st.integers(0, 60))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.text import parse_timestamp
 
 _RANGE = re.compile(r"bytes=\s*(\d*)\s*-\s*(\d*)\s*\Z", re.ASCII | re.IGNORECASE)
 _COPY_RANGE = re.compile(r"bytes=(\d{1,19})-(\d{1,19})\Z", re.ASCII)
@@ -40,6 +41,23 @@ def parse_range(header: str, size: int) -> tuple[int, int] | None:
     if start >= size:
         raise invalid_range(header, size)
     return start, min(end + 1, size)
+
+
+def if_range_holds(header: str, etag: str, modified_s: int) -> bool:
+    """Whether an If-Range header names the object that has `etag` (unquoted) and was last modified at `modified_s`, in
+    seconds since 1970. Where it does not, the Range header beside it is to be ignored and the whole object served.
+
+    Unlike those of other conditions, its ETag is compared strongly and its date exactly: bytes that a client has are
+    about to be joined with others. ETags without quotes are accepted, as in all conditions of S3.
+    Source: https://www.rfc-editor.org/rfc/rfc9110#section-13.1.5
+    """
+    validator = header.strip()
+    if validator.strip('"') == etag:
+        return True
+    try:
+        return parse_timestamp(validator).timestamp() == modified_s
+    except ValueError:
+        return False
 
 
 def _offset(digits: str) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tigrislike.metadata import MetadataError, NotModified
 from tigrislike.metadata.conditions import check_read
-from tigrislike.metadata.records import Draft, ReadCondition, WriteCondition
+from tigrislike.metadata.records import Draft, ObjectVersion, ReadCondition, WriteCondition
 from tigrislike.s3api.attributes import (
     describe,
     object_class,
@@ -20,7 +20,7 @@ from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.ingest import ingest
 from tigrislike.s3api.operations import Input, Output, operation
-from tigrislike.s3api.ranges import content_range, parse_range
+from tigrislike.s3api.ranges import content_range, if_range_holds, parse_range
 from tigrislike.s3api.reading import extents_of
 
 MAX_PUT_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
@@ -157,7 +157,7 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
         if version.uploaded_parts:
             output["PartsCount"] = version.uploaded_parts
             checksum = _part_checksum(found, part_number)
-    elif range_header is not None:
+    elif range_header is not None and _same_as_before(ctx, version):
         span = parse_range(range_header, version.size)
         if span is not None:
             start, stop = span
@@ -174,6 +174,12 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
         assert found is not None
         output["Body"] = found.inline[start:stop] if found.inline is not None else list(extents_of(found, start, stop))
     return output
+
+
+def _same_as_before(ctx: Context, version: ObjectVersion) -> bool:
+    """Whether the object is still the one that the client has the rest of: S3 heeds If-Range, which its model lacks."""
+    header = ctx.request.headers.get("if-range")
+    return header is None or if_range_holds(header, version.etag, version.stamp // 1_000_000_000)
 
 
 def _part_range(found: Any, number: int) -> tuple[int, int]:
