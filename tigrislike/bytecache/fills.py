@@ -5,11 +5,11 @@ that the first reader asked for, goes to the block's end, and then fetches what 
 as they arrive, from the fill's memory; when that is wanted elsewhere, those that lag behind go on from the file. What
 was fetched is kept only if the blob still lives.
 
-Everything is bounded. All fills of a process hold at most `fill_bytes` of memory. A source that gives nothing for
-`timeout_s` fails its fill. Who waits too long, for memory, for another process's fill of the same block, for a turn at
-the cache's index or for his own bytes in a long fill, is *passed through*: his bytes come straight from the source and
-are not kept. So is who asks for what the cache has no room for, or the disk refuses: a full or failing cache serves,
-and only does not get better.
+Everything is bounded. All fills of a process hold at most `fill_bytes` of memory. A source that gives less than
+`PROGRESS_BYTES` in `timeout_s` fails its fill. What the cache has no room for, or the disk or another process refuses,
+is *passed through*: one fetch of no more than its readers ask for, shared by all of this process, and not kept. A full
+or failing cache serves, and only does not get better. Who waits too long for memory, or for his own bytes in a long
+fill, is passed through by himself.
 
 Errors are given to who waits and then forgotten: the next reader tries anew. Deliberately absent: a checksum from
 outside. What a source gives is counted, sealed with checksums and believed.
@@ -51,6 +51,9 @@ from tigrislike.bytecache.statistics import Counters
 WAIT_S: Final = 2.0
 """Longest wait for memory, or for another process's fill. Asking the source at once would send it a herd; waiting until
 the other is done, however long that takes, has been found to be worse."""
+PROGRESS_BYTES: Final = CHUNK
+"""The least that a source gives in each `timeout_s` that it is waited for, or what is left of a read: at
+10 s, a block of 8 MiB holds its memory and its place for five minutes at most."""
 _POLL_S: Final = 0.01
 _PIECE: Final = 2 * CHUNK
 _TURN_BYTES: Final = 1024 * 1024
@@ -93,7 +96,10 @@ class Fill:
         block: Blob id and number.
         size: Of the blob, in bytes.
         length: Of the block's data, in bytes.
-        first: Where fetching starts; it goes to the end, then from 0 to here.
+        first: Where fetching starts; it goes to `end`, then from 0 to here.
+        end: Where the first of these two ends: at `length`, if all is fetched.
+        whole: Whether all is fetched; else only what lies between `first` and `end`, which is not kept.
+        start, stop: What readers have asked for lies between these.
         heals: Whether the block was here and damaged.
         image: The block's memory, while there is some.
         outcome: None while it runs.
@@ -106,6 +112,7 @@ class Fill:
         "_head",
         "_tail",
         "block",
+        "end",
         "error",
         "first",
         "heals",
@@ -115,7 +122,10 @@ class Fill:
         "outcome",
         "readers",
         "size",
+        "start",
+        "stop",
         "wanted",
+        "whole",
     )
 
     def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int, heals: bool) -> None:
@@ -123,6 +133,9 @@ class Fill:
         self.size = size
         self.length = length
         self.first = first
+        self.end = length
+        self.whole = True
+        self.start, self.stop = length, 0
         self.heals = heals
         self.image: memoryview | None = None
         self.outcome: Outcome | None = None
@@ -141,10 +154,21 @@ class Fill:
             return max(position, self._tail)
         return max(position, self._head)
 
+    def gives(self, position: int) -> bool:
+        """Whether the byte at `position` is, or will be, in memory if all goes well."""
+        return self.whole or self.first <= position < self.end
+
+    def narrow(self) -> None:
+        """Fetch no more than readers have asked for so far; before the first byte."""
+        self.first = self._tail = self.start
+        self.end = self.stop
+        self.whole = False
+        self.tell()
+
     def put(self, data: bytes | memoryview) -> None:
         """The next bytes that were fetched."""
         assert self.image is not None
-        if self._tail < self.length:
+        if self._tail < self.end:
             self.image[self._tail : self._tail + len(data)] = data
             self._tail += len(data)
         else:
@@ -152,7 +176,7 @@ class Fill:
             self._head += len(data)
         self.tell()
 
-    def end(self, outcome: Outcome, error: BaseException | None = None) -> None:
+    def finish(self, outcome: Outcome, error: BaseException | None = None) -> None:
         self.outcome, self.error = outcome, error
         self.tell()
 
@@ -171,7 +195,7 @@ class Fills:
         pool: For what blocks.
         index: For what waits for a turn at the cache's index.
         fill_bytes: Most memory that fills hold.
-        timeout_s: After so long without a byte from the source a fill has failed.
+        timeout_s: A source that makes no progress for so long has failed.
 
     Attributes:
         source: Who is asked; None: nobody, and nothing may be fetched.
@@ -230,6 +254,7 @@ class Fills:
         position = start
         turn = _TURN_BYTES
         fill.readers += 1
+        fill.start, fill.stop = min(fill.start, start), max(fill.stop, stop)
         try:
             while position < stop:
                 end = min(fill.reaches(position), stop, position + _PIECE)
@@ -329,13 +354,16 @@ class Fills:
         return task
 
     async def _moved(self, fill: Fill, position: int) -> bool:
-        """Wait until there are bytes at `position`, or will be none; False if that takes too long.
+        """Wait until there are bytes at `position`, or the fill has ended; False if that takes too long, or there will
+        be none.
 
         Twice the time after which a silent source fails the fill: who would wait longer waits for other bytes first.
         """
         try:
             async with asyncio.timeout(2 * self.timeout_s):
                 while fill.outcome is None and fill.reaches(position) == position:
+                    if not fill.gives(position):
+                        return False
                     await fill.moved.wait()
         except TimeoutError:
             return False
@@ -377,6 +405,7 @@ class Fills:
         except BlockPresent:
             raise
         except BytesError as error:
+            await self._share(fill)
             return error
         try:
             refusal = await self._receive(fill)
@@ -396,6 +425,21 @@ class Fills:
             self._counters.add(fills_failed=1)
             return error
         return None
+
+    async def _share(self, fill: Fill) -> None:
+        """Fetch what the readers of a block want, for all of them at once and for as long as there are any."""
+        if not fill.readers:
+            return
+        fill.narrow()
+        self._counters.add(passed_through=1)
+        base = fill.block[1] * self._block_size
+        span = base + fill.first, base + fill.end
+        async with aclosing(self._received(fill.block[0], fill.size, *span)) as pieces:
+            async for piece in pieces:
+                self._counters.add(passed_through_bytes=len(piece))
+                fill.put(piece)
+                if not fill.readers:
+                    return
 
     async def _receive(self, fill: Fill) -> BytesError | None:
         """Fetch a block into memory. Returns why it may not be kept, if it may not."""
@@ -474,11 +518,15 @@ class Fills:
         what = f"bytes {start} to {stop} of blob {blob_id.hex()}"
         assert self.source is not None
         turn = CHUNK
+        # Of the present window: who takes the pieces may be slow, so that only what is waited here counts.
+        waited_s, lacking = 0.0, PROGRESS_BYTES
+        clock_s = asyncio.get_running_loop().time
         pieces: AsyncIterator[bytes | memoryview] = aiter(self.source.read(blob_id, size, start, stop))
         try:
             while True:
+                asked_s = clock_s()
                 try:
-                    async with asyncio.timeout(self.timeout_s):
+                    async with asyncio.timeout(self.timeout_s - waited_s):
                         # An empty one is no progress, and lets the time-out come.
                         while not (piece := await anext(pieces)):  # noqa: ASYNC110  # nothing tells
                             await asyncio.sleep(0)
@@ -486,6 +534,10 @@ class Fills:
                     break
                 except OSError as error:  # time-outs are some
                     raise SourceUnavailable(f"the source does not give {what}: {error or 'no answer'}") from error
+                waited_s += clock_s() - asked_s
+                lacking -= len(piece)
+                if lacking <= 0:
+                    waited_s, lacking = 0.0, PROGRESS_BYTES
                 start += len(piece)
                 if start > stop:
                     raise SourceUnavailable(f"the source gave more than {what}")
@@ -525,7 +577,7 @@ class Fills:
 
     def _end(self, fill: Fill, outcome: Outcome, error: BaseException | None) -> None:
         del self._running[fill.block]
-        fill.end(outcome, error)
+        fill.finish(outcome, error)
         if fill.image is not None:
             self._lingering[fill] = None
             self._release(fill)
