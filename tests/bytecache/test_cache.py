@@ -307,7 +307,8 @@ def test_reads_of_a_block_that_come_together_are_one_hit_over_all_processes(scra
 
     def counters_after(*moments_s: float) -> list[int]:
         nonlocal now_s
-        for now_s in moments_s:
+        for moment_s in moments_s:
+            now_s = moment_s
             for cache in caches:
                 cache.touch(*A)
                 cache.touch(*A)
@@ -442,6 +443,8 @@ def test_uploads_make_room_and_are_told_how_much(scratch: Path) -> None:
     with opened(scratch, fs=disk, reserve_bytes=FILE) as cache:
         fill(cache, A, B, C)
         assert cache.make_room(FILE) == 0
+        assert cache.could_make_room(4 * FILE)
+        assert not cache.could_make_room(4 * FILE + 1)
         assert cache.make_room(FILE + 1) == FILE
         assert cache.make_room(100 * FILE) == 0, "that much is not to be had"
         assert files_of(scratch).keys() == {B, C}

@@ -21,6 +21,7 @@ from tests.bytecache.faults import (
 )
 from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull, TooManyOpenFiles, filesystem
 from tigrislike.bytecache.filesystem import FileSystem
+from tigrislike.bytecache.footer import FOOTER_BYTES
 from tigrislike.bytecache.sealing import UNIT
 
 DATA = os.urandom(2 * BLOCK + 777)
@@ -159,7 +160,8 @@ def test_the_reserve_is_refused_before_writing_and_uploads_work_again_when_space
             await writer.write(b"more")
         await writer.abort()
         assert stored_files(scratch) == []
-        disk.available_bytes = 11 * BLOCK  # at most a tenth of the volume is kept, and one block fits beside it
+        # At most a tenth of the volume is kept, and one block fits beside it.
+        disk.available_bytes = 11 * BLOCK + FOOTER_BYTES
         await put(store, bytes(BLOCK))
 
     asyncio.run(story())
@@ -206,36 +208,55 @@ def test_listing_what_is_stored_reports_a_directory_that_cannot_be_read(scratch:
 
 
 class _Evicting(SmallDisk):
-    """A small disk, of which `make_room` gives back what is cached on it."""
+    """A disk with no room but for its reserve and what `make_room` gives back of a cache, a block at a time."""
 
-    def __init__(self, total_bytes: int, available_bytes: int, cached_bytes: int) -> None:
-        super().__init__(total_bytes, available_bytes)
-        self.cached_bytes = cached_bytes
+    def __init__(self, reserve_bytes: int, cached_blocks: int) -> None:
+        super().__init__(10 * reserve_bytes, reserve_bytes)
+        self.reserve_bytes = reserve_bytes
+        self.cached_blocks = cached_blocks
         self.asked: list[int] = []
+
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
+        written = super().pwrite(fd, data, offset)
+        self.available_bytes -= written
+        return written
 
     def make_room(self, wanted_bytes: int) -> int:
         self.asked.append(wanted_bytes)
-        freed, self.cached_bytes = self.cached_bytes, 0
-        self.available_bytes += freed
-        return freed
+        freed = min(self.cached_blocks, 1)
+        self.cached_blocks -= freed
+        self.available_bytes += freed * (BLOCK + FOOTER_BYTES)
+        return freed * (BLOCK + FOOTER_BYTES)
+
+    def could_make_room(self, wanted_bytes: int) -> bool:
+        return self.available_bytes + self.cached_blocks * (BLOCK + FOOTER_BYTES) - wanted_bytes >= self.reserve_bytes
 
 
-def test_the_cache_makes_room_for_an_upload_before_it_is_refused(scratch: Path) -> None:
-    disk = _Evicting(100 * BLOCK, 11 * BLOCK, 5 * BLOCK)
+def test_the_cache_makes_room_for_an_upload_block_by_block_unless_all_that_is_announced_cannot_fit(
+    scratch: Path,
+) -> None:
+    disk = _Evicting(10 * BLOCK, cached_blocks=6)
     store = BlockStore.open(scratch, block_size=BLOCK, reserve_bytes=10 * BLOCK, fs=disk)
-    store._disk.make_room = disk.make_room
+    store._disk.make_room, store._disk.could_make_room = disk.make_room, disk.could_make_room
+    disk.available_bytes = disk.reserve_bytes
+
+    async def upload(announced: int, sent: int) -> None:
+        writer = store.create_blob(size=announced)
+        await writer.write(bytes(sent))
+        try:
+            await writer.finish()
+        finally:
+            await writer.abort()
 
     async def story() -> None:
-        writer = store.create_blob(size=3 * BLOCK)
-        await writer.write(bytes(3 * BLOCK))
-        await writer.finish()
-        assert disk.asked == [3 * (BLOCK + 4096)], "all of it is asked for at its start"
-        await writer.abort()
-        writer = store.create_blob(size=7 * BLOCK)
-        await writer.write(b"the first bytes of what does not fit")
         with pytest.raises(DiskFull, match="reserve"):
-            await writer.finish()
-        await writer.abort()
+            await upload(7 * BLOCK, 1)
+        assert (disk.asked, disk.cached_blocks) == ([], 6), "nothing is evicted in vain"
+        await upload(6 * BLOCK, BLOCK)
+        assert (disk.asked, disk.cached_blocks) == ([BLOCK + FOOTER_BYTES], 5), "much is announced and little sent"
+        disk.available_bytes += BLOCK  # it was aborted
+        await upload(5 * BLOCK, 5 * BLOCK)
+        assert disk.cached_blocks == 0
         assert stored_files(scratch) == []
 
     asyncio.run(story())

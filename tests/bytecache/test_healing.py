@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from tests.bytecache.blobs import drain
-from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
+from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync, SmallDisk
 from tests.bytecache.scripted_source import ScriptedSource
 from tigrislike.bytecache import (
     BlobGone,
     BlockStore,
     CorruptBlock,
     DiskFailed,
+    DiskFull,
     MissingBlob,
     NotAtSource,
     Segment,
@@ -651,6 +652,33 @@ def test_a_blob_that_is_deleted_while_a_block_of_it_is_healed_does_not_come_back
     healing.run(story)
 
 
+def _begin_mending(healing: Healing, file: Path) -> Mending:
+    who = identity(os.stat(file))
+    return Mending.begin(healing.store._local, healing.blob_id, 1, "home", who, lambda: None)
+
+
+def test_what_is_mended_leaves_the_disk_its_reserve(scratch: Path) -> None:
+    disk = SmallDisk(100 * BLOCK, 100 * BLOCK)
+    healing = Healing(scratch, "home", fs=disk, reserve_bytes=10 * BLOCK)
+
+    async def story() -> None:
+        _flip(-5)(healing)
+        file = healing.file(healing.blob_id, 1)
+        damaged = file.read_bytes()
+        disk.available_bytes = 11 * BLOCK
+        assert await drain(HOW["read"](healing, BLOCK, 2 * BLOCK)) == DATA[BLOCK : 2 * BLOCK]
+        await healing.settled()
+        with pytest.raises(DiskFull, match="reserve"):
+            await healing.store.mend(healing.blob_id, SIZE, 1)
+        assert file.read_bytes() == damaged
+        assert os.listdir(scratch / "filling") == []
+        disk.available_bytes += FOOTER_BYTES
+        assert await healing.store.mend(healing.blob_id, SIZE, 1)
+        assert file.read_bytes() == healing.pristine[file]
+
+    healing.run(story)
+
+
 @pytest.mark.parametrize("moment", ["commit", "abandon"])
 def test_what_is_mended_leaves_another_fillers_place_alone(scratch: Path, moment: str) -> None:
     """The deletion removes the draft, and a reader of the dead blob takes its name."""
@@ -658,7 +686,7 @@ def test_what_is_mended_leaves_another_fillers_place_alone(scratch: Path, moment
 
     async def story() -> None:
         file = healing.file(healing.blob_id, 1)
-        mending = Mending.begin(healing.store._local, healing.blob_id, 1, "home", identity(os.stat(file)))
+        mending = _begin_mending(healing, file)
         await healing.store.delete_blob(healing.blob_id, SIZE)
         filling = healing.store._cache.begin(healing.blob_id, 1, BLOCK)
         if moment == "commit":
@@ -678,7 +706,7 @@ def test_a_mending_that_fails_in_any_way_lets_go_of_its_place(scratch: Path) -> 
 
     async def story() -> None:
         file = healing.file(healing.blob_id, 1)
-        mending = Mending.begin(healing.store._local, healing.blob_id, 1, "home", identity(os.stat(file)))
+        mending = _begin_mending(healing, file)
         with pytest.raises(TypeError):
             mending.commit(None)  # type: ignore[arg-type]
         assert os.listdir(scratch / "filling") == []

@@ -235,6 +235,12 @@ class Cache:
                 total += freed
             return total
 
+    def could_make_room(self, wanted_bytes: int) -> bool:
+        """Whether the filesystem has `wanted_bytes` beyond the reserve and the fills in progress, or would if all that
+        may be evicted were."""
+        with _translated("looking for room"):
+            return self._holdings.index.read(partial(self._holdings.could_relieve, wanted_bytes=wanted_bytes))
+
     def remove_block(self, blob_id: bytes, number: int, reason: Reason) -> bool:
         """Remove one block, pinned or not; whether it was here. A fill of it in progress goes on."""
         key = blob_id, number

@@ -182,7 +182,7 @@ class Holdings:
         """Evict a batch of what the filesystem lacks; bytes, 0 where nothing or more than can be evicted is lacking."""
         available = self.fs.space(self.layout.root).available_bytes
         lacking = self.lacking_bytes(wanted_bytes, rows) - self._unseen_bytes
-        if not 0 < lacking <= sum(rows.held_bytes(queue) for queue in self.policy(rows).queues):
+        if not 0 < lacking <= self._evictable_bytes(rows):
             return 0
         freed = self.evict(rows, lacking, "reserve")
         shown = self.fs.space(self.layout.root).available_bytes
@@ -190,6 +190,15 @@ class Holdings:
         self._seen_bytes = shown
         self._unseen_until_s = self._clock_s() + _UNSEEN_S
         return freed
+
+    def could_relieve(self, rows: Rows, wanted_bytes: int) -> bool:
+        """Whether the filesystem would have enough if all that may be evicted were."""
+        lacking = self.lacking_bytes(wanted_bytes, rows) - self._unseen_bytes
+        return lacking <= (self._evictable_bytes(rows) if self.is_ready(rows) else 0)
+
+    def _evictable_bytes(self, rows: Rows) -> int:
+        other = (FILLING, LEAVING, PINNED, GHOST)
+        return sum(total.held_bytes for queue, total in rows.totals().items() if queue not in other)
 
     def _see(self, available_bytes: int) -> None:
         """Note how much of what was evicted lately has appeared; readers hold the rest, or the filesystem is slow."""

@@ -9,6 +9,7 @@ either goes with it or never comes. Nothing of this is in the cache's index: dur
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 
 from tigrislike.bytecache.errors import BlobGone, BlockPresent, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory, write_all
@@ -28,7 +29,15 @@ class Mending:
         self._doing = doing
 
     @classmethod
-    def begin(cls, local: Local, blob_id: bytes, number: int, place: Place, damaged: Identity) -> "Mending":
+    def begin(
+        cls,
+        local: Local,
+        blob_id: bytes,
+        number: int,
+        place: Place,
+        damaged: Identity,
+        claim_space: Callable[[], None],
+    ) -> "Mending":
         """Take the place, unless the file is not the damaged one any more.
 
         Args:
@@ -36,6 +45,7 @@ class Mending:
             blob_id, number: The block.
             place: Where the damaged file is: "home", or "incoming" while it is not published.
             damaged: Who it is.
+            claim_space: See that the disk has room for the new file beside its reserve; raises DiskFull.
 
         Raises:
             BlockPresent: It was mended, moved or removed meanwhile: look again.
@@ -52,12 +62,16 @@ class Mending:
         mending = cls(fs, draft, fd, target, doing)
         try:
             if identity(fs.stat(target)) == damaged:
+                claim_space()
                 return mending
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             mending.abandon()
             raise from_os_error(error, doing) from error
+        except BaseException:
+            mending.abandon()
+            raise
         mending.abandon()
         raise BlockPresent(f"block {number} of blob {blob_id.hex()} is not the damaged one any more")
 

@@ -2,7 +2,8 @@
 
 A damaged block of the cache is dropped and fetched like one that never was here. A damaged durable block (in `home/`,
 or in `incoming/` on its way there) stays until a good one has been fetched and is durable, and is then replaced; if
-nobody else has it, it is left for the operator, and `corrupt_unhealed` counts each read that fails for it.
+nobody else has it, it is left for the operator, and `corrupt_unhealed` counts each read that fails for it; one that
+cannot be opened counts there too, and one that is nowhere as `missing_unhealed`.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from tigrislike.bytecache.errors import (
     SourceUnavailable,
 )
 from tigrislike.bytecache.fills import Begin, Fills, retrieve
-from tigrislike.bytecache.footer import block_count, block_length
+from tigrislike.bytecache.footer import FOOTER_BYTES, block_count, block_length, padded
 from tigrislike.bytecache.mending import Mending
 from tigrislike.bytecache.reading import DamagedBlock, Local, OpenBlock, UnreadableBlock
 from tigrislike.bytecache.verified import identity
@@ -46,14 +47,25 @@ class Recovery:
         fills: How blocks come here.
         pool: For what blocks.
         index: For what waits for a turn at the cache's index.
+        claim: See that the disk has so many bytes beside its reserve, or raise DiskFull; blocks.
     """
 
-    def __init__(self, local: Local, cache: Cache, fills: Fills, pool: Executor, index: Executor) -> None:
+    def __init__(
+        self,
+        local: Local,
+        cache: Cache,
+        fills: Fills,
+        pool: Executor,
+        index: Executor,
+        *,
+        claim: Callable[[int], None],
+    ) -> None:
         self._local = local
         self._cache = cache
         self._fills = fills
         self._pool = pool
         self._index = index
+        self._claim = claim
 
     async def fetch(
         self,
@@ -98,7 +110,9 @@ class Recovery:
                         self._ahead(blob_id, size, number + 1)
                     yield piece
         except NotAtSource as error:
-            if damage is not None:
+            if isinstance(reason, MissingBlob):
+                self._local.counters.add(missing_unhealed=1)
+            else:
                 self._local.counters.add(corrupt_unhealed=1)
             raise reason from (error if self._fills.source is not None else None)
 
@@ -194,9 +208,10 @@ class Recovery:
         return True
 
     def _begin(self, blob_id: bytes, size: int, number: int, damage: Damage | None) -> Begin:
-        if damage is not None and damage.place != "cache":
-            return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who)
         length = block_length(size, self._local.layout.block_size, number)
+        if damage is not None and damage.place != "cache":
+            claim = partial(self._claim, padded(length) + FOOTER_BYTES)
+            return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who, claim)
         return partial(self._cache.begin, blob_id, number, length)
 
     def _ahead(self, blob_id: bytes, size: int, number: int) -> None:

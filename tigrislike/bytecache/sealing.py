@@ -5,10 +5,11 @@ from there. New files are written with O_DIRECT: that costs a small fraction of 
 (bench/blocks.py measures it), and an upload does not push out what is being read. A filesystem that refuses O_DIRECT
 gets ordinary writes from then on.
 
-Space is claimed before it is used: of the whole blob, where its size is known, before its first byte is written, and
-of each block when its file is made, so that a disk that is too small says so early and blocks that grow side by side
-do not lie in pieces. Blocks are synced in groups: the filesystem commits the names and sizes of a group at once, which
-leaves the syncs after the first little to do.
+Space is claimed before it is used, and evicted for, block by block: who announces much and sends little pushes out
+little. Where a blob's size is known, a disk that is too small for it says so before the first byte is written; and the
+file of each block is allocated at once, so that blocks that grow side by side do not lie in pieces. Blocks are synced
+in groups: the filesystem commits the names and sizes of a group at once, which leaves the syncs after the first little
+to do.
 """
 
 import contextlib
@@ -105,6 +106,7 @@ class Disk:
         counters: The store's.
         make_room: Asked for so many bytes beyond the reserve before an upload is refused for want of them; answers how
             many it has freed. None where nothing can be evicted.
+        could_make_room: Whether that would get so many bytes.
         direct: Whether to try O_DIRECT; turned off by the first refusal.
         preallocate: Whether to try fallocate; turned off by the first refusal.
         buffers: Memory for units.
@@ -117,6 +119,7 @@ class Disk:
     reserve_bytes: int
     counters: Counters
     make_room: Callable[[int], int] | None = None
+    could_make_room: Callable[[int], bool] | None = None
     direct: bool = True
     preallocate: bool = True
     buffers: Buffers = field(default_factory=Buffers)
@@ -132,15 +135,34 @@ class Disk:
         Raises:
             DiskFull: They do not.
         """
-        for may_evict in (True, False):
-            space = self.fs.space(self.layout.root)
-            # A tenth of the volume at most, so that the default suits a small one too.
-            reserve = min(self.reserve_bytes, space.total_bytes // 10)
-            if space.available_bytes - wanted_bytes >= reserve:
+        refusal = self._refusal(wanted_bytes)
+        if refusal is not None and self.evict(wanted_bytes):
+            refusal = self._refusal(wanted_bytes)
+        if refusal is not None:
+            raise refusal
+
+    def check(self, wanted_bytes: int) -> None:
+        """See that so many bytes fit beside the reserve, or would if what can be evicted were.
+
+        Raises:
+            DiskFull: They do not.
+        """
+        refusal = self._refusal(wanted_bytes)
+        if refusal is None:
+            return
+        with contextlib.suppress(BytesError):  # it is the upload's want of space that is reported
+            if self.could_make_room is not None and self.could_make_room(wanted_bytes):
                 return
-            if not (may_evict and self.evict(wanted_bytes)):
-                break
-        raise DiskFull(
+        raise refusal
+
+    def _refusal(self, wanted_bytes: int) -> DiskFull | None:
+        """What there is to say against so many bytes more."""
+        space = self.fs.space(self.layout.root)
+        # A tenth of the volume at most, so that the default suits a small one too.
+        reserve = min(self.reserve_bytes, space.total_bytes // 10)
+        if space.available_bytes - wanted_bytes >= reserve:
+            return None
+        return DiskFull(
             f"{self.layout.root} has {space.available_bytes} bytes available, keeps {reserve} in reserve and is asked "
             f"for {wanted_bytes}; free space on its filesystem"
         )
@@ -195,7 +217,7 @@ class BlockSealer:
             if self._incoming is None:
                 if self._size is not None:
                     footers = block_count(self._size, self._disk.layout.block_size) * FOOTER_BYTES
-                    self._disk.claim(padded(self._size) + footers)
+                    self._disk.check(padded(self._size) + footers)
                 self._incoming = Incoming.create(self._fs, self._disk.layout, self._blob_id)
                 self._disk.counters.add(uploads=1)
             for index, unit in enumerate(units):
@@ -270,14 +292,11 @@ class BlockSealer:
     def _open_block(self, first: Unit) -> None:
         disk = self._disk
         block_size = disk.layout.block_size
-        if self._size is None:
-            disk.claim(block_size)
-        elif self._number:
-            disk.claim(padded(block_length(self._size, block_size, self._number)) + FOOTER_BYTES)
+        length = block_size if self._size is None else block_length(self._size, block_size, self._number)
+        disk.claim(padded(length) + FOOTER_BYTES)
         self._fd = self._create(disk.layout.incoming_block(self._blob_id, self._number))
         if self._size is None or not disk.preallocate:
             return
-        length = block_length(self._size, block_size, self._number)
         if length > first.length:  # what comes in one write is allocated by it
             reserve = padded(length) + FOOTER_BYTES
             disk.preallocate = self._with_room(reserve, lambda: self._fs.fallocate(self._fd, reserve))

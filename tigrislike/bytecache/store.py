@@ -107,7 +107,9 @@ class BlockStore:
         self.layout = layout
         self.counters = counters
         self._cache = cache
-        self._disk = Disk(fs, layout, reserve_bytes, counters, make_room=cache.make_room)
+        self._disk = Disk(
+            fs, layout, reserve_bytes, counters, make_room=cache.make_room, could_make_room=cache.could_make_room
+        )
         self._local = Local(fs, layout, counters, verified, verify_always)
         # Apart, so that a read never queues behind hashing or an fdatasync.
         self._writers = ThreadPoolExecutor(threads, "block-write")
@@ -123,7 +125,7 @@ class BlockStore:
             fill_bytes=fill_bytes,
             timeout_s=fill_timeout_s,
         )
-        self._recovery = Recovery(self._local, cache, self._fills, self._fillers, self._index)
+        self._recovery = Recovery(self._local, cache, self._fills, self._fillers, self._index, claim=self._disk.claim)
 
     @classmethod
     def open(
