@@ -181,7 +181,7 @@ class Serving:
                 (root / "1k" / f"{i:05d}").write_bytes(content(i * 7919, KIB))
         else:
             self.bench.load(["get-1k-c1", *THROUGHPUT])
-        for _ in range(2 * (os.cpu_count() or 1)):  # each worker verifies for itself
+        for _ in range(2 * (os.cpu_count() or 1)):
             self._run(self._ranges(), connections=8, seconds=120)
 
     def measure_throughput(self, turn: int) -> None:

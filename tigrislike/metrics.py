@@ -16,9 +16,11 @@ import logging
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -27,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from tigrislike import __version__
 from tigrislike.bytecache.errors import BytesError
+from tigrislike.bytecache.fills import retrieve
 from tigrislike.bytecache.scrub import ScrubState, read_state
 from tigrislike.bytecache.statistics import CELLS, COUNTED, FILL_BOUNDS_S, GAUGES, Counters, Statistics, statistics
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from tigrislike.bytecache.cache import Usage
     from tigrislike.bytecache.filesystem import Space
     from tigrislike.logs import Record
+
+T = TypeVar("T")
 
 _LOG = logging.getLogger("tigrislike.metrics")
 
@@ -153,6 +158,11 @@ _TOTALS: Final[Mapping[str, tuple[str, str, Mapping[str, str]]]] = {
     "corrupt_unhealed": (
         "corrupt_unhealed",
         "Reads and scrubs that met a damaged block nobody else has. Data is lost: page somebody.",
+        {},
+    ),
+    "missing_unhealed": (
+        "missing_unhealed",
+        "Reads that met a block which is nowhere. Data is lost, or its object was deleted long ago: page somebody.",
         {},
     ),
     "scrubbed_blocks": ("scrubbed_blocks", "Blocks verified by the scrubber.", {}),
@@ -276,30 +286,65 @@ class Snapshot:
 
 
 class Metrics:
-    """What a node's metrics page is made of: the table of its processes, and one process's block store."""
+    """What a node's metrics page is made of: the table of its processes, and one process's block store.
+
+    The disk is looked at once however many ask, and on a thread of its own: one that hangs holds up no other work, and
+    is not asked again until it has answered.
+    """
 
     def __init__(self, table: Table, blocks: BlockStore) -> None:
         self._table = table
         self._blocks = blocks
+        self._looking: asyncio.Task[tuple[int, Space, ScrubState, Usage]] | None = None
+        # Of its own too, so that whatever else hangs in the process, its counters are told.
+        self._renderer = ThreadPoolExecutor(1, "metrics")
 
     async def page(self, accept: str) -> tuple[bytes, str]:
         """The page and its content type, in the format that an Accept header asks for.
 
         Where the disk or the index does not answer in time, the counters come all the same, and the gauges do not.
         """
-        blocks = self._blocks
-        root = Path(blocks.layout.root)
         snapshot = Snapshot(self._table)
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="metrics")
+            self._looking.add_done_callback(retrieve)
         try:
             async with asyncio.timeout(_STORE_ANSWERS_S):
-                unlinked = await asyncio.to_thread(unlinked_bytes, self._table.pids(), root)
-                snapshot.gauge("unlinked_open_bytes", "Bytes of deleted blocks that are still being read.", unlinked)
-                snapshot.space(await asyncio.to_thread(blocks.fs.space, str(root)))
-                snapshot.scrub(await asyncio.to_thread(read_state, blocks.fs, blocks.layout))
-                snapshot.usage(await blocks.usage())
+                unlinked, space, scrub, usage = await asyncio.shield(self._looking)
         except (BytesError, OSError, TimeoutError) as error:
-            _LOG.warning("metrics without all gauges: %s", str(error) or type(error).__name__)
-        return await asyncio.to_thread(snapshot.render, accept)
+            _LOG.warning("metrics without gauges: %s", str(error) or type(error).__name__)
+        else:
+            snapshot.gauge("unlinked_open_bytes", "Bytes of deleted blocks that are still being read.", unlinked)
+            snapshot.space(space)
+            snapshot.scrub(scrub)
+            snapshot.usage(usage)
+        return await asyncio.get_running_loop().run_in_executor(self._renderer, snapshot.render, accept)
+
+    async def _look(self) -> tuple[int, Space, ScrubState, Usage]:
+        """What the gauges show."""
+        fs, layout = self._blocks.fs, self._blocks.layout
+        pids = self._table.pids()
+
+        def look() -> tuple[int, Space, ScrubState]:
+            return unlinked_bytes(pids, Path(layout.root)), fs.space(layout.root), read_state(fs, layout)
+
+        return *await _on_own_thread(look), await self._blocks.usage()
+
+
+def _on_own_thread(job: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a job on a thread that the end of the process does not wait for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(job())
+            except BaseException as error:
+                future.set_exception(error)
+
+    waiting = asyncio.wrap_future(future)
+    threading.Thread(target=run, name="metrics-disk", daemon=True).start()
+    return waiting
 
 
 def unlinked_bytes(pids: Iterable[int], root: Path) -> int:
