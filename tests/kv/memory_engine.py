@@ -60,11 +60,11 @@ Range = tuple[bytes, bytes]
 Change = Callable[[bytes | None], bytes | None]
 
 DONE_PREFIX = b"\xfe/done/"
-KEPT_VERSIONS = 500
+KEPT_VERSIONS = TRANSACTION_NS // 1000
 """How many versions stay readable though nobody reads them: a later transaction may, see `Runner.read`."""
 
-TEMPORARY = (1009, 1037, 1038, 1042, 1051, 1078, 1213, 1235, 1242)
-"""future_version, process_behind, database_locked, commit and GRV proxies short of memory, three kinds of
+TEMPORARY = (1009, 1037, 1038, 1042, 1051, 1078, 1213, 1223, 1235, 1242)
+"""future_version, process_behind, database_locked, commit and GRV proxies short of memory, four kinds of
 throttling, range_locked: retryable, and certainly not committed."""
 
 
@@ -172,7 +172,7 @@ class MemoryEngine(Sealable):
         self.scheduler = Scheduler(seed)
         self.faults = faults
         self.clock = clock or ManualClock()
-        self.version = 1
+        self.version = self._due_version()
         self.commits = 0
         self.conflicts = 0
         self.watched: set[MemoryWatch] = set()
@@ -244,6 +244,7 @@ class MemoryEngine(Sealable):
 
     def begin(self, tr: MemoryTransaction, version: int | None = None) -> int:
         """The read version for `tr` (or the one given), kept readable until `end`."""
+        self.version = max(self.version, self._due_version())
         if version is not None and version < self._oldest():
             raise TransactionTooOld(f"version {version} has been forgotten")
         self._reading[id(tr)] = version = self.version if version is None else version
@@ -283,7 +284,7 @@ class MemoryEngine(Sealable):
             if any(begin < last and first < end for begin, end in tr.reads for first, last in written):
                 self.conflicts += 1
                 raise NotCommitted(f"conflict with a commit after version {version}")
-        self.version += 1
+        self.version = max(self.version + 1, self._due_version())
         self.commits += 1
         for begin, end, change in tr.changes:
             keys = [begin] if end is None else [key for key, _ in self.range_at(self.version, begin, end)]
@@ -314,6 +315,10 @@ class MemoryEngine(Sealable):
             pass  # and nobody will ever know
         finally:
             self._reading.pop(id(token))
+
+    def _due_version(self) -> int:
+        """A million versions a second, as FoundationDB has them."""
+        return 1 + self.clock.monotonic_ns() // 1000
 
     def _oldest(self) -> int:
         """The oldest version that can be read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -253,3 +254,36 @@ def test_writes_of_several_processes_without_reading_never_conflict() -> None:
                 assert await one.read(_get, key) == b"%d" % value
 
     asyncio.run(main())
+
+
+STATUS = b"\xff\xff/status/json"
+
+
+async def reading_a_lot(tr: Any) -> None:
+    await tr.get(b"key")
+
+
+@pytest.mark.slow
+def test_the_status_names_the_kind_of_transaction_that_reads_most(cluster: EngineUnderTest) -> None:
+    """One read in a hundred carries its tag; servers look at them every 30 seconds."""
+
+    def busiest() -> set[str]:
+        native = fdb_client.load_binding().open(str(clusters.cluster_file())).create_transaction()
+        status = json.loads(bytes(native.get(STATUS).wait()))
+        roles = [role for process in status["cluster"]["processes"].values() for role in process["roles"]]
+        return {role["busiest_read_tag"]["tag"] for role in roles if "busiest_read_tag" in role}
+
+    async def body(kv: Engine) -> None:
+        async def reader() -> None:
+            while True:
+                await kv.read(reading_a_lot)
+
+        readers = [asyncio.ensure_future(reader()) for _ in range(16)]
+        async with asyncio.timeout(120):
+            while "reading_a_lot" not in await asyncio.to_thread(busiest):
+                await kv.read(reading_a_lot)
+        for each in readers:
+            each.cancel()
+        await asyncio.wait(readers)
+
+    run(cluster, body)

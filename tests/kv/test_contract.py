@@ -869,6 +869,18 @@ def test_a_closed_engine_refuses(engine: EngineUnderTest) -> None:
     engine.run(body)
 
 
+def test_closing_ends_a_pending_wait(engine: EngineUnderTest) -> None:
+    async def body(kv: Engine) -> None:
+        watch = await kv.transact(_watch, b"key")
+        waiting = asyncio.ensure_future(watch.wait(600))
+        await asyncio.sleep(0)
+        await kv.close()
+        async with asyncio.timeout(30):
+            assert await waiting is False
+
+    engine.run(body)
+
+
 def test_closing_finishes_what_was_accepted(engine: EngineUnderTest) -> None:
     async def body(kv: Engine) -> None:
         calls = [asyncio.ensure_future(kv.transact(_set, b"%02d" % n, b"")) for n in range(20)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import subprocess
@@ -16,22 +17,24 @@ import pytest
 from tigrislike.metadata.kv import SystemClock, fdb, open_engine
 from tigrislike.metadata.kv.errors import (
     AmbiguousCommit,
+    CommitUnknown,
     EngineClosed,
     EngineError,
     EngineUnavailable,
     InvertedRange,
     KeyOutsideLegalRange,
     KeyTooLarge,
+    RetryableError,
     TooManyWatches,
     TransactionTimedOut,
     TransactionTooLarge,
     Unreadable,
     ValueTooLarge,
 )
-from tigrislike.metadata.kv.fdb_client import Client
-from tigrislike.metadata.kv.fdb_transaction import PRIORITY_BATCH, TAG, TIMEOUT
+from tigrislike.metadata.kv.fdb_client import Client, load_binding, translate
+from tigrislike.metadata.kv.fdb_transaction import PRIORITY_BATCH, TAG, TIMEOUT, FdbWatch
 
-from .fake_binding import FakeFdb
+from .fake_binding import FakeFdb, Future
 from .memory_engine import TEMPORARY
 
 
@@ -89,8 +92,14 @@ def test_exactly_these_numbers_are_retried(call: str, number: int) -> None:
         ("commit", 2101, TransactionTooLarge),
         ("commit", 2102, KeyTooLarge),
         ("commit", 2103, ValueTooLarge),
+        ("get", 1100, EngineError),
         ("get", 1500, EngineError),
         ("get", 4100, EngineError),
+        # Of these nobody says that the commit has not taken effect.
+        ("commit", 1100, AmbiguousCommit),
+        ("commit", 1500, AmbiguousCommit),
+        ("commit", 1510, AmbiguousCommit),
+        ("commit", 2000, AmbiguousCommit),
         ("commit", 4100, AmbiguousCommit),
     ],
 )
@@ -102,6 +111,28 @@ def test_every_other_number_surfaces_as_what_it_is(call: str, number: int, expec
         assert type(caught.value) is expected
 
     run(body)
+
+
+RETRYABLE, MAYBE_COMMITTED, RETRYABLE_NOT_COMMITTED = 50000, 50001, 50002
+NEWER = {1078, 1223, 1235, 1242}
+"""Which not every release line has."""
+UNUSED = {2137}
+"""unknown_tenant, retryable in 7.1."""
+
+
+@pytest.mark.fdb
+def test_the_librarys_own_predicate_says_the_same() -> None:
+    predicate = load_binding().impl._capi.fdb_error_predicate
+
+    def those(test: int) -> set[int]:
+        return {number for number in range(1, 5001) if predicate(test, number)}
+
+    def ours(kind: type[EngineError]) -> set[int]:
+        return {n for n in range(1, 5001) if isinstance(translate(n, "", committing=True), kind)}
+
+    assert those(MAYBE_COMMITTED) == ours(CommitUnknown)
+    assert those(RETRYABLE_NOT_COMMITTED) - UNUSED == ours(RetryableError) - (NEWER - those(RETRYABLE))
+    assert those(RETRYABLE) == those(MAYBE_COMMITTED) | those(RETRYABLE_NOT_COMMITTED)
 
 
 def test_a_timeout_of_a_commit_that_writes_nothing_is_not_ambiguous() -> None:
@@ -163,6 +194,25 @@ def test_cancelling_a_caller_cancels_the_native_future() -> None:
         assert fake.client.cancelled == 3
         fake.client.stalled = False
         assert await fake.engine.read(get, b"key") is None
+
+    run(body)
+
+
+def test_a_read_that_was_cancelled_is_not_waited_for_again() -> None:
+    async def stubborn(tr: Any) -> None:
+        read = tr.get(b"key")
+        with contextlib.suppress(asyncio.CancelledError):
+            await read
+        await read
+
+    async def body(fake: FakeFdb) -> None:
+        fake.client.stalled = True
+        call = asyncio.ensure_future(fake.engine.read(stubborn))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(EngineUnavailable, match="1101"):
+            await call
+        assert fake.client.cancelled == 1
 
     run(body)
 
@@ -238,6 +288,32 @@ def test_a_watch_outlives_its_transactions_time_limit() -> None:
 
 async def _watch(tr: Any) -> Any:
     return tr.watch(b"key")
+
+
+def test_a_watch_that_nobody_waits_for_any_more_is_let_go() -> None:
+    async def body(fake: FakeFdb) -> None:
+        watch = await fake.engine.transact(_watch)
+        assert await watch.wait(0) is False
+        waiting = asyncio.ensure_future(watch.wait(30))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        before = fake.client.cancelled
+        del watch, waiting
+        assert (before, fake.client.cancelled) == (0, 1)  # and `run` sees that nothing is left
+
+    run(body)
+
+
+def test_a_watch_that_is_cancelled_before_it_starts_never_lives() -> None:
+    async def body(fake: FakeFdb) -> None:
+        watch = FdbWatch(Client(fake.client, 1, None))  # type: ignore[arg-type]
+        watch.cancel()
+        watch.start(fake.client._register(Future(fake.client)))
+        assert fake.client.cancelled == 1
+        assert await watch.wait(30) is False
+
+    run(body)
 
 
 def test_a_lost_watch_is_a_hint_to_look_and_too_many_are_refused() -> None:
@@ -360,7 +436,8 @@ def test_the_cluster_sees_what_kind_each_transaction_is_and_whether_it_may_wait(
         await fake.engine.background.transact(increment)
         await fake.engine.background.read(get, b"count")
         seen = [dict(native.options) for native in fake.client.natives]
-        # The first that writes also clears old marks, beside it.
+        # The first that writes also clears old marks, beside it, and that may wait.
+        assert {PRIORITY_BATCH in options for options in seen if options[TAG] == b"clear done keys"} == {True}
         asked = [options for options in seen if options[TAG] != b"clear done keys"]
         assert [options[TAG] for options in asked] == [b"increment", b"get", b"increment", b"get"]
         assert [PRIORITY_BATCH in options for options in asked] == [False, False, True, True]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -20,9 +22,18 @@ from tigrislike.metadata.kv.errors import (
     TransactionTooOld,
 )
 from tigrislike.metadata.kv.faults import CommitFault, Faults
-from tigrislike.metadata.kv.retry import ATTEMPTS, KEEP_MINUTES, MINUTE_NS, SHARDS, WriteIds, kind_of
+from tigrislike.metadata.kv.retry import (
+    ATTEMPTS,
+    KEEP_MINUTES,
+    SHARDS,
+    VERSIONS_PER_MINUTE,
+    Retries,
+    Runner,
+    WriteIds,
+    kind_of,
+)
 
-from .memory_engine import DONE_PREFIX, TEMPORARY, MemoryEngine, RandomFaults
+from .memory_engine import DONE_PREFIX, TEMPORARY, MemoryEngine, MemoryTransaction, RandomFaults
 
 
 class Script(Faults):
@@ -40,6 +51,9 @@ class Script(Faults):
 
     def commit_fault(self) -> CommitFault | None:
         return self.commits.pop(0) if self.commits else None
+
+
+MINUTE_NS = 60_000_000_000
 
 
 async def increment(tr: Any) -> int:
@@ -164,6 +178,31 @@ def test_an_unknown_commit_that_cannot_be_settled_surfaces() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("strikes", ["begin", "get", "commit"])
+def test_whatever_ends_the_settling_the_first_commit_is_what_is_told(strikes: str) -> None:
+    async def main() -> None:
+        other = EngineError("disk error (1500)")
+        commits: list[CommitFault | None] = [CommitFault(CommitUnknown("the first"), False)]
+        faults = Script(commits=[*commits, CommitFault(other, False)] if strikes == "commit" else commits)
+        engine = MemoryEngine(faults=faults)
+
+        def fail(_kind: bytes, _left_s: float | None) -> MemoryTransaction:
+            raise other
+
+        async def prepare() -> None:
+            if strikes == "begin":
+                engine._runner._begin = fail
+            elif strikes == "get":
+                faults.reads = [other]
+
+        settling_after(engine, prepare)
+        with pytest.raises(CommitUnknown, match="the first") as caught:
+            await engine.transact(increment)
+        assert caught.value.__cause__ is other
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("error", [NotCommitted("over and over"), CommitUnknown("over and over")])
 def test_retries_end_with_the_time_limit(error: EngineError) -> None:
     async def main() -> None:
@@ -239,12 +278,93 @@ def test_marks_are_cleared_once_no_retry_could_look_for_them() -> None:
         minutes = {int.from_bytes(key[len(DONE_PREFIX) + 1 : len(DONE_PREFIX) + 6], "big") for key in marks}
         shards = {key[len(DONE_PREFIX)] for key in marks}
         assert len(shards) == SHARDS  # no single server takes every commit's mark
-        now = clock.now_ns() // MINUTE_NS
+        now = engine.version // VERSIONS_PER_MINUTE
         assert len(minutes) == len(marks)
         assert now - KEEP_MINUTES - 20 < min(minutes) < now - KEEP_MINUTES + 2
-        assert max(minutes) == now - 1
+        assert max(minutes) == now
 
     asyncio.run(main())
+
+
+HOUR_NS = 60 * MINUTE_NS
+
+
+def settling_after(engine: MemoryEngine, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    """Let something happen between the next commit of unknown outcome and the look for what became of it."""
+    runner = engine._runner
+    was_committed = runner._was_committed
+
+    async def after(done_key: bytes, unknown: CommitUnknown, retries: Retries) -> bool:
+        await meanwhile()
+        return await was_committed(done_key, unknown, retries)
+
+    runner._was_committed = after  # type: ignore[method-assign]
+
+
+async def clear_marks(engine: MemoryEngine, clock: ManualClock) -> None:
+    """What another process does, whose clock this is: it commits something, and clears old marks."""
+    other = Runner(
+        lambda _kind, _left_s: MemoryTransaction(engine, read_only=False),
+        clock,
+        done_prefix=DONE_PREFIX,
+        timeout_s=60,
+    )
+    await other.transact(lambda tr: set_value(tr, b"other"), ())
+    assert other._clearing is not None
+    await other._clearing
+
+
+async def set_value(tr: Any, key: bytes) -> None:
+    tr.set(key, b"")
+
+
+def test_marks_of_others_are_safe_from_a_clock_that_is_hours_ahead() -> None:
+    async def main() -> None:
+        clock = ManualClock()
+        ahead = ManualClock(clock.now_ns() + 3 * HOUR_NS)
+        engine = MemoryEngine(clock=clock, faults=Script(commits=[CommitFault(CommitUnknown("injected"), True)]))
+        settling_after(engine, lambda: clear_marks(engine, ahead))
+        assert await engine.transact(increment) == 1
+        assert engine.dump()[b"count"] == b"1"
+
+    asyncio.run(main())
+
+
+def test_nothing_is_concluded_from_a_mark_that_may_have_been_cleared() -> None:
+    async def main(minutes: int) -> MemoryEngine:
+        engine = MemoryEngine(faults=Script(commits=[CommitFault(CommitUnknown("the first"), True)]))
+
+        async def much_later() -> None:
+            engine.version += minutes * VERSIONS_PER_MINUTE
+            await clear_marks(engine, ManualClock())
+
+        settling_after(engine, much_later)
+        try:
+            assert await engine.transact(increment) == 1
+        finally:
+            assert engine.dump()[b"count"] == b"1"
+        return engine
+
+    asyncio.run(main(KEEP_MINUTES - 1))
+    with pytest.raises(CommitUnknown, match="the first") as caught:
+        asyncio.run(main(KEEP_MINUTES + 1))
+    assert "may have been cleared" in str(caught.value.__cause__)
+
+
+def test_each_unknown_commit_that_is_settled_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        outcomes = ((1021, True), (1039, False))
+        faults = Script(commits=[CommitFault(CommitUnknown("injected", number), took) for number, took in outcomes])
+        engine = MemoryEngine(faults=faults)
+        for _ in range(2):
+            await engine.transact(increment)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records] == [
+        "unknown commit (1021) settled: committed",
+        "unknown commit (1039) settled: abandoned",
+    ]
 
 
 def test_a_cancelled_caller_leaves_no_one_cleaning_up() -> None:

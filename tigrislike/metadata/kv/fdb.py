@@ -63,11 +63,13 @@ class FdbEngine(Sealable):
                 clock,
                 done_prefix=prefix + DONE,
                 timeout_s=timeout_s,
+                begin_background=functools.partial(_begin, client, read_only, True),
                 faults=faults,
                 seal=None if read_only else SealCheck(prefix),
             )
 
         self.prefix = prefix
+        self._client = client
         self._clock = clock
         self._closed = False
         self._writes = runner(False)
@@ -133,6 +135,7 @@ class FdbEngine(Sealable):
         await self._reads.close()
         if self.background is not self:
             await self.background.close()
+            self._client.close()
 
 
 def _begin(client: Client, read_only: bool, batch: bool, kind: bytes, left_s: float | None) -> FdbTransaction:

@@ -1,8 +1,8 @@
 """FoundationDB's client library under asyncio: loading it, waiting for it, and what its error numbers mean.
 
 Binding and library are loaded by `load_binding`, not by importing this module. `Library` is the part of the C API that
-the engine uses, `Client` carries completions from the client's network thread to the event loop; `translate` maps
-exactly the numbers of `fdb_error_predicate`.
+the engine uses, `Client` carries completions from the client's network thread to the event loop; `translate` knows
+the numbers of `fdb_error_predicate` in all release lines from 7.1 on.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import asyncio
 import ctypes
 import sys
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from .engine import Watch
 from .errors import (
     AmbiguousCommit,
     CommitUnknown,
@@ -38,11 +40,13 @@ API_VERSION = 710
 MAYBE_COMMITTED = frozenset({1021, 1039})
 """commit_unknown_result, cluster_version_changed."""
 
-TEMPORARY = frozenset({1009, 1037, 1038, 1042, 1051, 1078, 1213, 1235, 1242})
-"""With 1020 and 1007, exactly what fdb_error_predicate calls retryable and not committed (bindings/c/fdb_c.cpp)."""
+TEMPORARY = frozenset({1009, 1037, 1038, 1042, 1051, 1078, 1213, 1223, 1235, 1242})
+"""With 1020 and 1007, what fdb_error_predicate calls retryable and not committed (bindings/c/fdb_c.cpp), in any of the
+releases 7.1.67, 7.3.79 and 7.4.6. Left out is 2137, unknown_tenant: there are no tenants here."""
 
 TIMED_OUT = 1031
-CANCELLED = frozenset({1025, 1101})
+OPERATION_CANCELLED = 1101
+CANCELLED = frozenset({1025, OPERATION_CANCELLED})
 
 MISUSES: dict[int, type[EngineError]] = {
     1032: TooManyWatches,
@@ -195,6 +199,7 @@ class Client:
         self._look_s = look_s
         self._looks: dict[asyncio.Future[None], int] = {}
         self._looking = False
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         # Where the library leaves results. One of each is enough: nothing comes between a call and taking them.
         self.number = ctypes.c_int64()
         self.present, self.count, self.more = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
@@ -211,6 +216,15 @@ class Client:
         _waited_for[pending.pointer] = self, waiter, pending
         self.library.set_callback(pending.pointer, _callback, None)
         return waiter
+
+    def watches(self, watch: Watch) -> None:
+        """Cancel `watch` when this client is closed."""
+        self._watches.add(watch)
+
+    def close(self) -> None:
+        """Cancel every watch: whoever waits for one is told, and what keeps it alive is let go."""
+        for watch in list(self._watches):
+            watch.cancel()
 
     def completed(self, waiter: asyncio.Future[None], pending: Pending) -> None:
         """Wake `waiter`; called on any thread."""
@@ -268,11 +282,11 @@ def translate(code: int, description: str, *, committing: bool) -> EngineError:
         if committing:
             return TransactionTimedOut(reason)
         return EngineUnavailable(f"FoundationDB did not answer in time: {reason}")
-    if code in CANCELLED:
-        return AmbiguousCommit(reason) if committing else EngineUnavailable(reason)
     if code in MISUSES:
         return MISUSES[code](reason)
-    return AmbiguousCommit(reason) if committing and code >= 4000 else EngineError(reason)
+    if committing:  # of nothing else is it known that it came before the commit took effect
+        return AmbiguousCommit(reason)
+    return EngineUnavailable(reason) if code in CANCELLED else EngineError(reason)
 
 
 def reason_of(error: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from .engine import Watch
 from .errors import EngineError, ReadOnlyTransaction, TooManyWatches, TransactionEnded, Unreadable
-from .fdb_client import TIMED_OUT, Client
+from .fdb_client import OPERATION_CANCELLED, TIMED_OUT, Client
 from .limits import (
     KEY_BYTES,
     METADATA_VERSION_KEY,
@@ -36,7 +36,7 @@ string_at = ctypes.string_at
 
 # Numbers of the C API (fdb_c_options.g.h): transaction options, atomic operations, conflict ranges, streaming modes.
 TIMEOUT = 500
-TAG = 800
+TAG = 801  # auto_throttle_tag: with `tag` alone, 800, reads would carry none
 PRIORITY_BATCH = 201
 ADD = 2
 MAX = 12
@@ -223,7 +223,7 @@ class FdbTransaction:
             # A watch lasts as long as the transaction that it was made by.
             kept = Kept(self.client, pointer)
             for watch in self._watches:
-                watch.keep = kept
+                watch.keep(kept)
         elif pointer:
             self.library.destroy_transaction(pointer)
 
@@ -321,33 +321,41 @@ class Kept:
 
 
 class FdbWatch:
-    """A native watch. It is active once its transaction has committed, and may fire for no reason."""
+    """A native watch. It is active once its transaction has committed, and may fire for no reason.
+
+    Whoever refers to it keeps it alive, and nobody else: not the native future that is waited for.
+    """
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._native: NativeWatch | None = None
         self._fired: asyncio.Future[None] | None = None
         self._cancelled = False
-        self.pointer = 0
-        self.keep: Kept | None = None
-
-    def overdue(self) -> None:
-        """A watch waits for as long as its owner likes."""
+        client.watches(self)
 
     def start(self, pointer: int) -> None:
         """Make the native future `pointer` its own."""
-        self.pointer = pointer
+        self._native = NativeWatch(self._client, pointer)
+        if self._cancelled:
+            self._native.cancel()
+
+    def keep(self, transaction: Kept) -> None:
+        """Keep `transaction`, which made it, for as long as the native watch is there."""
+        if self._native is not None:
+            self._native.transaction = transaction
 
     async def wait(self, timeout_s: float) -> bool:
         if self._cancelled:
             return False
+        assert self._native is not None, "its transaction has not committed"
         if self._fired is None:
-            self._fired = self._client.wait(self)
+            self._fired = self._client.wait(self._native)
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._fired)
         except TimeoutError:
             return False
-        code = self._client.library.future_error(self.pointer)
+        code = self._client.library.future_error(self._native.pointer)
         if code == TooManyWatches.number:
             raise TooManyWatches(f"too many watches on this database: {self._client.error(code)}")
         # With another error it is lost, for whatever reason: the owner had better look for itself, unless it cancelled.
@@ -355,12 +363,32 @@ class FdbWatch:
 
     def cancel(self) -> None:
         self._cancelled = True
-        if self.pointer:
-            self._client.library.cancel(self.pointer)
+        if self._native is not None:
+            self._native.cancel()
 
     def __del__(self) -> None:
-        if self.pointer:
-            self._client.library.destroy_future(self.pointer)
+        self.cancel()
+
+
+class NativeWatch:
+    """The native future of a watch, and what it needs. Freed once neither the watch nor the client refers to it."""
+
+    __slots__ = ("_client", "pointer", "transaction")
+
+    def __init__(self, client: Client, pointer: int) -> None:
+        self._client = client
+        self.pointer = pointer
+        self.transaction: Kept | None = None
+
+    def overdue(self) -> None:
+        """A watch waits for as long as its owner likes."""
+
+    def cancel(self) -> None:
+        """Complete it, if it has not been."""
+        self._client.library.cancel(self.pointer)
+
+    def __del__(self) -> None:
+        self._client.library.destroy_future(self.pointer)
 
 
 class Reply(Generic[T]):
@@ -408,12 +436,15 @@ class Reply(Generic[T]):
 
     def overdue(self) -> EngineError:
         """As if its transaction had run into its time limit."""
-        return self.tr.client.error(TIMED_OUT, committing=self.tr.committing and self.tr.mutates)
+        return self._of(TIMED_OUT)
 
     def check(self, code: int) -> None:
         """Raise our error for FoundationDB's number `code`; 0 is none."""
         if code:
-            raise self.tr.client.error(code, committing=self.tr.committing and self.tr.mutates)
+            raise self._of(code)
+
+    def _of(self, code: int) -> EngineError:
+        return self.tr.client.error(code, committing=self.tr.committing and self.tr.mutates)
 
     def _until_ready(self) -> Generator[Any, None, None]:
         """Suspend until the native future is ready; a cancellation cancels it too."""
@@ -423,8 +454,11 @@ class Reply(Generic[T]):
         self.tr.awaited = waiter = client.wait(self)
         try:
             yield from waiter
-        except BaseException:
+        except BaseException as error:
             client.library.cancel(self.pointer)
+            # Whoever swallows a cancellation and awaits this again is told, and waits for no native future twice.
+            self._error = error if isinstance(error, EngineError) else self._of(OPERATION_CANCELLED)
+            self.finished = True
             raise
 
     def _free(self) -> None:

@@ -7,7 +7,10 @@ with jitter within one overall time limit, holds functions to their rules, and s
 conflict on it. When the commit's outcome is unknown, one further transaction reads that key. If it is there, the
 attempt was committed, and its result, kept, is the answer. If not, the same transaction writes "abandoned" under
 it: should the attempt still be under way somewhere, it now conflicts and can never be committed, so running the
-function again is safe. Minutes are cleared by range, long after any retry could look.
+function again is safe.
+
+Minutes are the cluster's, counted in its versions, of which there are about a million a second; nobody's clock matters.
+They are cleared by range, long after any retry could look, and one that looks even later knows that it cannot tell.
 
 Not settled: a commit that ran into the time limit (1031) and a cancelled caller. Both leave the outcome unknown
 and say so.
@@ -26,10 +29,8 @@ from typing import Any, Protocol, TypeVar
 
 from .clock import Clock
 from .errors import (
-    AmbiguousCommit,
     CommitUnknown,
     EngineError,
-    EngineUnavailable,
     ForeignAwait,
     RetryableError,
     TransactionMisuse,
@@ -44,9 +45,10 @@ log = logging.getLogger(__name__)
 COMMITTED = b"c"
 ABANDONED = b"a"
 
-MINUTE_NS = 60_000_000_000
+VERSIONS_PER_MINUTE = 60_000_000
 KEEP_MINUTES = 120
-"""How long `done` keys stay. A retry looks within seconds; the rest is for clocks that disagree."""
+"""How long `done` keys stay. A retry looks within seconds; the rest is for recoveries, each of which takes versions 100
+seconds ahead (MAX_VERSIONS_IN_FLIGHT), and for callers that were suspended."""
 CLEAR_EVERY_MINUTES = 10
 
 FIRST_BACKOFF_S = 0.01
@@ -94,6 +96,7 @@ class Runner:
 
     Args:
         begin: makes a fresh attempt: the kind of its transaction, and the seconds it has to live (None: `timeout_s`).
+        begin_background: the same for what gives way to all else; None: there is no such thing.
         done_prefix: where `done` keys are kept.
         seal: refuses what writes to a sealed store; None: nothing seals it.
         timeout_s: limit for one `transact` or `read`, retries and all.
@@ -108,6 +111,7 @@ class Runner:
         *,
         done_prefix: bytes,
         timeout_s: float,
+        begin_background: Callable[[bytes, float | None], Attempt] | None = None,
         seal: SealCheck | None = None,
         faults: Faults | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -115,6 +119,7 @@ class Runner:
         write_id: Callable[[], bytes] | None = None,
     ) -> None:
         self._begin = begin
+        self._begin_background = begin_background or begin
         self._clock = clock
         self._done_prefix = done_prefix
         self._seal = seal
@@ -156,7 +161,9 @@ class Runner:
                     if tr.mutates:
                         if seal is not None:
                             await seal.check(tr, started_ns, again=retries is not None)
-                        done_key = self._done_key()
+                        # Known by now, or the commit would ask for it; five seconds later it is too old for one.
+                        minute = await tr.read_version() // VERSIONS_PER_MINUTE
+                        done_key = self._done_key(minute)
                         tr.mark(done_key, COMMITTED)
                     await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))
                 except RetryableError as error:
@@ -171,7 +178,7 @@ class Runner:
                     failure = error
                 else:
                     if done_key:
-                        self._clear_old_minutes()
+                        self._clear_old_minutes(minute)
                     return result
                 finally:
                     tr.end()
@@ -266,50 +273,62 @@ class Runner:
         """
         retries = retries.anew()
         while True:
-            tr = self._begin(b"settle", retries.left_s())
+            tr: Attempt | None = None
             try:
-                mark = await tr.get(done_key)
+                tr = self._begin(b"settle", retries.left_s())
+                looked, version = tr.get(done_key), tr.read_version()
+                mark = await looked
                 if mark is not None:
-                    return mark == COMMITTED
+                    return self._settled(unknown, mark == COMMITTED)
+                if self._minute_of(done_key) < await version // VERSIONS_PER_MINUTE - KEEP_MINUTES:
+                    raise EngineError("it is so long ago that its mark may have been cleared")
                 tr.set(done_key, ABANDONED)
                 await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))
-                return False
+                return self._settled(unknown, False)
             except (RetryableError, CommitUnknown) as error:
                 # Unknown here is harmless: the next look finds the mark, or makes it.
                 failure: EngineError = error
-            except (AmbiguousCommit, EngineUnavailable) as error:
+            except EngineError as error:
                 raise unknown from error
             finally:
-                tr.end()
+                if tr is not None:
+                    tr.end()
             try:
                 pause_s = retries.pause_s(failure)
             except EngineError as error:
                 raise unknown from error
             await self._sleep(pause_s)
 
+    def _settled(self, unknown: CommitUnknown, committed: bool) -> bool:
+        log.info("unknown commit (%d) settled: %s", unknown.number, "committed" if committed else "abandoned")
+        return committed
+
     def _retries(self, started_ns: int) -> Retries:
         return Retries(self._clock, started_ns + self._timeout_ns, self._rng)
 
-    def _done_key(self) -> bytes:
+    def _done_key(self, minute: int) -> bytes:
         write_id = self._write_id()
-        return self._minute_prefix(write_id[0] % SHARDS, self._clock.now_ns() // MINUTE_NS) + write_id
+        return self._minute_prefix(write_id[0] % SHARDS, minute) + write_id
 
     def _minute_prefix(self, shard: int, minute: int) -> bytes:
         return self._done_prefix + (shard << 40 | minute).to_bytes(6, "big")
 
-    def _clear_old_minutes(self) -> None:
-        minute = self._clock.now_ns() // MINUTE_NS
+    def _minute_of(self, done_key: bytes) -> int:
+        start = len(self._done_prefix) + 1
+        return int.from_bytes(done_key[start : start + 5], "big")
+
+    def _clear_old_minutes(self, minute: int) -> None:
         if minute < self._clear_from_minute or (self._clearing is not None and not self._clearing.done()):
             return
         self._clear_from_minute = minute + CLEAR_EVERY_MINUTES
         self._clearing = asyncio.get_running_loop().create_task(self._clear_before(minute), name="clear done keys")
 
     async def _clear_before(self, minute: int) -> None:
-        tr = self._begin(b"clear done keys", None)
+        tr = self._begin_background(b"clear done keys", None)
         try:
+            kept = max(minute - KEEP_MINUTES, 0)
             for shard in range(SHARDS):
-                kept = self._minute_prefix(shard, max(minute - KEEP_MINUTES, 0))
-                tr.clear_range(self._minute_prefix(shard, 0), kept)
+                tr.clear_range(self._minute_prefix(shard, 0), self._minute_prefix(shard, kept))
             await tr.commit()
         except EngineError as error:
             log.info("clearing of settled transactions left to the next time: %s", error)
