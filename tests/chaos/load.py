@@ -204,7 +204,8 @@ class Client:
                 record.seen = {record.key: None}
         elif record.action == "list" and status == 200:
             rows = re.findall(rb"<Contents>.*?<Key>([^<]+)</Key>.*?<ETag>[^0-9a-f]*([0-9a-f]{32}).*?</Contents>", body)
-            if len(rows) != body.count(b"<Contents>") or b"<IsTruncated>true" in body:
+            once = len({key for key, _ in rows}) == len(rows)
+            if not once or len(rows) != body.count(b"<Contents>") or b"<IsTruncated>true" in body:
                 record.trouble = "damage"
             group = record.key.rpartition("/")[0] + "/"
             record.seen = {key: None for key in self._load.keys if key.startswith(group)}

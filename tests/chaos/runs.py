@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -31,10 +32,15 @@ S = 1_000_000_000
 
 @dataclass
 class Fault:
-    """Something that was done to the store, from its beginning to its end."""
+    """Something that was done to the store, from its beginning to its end.
+
+    Attributes:
+        silence_s: for which nothing can be served, if it does what it is meant to.
+    """
 
     name: str
     begun_ns: int
+    silence_s: float = 0.0
     ended_ns: int = 0
 
     def __str__(self) -> str:
@@ -66,9 +72,9 @@ class Run:
             raise AssertionError(f"the load ended early, with status {self.load.returncode}")
 
     @contextlib.contextmanager
-    def fault(self, name: str) -> Iterator[None]:
+    def fault(self, name: str, *, silence_s: float = 0.0) -> Iterator[None]:
         """What happens inside the `with` block is the fault."""
-        self.faults.append(Fault(name, time.monotonic_ns()))
+        self.faults.append(Fault(name, time.monotonic_ns(), silence_s))
         try:
             yield
         finally:
@@ -140,6 +146,18 @@ def longest_gap_ns(fault: Fault, until_ns: int, records: list[Record]) -> int:
     pairs = itertools.pairwise(ends)
     last_ns = min(fault.ended_ns + S, until_ns)
     return max((two - one for one, two in pairs if two > fault.begun_ns and one < last_ns), default=0)
+
+
+def assert_faults_bit(run: Run, records: list[Record]) -> None:
+    """A fault that nothing can be served through was one."""
+    for fault, until_ns in _spans(run):
+        gap_s = longest_gap_ns(fault, until_ns, records) / S
+        assert gap_s >= 0.8 * fault.silence_s, f"requests were served during {fault}: they ceased for {gap_s:.2f} s"
+
+
+def settled_commits(node: RunningNode) -> Counter[str]:
+    """How many commits of unknown outcome the node has settled, by FoundationDB's number and what became of them."""
+    return Counter(re.findall(r"unknown commit (\(\d+\) settled: \w+)", node.log.read_text()))
 
 
 def assert_served_again(run: Run, records: list[Record]) -> None:

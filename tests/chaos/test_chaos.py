@@ -30,12 +30,14 @@ from tests.chaos.runs import (
     ANSWER_S,
     RESUME_S,
     Run,
+    assert_faults_bit,
     assert_honest,
     assert_linearisable,
     assert_served_again,
     assert_store_is_whole,
     describe,
     running,
+    settled_commits,
 )
 from tests.chaos.stalling_node import VARIABLE, stall
 from tests.clusters import CLUSTER_VARIABLE, fresh_url
@@ -97,7 +99,7 @@ class ClusterChaos:
 
     def outage(self) -> None:
         """Longer than any request waits. The node says that it lives and cannot serve, and then that it can."""
-        with self.run.fault("fdbserver killed, and started again much later"):
+        with self.run.fault("fdbserver killed, and started again much later", silence_s=LONGEST_S):
             self.server.kill()
             self.run.go_on(2)
             assert self.status_of("/healthz") == 200
@@ -116,7 +118,7 @@ class ClusterChaos:
             return connection.getresponse().status
 
     def pause(self, seconds: float = PAUSE_S) -> None:
-        with self.run.fault("fdbserver stopped"):
+        with self.run.fault("fdbserver stopped", silence_s=seconds):
             self.server.pause()
             self.run.go_on(seconds)
             self.server.resume()
@@ -127,9 +129,10 @@ class ClusterChaos:
     def stall(self, seconds: float = PAUSE_S) -> None:
         """The network threads of one worker or of all processes hang."""
         processes = child_pids(self.node.pid)
+        silence_s = seconds
         if self.rng.random() < 0.5:
-            processes = [processes[-1]]
-        with self.run.fault(f"network threads of {len(processes)} processes stalled"):
+            processes, silence_s = [processes[-1]], 0.0  # the others serve
+        with self.run.fault(f"network threads of {len(processes)} processes stalled", silence_s=silence_s):
             stall(self.sockets, processes, seconds)
             self.run.go_on(seconds)
 
@@ -165,8 +168,10 @@ def judge(run: Run, node: RunningNode, flags: tuple[str, ...] = ()) -> None:
     pids = child_pids(node.pid)
     records = run.finish(120)
     describe(run, records)
+    print(f"commits of unknown outcome: {dict(settled_commits(node)) or 'none was met'}")
     assert_linearisable(records)
     assert_honest(records)
+    assert_faults_bit(run, records)
     assert_served_again(run, records)
     assert child_pids(node.pid) == pids
     assert_store_is_whole(node, *flags)
@@ -210,6 +215,7 @@ def test_minutes_of_chaos_on_a_cluster(
             faults.pop()()
             run.go_on(HEALTHY_S)
         judge(run, node, flags)
+        assert settled_commits(node), "no commit lost its answer: the run says nothing of what becomes of those"
     assert child_pids(node.pid) == pids
 
 
@@ -221,6 +227,7 @@ def test_commits_whose_answers_are_lost_take_effect_once(defect: str, tmp_path: 
     with doubtful as (node, flags, _), running(node, tmp_path, seed=seed_of(4), seconds=8) as run:
         if not defect:
             judge(run, node, flags)
+            assert {"(1021) settled: committed", "(1021) settled: abandoned"} <= settled_commits(node).keys()
             return
         records = run.finish(60)
         describe(run, records)
