@@ -24,7 +24,15 @@ from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
-from tigrislike.metadata.kv import Engine, EngineError, EngineUnavailable, StoreSealed, open_engine
+from tigrislike.metadata.kv import (
+    AmbiguousCommit,
+    Engine,
+    EngineError,
+    EngineUnavailable,
+    RetryableError,
+    StoreSealed,
+    open_engine,
+)
 from tigrislike.metadata.records import LIVE
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.reclaim import reclaim_due
@@ -239,7 +247,7 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
                 seal = error.reason
                 _LOG.warning("%s rests, for the store is sealed: %s", name, seal)
             await asyncio.sleep(max(pause_s, _RETRY_S))
-        except EngineUnavailable as error:
+        except (EngineUnavailable, RetryableError, AmbiguousCommit) as error:  # as while a cluster recovers
             _LOG.warning("%s: %s; next try in %.0f s", name, error, max(pause_s, _RETRY_S))
             await asyncio.sleep(max(pause_s, _RETRY_S))
         except Exception:

@@ -19,7 +19,8 @@ from tests.nodes import RunningNode, engine_settings, running_node
 from tigrislike import node as node_module
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
-from tigrislike.metadata.kv import Engine, EngineUnavailable, StoreSealed, open_engine
+from tigrislike.metadata.kv import CommitUnknown, Engine, EngineUnavailable, StoreSealed, open_engine
+from tigrislike.metadata.kv.errors import TemporarilyRefused
 
 REASON = "its metadata is being copied to a secret place"
 LARGE = bytes(100_000)
@@ -144,6 +145,8 @@ def test_a_duty_rests_while_the_store_is_sealed_and_says_so_once(
         None,
         OSError("disk"),
         EngineUnavailable("away"),
+        TemporarilyRefused("throttled", 1213),
+        CommitUnknown("unknown"),
         StoreSealed("two"),
     ]
     pauses: list[float] = []
@@ -170,9 +173,11 @@ def test_a_duty_rests_while_the_store_is_sealed_and_says_so_once(
         "sweep goes on",
         "sweep failed; next try in 30 s",
         "sweep: away; next try in 30 s",
+        "sweep: throttled; next try in 30 s",
+        "sweep: unknown; next try in 30 s",
         "sweep rests, for the store is sealed: two",
     ]
-    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, 30.0, 30.0, 30.0]
+    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, *[30.0] * 5]
     assert [record.message for record in caplog.records if record.exc_info] == ["sweep failed; next try in 30 s"]
 
 

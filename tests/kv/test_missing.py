@@ -91,6 +91,17 @@ def test_with_the_cluster_file_of_a_cluster_that_is_away(tmp_path: Path) -> None
 
 
 @pytest.mark.fdb
+def test_with_the_cluster_file_of_a_cluster_that_says_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections come about, and nobody looks at them
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        path = tmp_path / "fdb.cluster"
+        path.write_text(f"test:test@{address}\n")
+        said = serve(SERVE, tmp_path, f"fdb://{path}")
+    assert f"the FoundationDB cluster of {path} does not answer" in said
+    assert f"coordinators ({address}) are reachable" in said
+
+
+@pytest.mark.fdb
 def test_with_a_cluster_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "fdb.cluster"
     path.write_text("nonsense\n")

@@ -276,7 +276,8 @@ def _snapshot(path: Path, draft: Path) -> None:
 
 async def _live_blobs(url: str, node_id: bytes) -> tuple[str, list[tuple[bytes, int]]]:
     """The id of the store, and id and size of every live blob of this node."""
-    async with reached(url) as engine:
+    async with reached(url) as opened:
+        engine = opened.background  # the store goes on meanwhile
         keys = Keyspace(engine.prefix)
         raw = await engine.read(_get, keys.cluster)
         if raw is None:
