@@ -36,6 +36,7 @@ from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
 from tigrislike.s3api.reading import Buffer, read_extents, segments_of
 from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
+from tigrislike.s3api.sendfile import FileFailed
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
 
@@ -256,16 +257,20 @@ class Gateway:
                         started = True
                         await send(start)
                     if isinstance(piece, Segment):
-                        await send(
-                            {
-                                "type": "http.response.zerocopysend",
-                                "file": piece.fd,
-                                "offset": piece.offset,
-                                "count": piece.length,
-                                "ahead": piece.ahead,
-                                "more_body": True,
-                            }
-                        )
+                        message = {
+                            "type": "http.response.zerocopysend",
+                            "file": piece.fd,
+                            "offset": piece.offset,
+                            "count": piece.length,
+                            "ahead": piece.ahead,
+                            "unchanged": piece.unchanged,
+                            "more_body": True,
+                        }
+                        try:
+                            await send(message)
+                        except FileFailed as failure:
+                            log.warning("request %s: %s", request.request_id, failure)
+                            piece.stopped_at(failure.sent, failure.error)
                     else:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
             if not started:
