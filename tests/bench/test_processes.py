@@ -47,7 +47,7 @@ def test_cpu_counts_ended_children_and_living_ones(tmp_path: Path) -> None:
 
 
 def test_stop_ends_a_tree_that_ignores_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "STOP_S", 0.2)
+    monkeypatch.setattr(processes, "STOP_S", 2.0)  # so long a killed process may take to end
     stubborn = (
         "import signal, subprocess, sys\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"

@@ -30,7 +30,7 @@ def test_slow_clients_trickle_headers_and_bodies(monkeypatch: pytest.MonkeyPatch
     thread = threading.Thread(target=accept)
     thread.start()
     reading, writing = os.pipe()
-    seen = slow.run(Signer(f"127.0.0.1:{listener.getsockname()[1]}", "AK", "SK"), "b", 4, 0.5, writing)
+    seen = slow.run(Signer(f"127.0.0.1:{listener.getsockname()[1]}", "AK", "SK"), "b", 4, 1.5, writing)
     thread.join()
     listener.close()
     with open(reading, "rb") as ready:
@@ -50,15 +50,17 @@ def test_slow_clients_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def turn_away() -> None:
         for i in range(6):
             peer, _ = listener.accept()
+            if i == 5:
+                listener.close()  # before the client is sent away, or it may be back first
             if i % 2:
                 peer.sendall(b"HTTP/1.1 503 Slow Down\r\n\r\n")
-                peer.recv(65536)
+                while peer.recv(65536):  # until it hangs up: a reset would overtake the answer
+                    pass
             peer.close()
-        listener.close()
 
     thread = threading.Thread(target=turn_away)
     thread.start()
-    seen = slow.run(Signer(f"127.0.0.1:{listener.getsockname()[1]}", "AK", "SK"), "b", 1, 1.0)
+    seen = slow.run(Signer(f"127.0.0.1:{listener.getsockname()[1]}", "AK", "SK"), "b", 1, 3.0)
     thread.join()
     assert seen["opened"] == 6
     assert seen["answered 503"] >= 1

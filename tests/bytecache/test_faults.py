@@ -23,6 +23,7 @@ from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull, T
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import FOOTER_BYTES
 from tigrislike.bytecache.sealing import UNIT
+from tigrislike.bytecache.store import READ_THREADS
 
 DATA = os.urandom(2 * BLOCK + 777)
 
@@ -51,6 +52,13 @@ async def _upload_read_delete(store: BlockStore, reached: list[str]) -> None:
 
 def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+async def _read_ahead_is_over(store: BlockStore) -> None:
+    """A read that failed leaves what it had asked for ahead to the threads: until all of them meet, for want of it."""
+    meeting = threading.Barrier(READ_THREADS)
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(loop.run_in_executor(store._readers, meeting.wait) for _ in range(READ_THREADS)))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +103,7 @@ def test_a_failure_of_the_nth_system_call_is_reported_and_leaves_nothing(
             await store.delete_blob(blob_id)
         assert stored_files(scratch) == []
         assert os.listdir(scratch / "incoming") == []
+        await _read_ahead_is_over(store)
         now = store.statistics()
         assert (now.uploads, now.in_flight_bytes, now.open_blocks) == (0, 0, 0)
         # The pools' threads and the loop's own descriptors are there from the first attempt on.

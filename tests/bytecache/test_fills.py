@@ -317,12 +317,13 @@ FAULTS: dict[str, dict[str, Any]] = {
 def test_a_source_that_fails_is_found_out_and_asked_again_by_the_next_reader(
     scratch: Path, fault: str, kept: bool
 ) -> None:
-    here = Elsewhere(scratch, fill_timeout_s=0.05, cache_bytes=None if kept else 4096)
+    here = Elsewhere(scratch, cache_bytes=None if kept else 4096)
 
     async def story() -> None:
         sound = {name: getattr(here.source, name) for name in ("cut", "script")}
         for name, value in FAULTS[fault].items():
             setattr(here.source, name, value)
+        _patient_until_it_gives(here, 0.05)
         given = bytearray()
         with pytest.raises(SourceUnavailable):  # noqa: PT012
             async for piece in here.store.open_blob(here.blob_id, SIZE).read(0, BLOCK):
@@ -334,6 +335,7 @@ def test_a_source_that_fails_is_found_out_and_asked_again_by_the_next_reader(
         assert here.kept() == []
         assert here.store.statistics().fills_failed == 1
         here.check_quiet()
+        here.store._fills.timeout_s = 60.0
         for name, value in sound.items():
             setattr(here.source, name, value)
         assert await here.read() == here.data
@@ -341,6 +343,18 @@ def test_a_source_that_fails_is_found_out_and_asked_again_by_the_next_reader(
         assert here.kept() == ([0, 1, 2] if kept else [])
 
     run(here, story)
+
+
+def _patient_until_it_gives(here: Elsewhere, timeout_s: float) -> None:
+    """A source is given so little time only once it gives something: before, a thread takes the block's place, and a
+    reader who does not wait for that leaves a fill that nobody wants."""
+    script = here.source.script
+
+    def hurried(blob_id: bytes, start: int) -> object:
+        here.store._fills.timeout_s = timeout_s
+        return script(blob_id, start)
+
+    here.source.script = hurried
 
 
 def test_a_source_with_a_defect_of_its_own_is_reported_and_nobody_hangs(scratch: Path) -> None:
@@ -629,8 +643,9 @@ def test_a_block_that_another_process_fetches_is_waited_for_within_bounds(scratc
         loop = asyncio.get_running_loop()
         here.store._cache.begin = begin  # type: ignore[method-assign]
         if ending == "never":
-            here.store._fills.claim_s = 0.01
-        await tried.wait()
+            here.store._fills.claim_s = 0.01  # over perhaps before a thread has tried
+        else:
+            await tried.wait()
         if ending == "commit":
             image = memoryview(bytearray(IMAGE))
             image[:BLOCK] = here.data[:BLOCK]
@@ -803,11 +818,12 @@ def test_warming_fetches_only_what_is_not_here_and_goes_on_where_it_failed(scrat
         here.source.asked.clear()
         done: list[int] = []
 
-        def fail(blob_id: bytes, start: int) -> None:
-            if start >= 2 * BLOCK:
-                raise SourceUnavailable("enough for now")
+        async def fail() -> None:
+            # The failure ends the warming, and so the looking for blocks whose fetching has not begun.
+            await _until(lambda: (here.blob_id, 0, BLOCK) in here.source.asked)
+            raise SourceUnavailable("enough for now")
 
-        here.source.script = fail
+        here.source.script = lambda blob_id, start: fail() if start >= 2 * BLOCK else None
         with pytest.raises(SourceUnavailable):
             await here.store.warm(here.blob_id, SIZE, done.append)
         await here.settled()
@@ -907,7 +923,8 @@ def test_a_source_must_make_progress_for_as_long_as_it_is_waited_for(
 
 
 def test_a_source_that_does_not_let_itself_be_closed_holds_nothing_for_long(scratch: Path) -> None:
-    here = Elsewhere(scratch, fill_timeout_s=0.05)
+    here = Elsewhere(scratch)
+    _patient_until_it_gives(here, 0.05)
     read = here.source.read
 
     class Stuck:

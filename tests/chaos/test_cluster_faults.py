@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import free_ports
 from tests.chaos.cluster_faults import LocalServer, NotLocal, coordinator
 
 LISTEN = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); print(s, flush=True); "
 LISTEN += "signal = __import__('signal'); signal.pause()"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture
@@ -29,7 +25,7 @@ def listener(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A program named fdbserver that only listens, and its cluster file."""
     program = tmp_path / "fdbserver"
     shutil.copy(os.path.realpath(sys.executable), program)
-    port = free_port()
+    (port,) = free_ports(1)
     file = tmp_path / "fdb.cluster"
     file.write_text(f"# a comment\ntest:0123@127.0.0.1:{port}\n")
     environment = {**os.environ, "PYTHONHOME": sys.base_prefix, "MARK": "kept"}
@@ -82,9 +78,11 @@ def test_a_process_that_is_no_fdbserver_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_here_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "fdb.cluster"
-    file.write_text(f"a:b@127.0.0.1:{free_port()}\n")
-    with pytest.raises(NotLocal, match="nobody listens"):
-        LocalServer(file)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        file.write_text(f"a:b@127.0.0.1:{closed.getsockname()[1]}\n")
+        with pytest.raises(NotLocal, match="nobody listens"):
+            LocalServer(file)
 
 
 @pytest.mark.parametrize("text", ["", "a:b@127.0.0.1:1,127.0.0.1:2\n", "a:b@127.0.0.1:1:tls\n", "a:b@host:1\n"])

@@ -193,7 +193,7 @@ def test_a_connection_is_good_after_an_empty_file(either_store: RunningNode, buc
         aws_secret_access_key=either_store.secret_access_key,
         region_name="auto",
         verify=either_store.ca_bundle,
-        config=Config(retries={"total_max_attempts": 1}, max_pool_connections=1, read_timeout=10),
+        config=Config(retries={"total_max_attempts": 1}, max_pool_connections=1, read_timeout=30),
     )
     for key, body in (("empty", b""), ("one", b"1"), ("empty again", b""), ("two", b"22")):
         s3.put_object(Bucket=bucket, Key=key, Body=io.BytesIO(body))

@@ -112,21 +112,24 @@ def no_forced_switches() -> Iterator[None]:
 @pytest.mark.usefixtures("no_forced_switches")
 def test_other_threads_run_while_a_large_buffer_is_hashed(algorithm: str) -> None:
     digests, data = Digests([algorithm]), bytes(8 << 20)
-    running = threading.Event()
+    running, seen_at_it = threading.Event(), threading.Event()
     steps = 0
 
     def hash_all() -> None:
         nonlocal steps
         running.set()
-        for _ in range(50):
+        for _ in range(2000):  # a busy machine may take its time to let the other thread run
             steps += 1
             digests.update(data)
             steps += 1
+            if seen_at_it.is_set():
+                return
 
     thread = threading.Thread(target=hash_all)
     thread.start()
     running.wait()
     seen = steps
+    seen_at_it.set()
     thread.join()
     assert seen % 2 == 1, "this thread ran only before or after all the hashing"
 

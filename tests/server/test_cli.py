@@ -134,7 +134,7 @@ def test_public_storage_is_readable_by_anyone(store: RunningNode) -> None:
 
     done = tigris("storage", "create", "open-to-all", "--public", f"--endpoint={store.endpoint}", **store.exports)
     client(variables(done.stdout)).put_object(Bucket="open-to-all", Key="k", Body=b"free")
-    with urllib.request.urlopen(f"{store.endpoint}/open-to-all/k", timeout=10) as response:
+    with urllib.request.urlopen(f"{store.endpoint}/open-to-all/k", timeout=60) as response:
         assert response.read() == b"free"
 
 

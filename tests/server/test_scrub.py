@@ -21,7 +21,7 @@ from tests.admin.pristine import BLOCK, files_of, give_away, make, put, settings
 from tests.cache.serving import COMMAND, VARIABLE
 from tests.nodes import RunningNode, running_node
 from tests.server.test_cache_command import command
-from tests.server.test_metrics import Samples, samples, scrape
+from tests.server.test_metrics import Samples, samples, whole_page
 from tests.server.test_serve import s3, until
 from tigrislike.config import Settings
 from tigrislike.node import Node
@@ -76,7 +76,7 @@ def get(node: RunningNode, key: str) -> bytes:
 
 
 def metrics(node: RunningNode) -> Samples:
-    return samples(scrape(node))
+    return samples(whole_page(node))
 
 
 def decay(path: Path, offset: int) -> None:
@@ -101,16 +101,25 @@ def test_blocks_are_fetched_once_by_whichever_worker_and_counted(store: Store) -
         with ThreadPoolExecutor(12) as pool:
             read = list(pool.map(lambda at: get(node, "one" if at % 2 else "two"), range(24)))
         assert all(data == store.bytes["one" if at % 2 else "two"] for at, data in enumerate(read))
-        until(lambda: metrics(node)["tigrislike_cache_blocks", ()] == 8)
+        kept = "tigrislike_fills_total", (("result", "kept"),)
+
+        def over() -> bool:
+            # A block is in the index a moment before its fill is counted and its readers let go of the memory.
+            found = metrics(node)
+            return found["tigrislike_cache_blocks", ()] == found[kept] == 8 and not found[memory]
+
+        memory = "tigrislike_fill_memory_bytes", ()
+        until(over)
         found = metrics(node)
-        kept = found["tigrislike_fills_total", (("result", "kept"),)]
-        assert kept == found["tigrislike_fill_seconds_count", ()] == 8, "one fill per block, however many readers wait"
+        assert found[kept] == found["tigrislike_fill_seconds_count", ()] == 8, (
+            "one fill per block, however many readers wait"
+        )
         assert found["tigrislike_fill_bytes_total", ()] == 2 * SIZE
         assert found["tigrislike_passed_through_total", ()] == 0
         assert found["tigrislike_cache_used_bytes", ()] == sum(
             path.stat().st_size for path in (store.settings.cache_dir / "cache").rglob("*.*")
         )
-        assert found["tigrislike_fill_memory_bytes", ()] == 0
+        assert found[memory] == 0
         assert len(files_of(store.settings, "cache")) == 8
 
         hits = metrics(node)["tigrislike_block_hits_total", ()]
@@ -214,7 +223,7 @@ def test_the_agent_finds_what_has_decayed_and_mends_what_somebody_else_has(store
         assert found["tigrislike_scrub_damaged_blocks", ()] == 0
         assert found["tigrislike_scrubbed_blocks_total", ()] == 6
         assert {key: get(node, key) for key in store.blobs} == store.bytes
-    assert "2 healed, 0 damaged" in node.log.read_text()
+        until(lambda: "2 healed, 0 damaged" in node.log.read_text())  # said a moment after it can be seen
 
 
 def test_what_nobody_else_has_is_reported_and_never_served(store: Store) -> None:

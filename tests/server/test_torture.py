@@ -228,8 +228,9 @@ async def torture(node: InProcessNode, server: Serving, data_dir: Path, goal: in
 
     await until(lambda: not server.front.connections and not server.front.tasks)
     await until(lambda: node.blocks.statistics().open_blocks == 0)
-    await until(lambda: descriptors() == before)
-    assert asyncio.all_tasks() == tasks
+    # Fewer where a thread was still reading ahead for a client that had gone when they were counted first.
+    await until(lambda: descriptors() <= before)
+    await until(lambda: asyncio.all_tasks() <= tasks)
     return world
 
 
@@ -239,6 +240,8 @@ def test_reads_by_all_kinds_of_clients_leave_nothing_behind(
 ) -> None:
     seed = random.randrange(1_000_000)
     print(f"seed {seed}")
+    gc.collect()  # what other tests have left is neither this one's descriptors nor its complaints
+    caplog.clear()
 
     async def main() -> None:
         async with opened(tmp_path / "data") as node, serving(node.app, max_connections=10_000) as server:
