@@ -119,6 +119,7 @@ class Writer:
         try:
             await asyncio.wait_for(asyncio.shield(self._ended), 2 * TURN_WAIT_S)
         except TimeoutError:
+            self._refuse_waiting()
             raise EngineBusy(f"{self._path}: another process has kept the turn to write; not closed cleanly") from None
         finally:
             if self._expiry is not None:
@@ -130,14 +131,17 @@ class Writer:
         self._expiry = None
         asked_ns = self._turn_asked_ns
         if asked_ns and self._clock.monotonic_ns() - asked_ns >= TURN_WAIT_S * 1e9:
-            while self._pending:
-                job = self._pending.popleft()
-                if not job.future.done():
-                    job.future.set_exception(
-                        EngineBusy(f"{self._path}: another process has kept the turn to write for {TURN_WAIT_S:g} s")
-                    )
+            self._refuse_waiting()
         if self._pending or self._awake:
             self._expiry = self._loop.call_later(TURN_WAIT_S, self._expire)
+
+    def _refuse_waiting(self) -> None:
+        while self._pending:
+            job = self._pending.popleft()
+            if not job.future.done():
+                job.future.set_exception(
+                    EngineBusy(f"{self._path}: another process has kept the turn to write for {TURN_WAIT_S:g} s")
+                )
 
     def _deliver(self, outcomes: list[Outcome]) -> None:
         for future, value, error in outcomes:
