@@ -555,7 +555,8 @@ def test_a_failure_of_the_nth_system_call_loses_no_pass(scratch: Path, code: int
             assert not state.under_way
             assert state.blocks <= 4
             assert (ids[0], SIZE, 1) in world.mended
-            assert len(os.listdir("/proc/self/fd")) == descriptors
+            # Fewer where the garbage of other tests was collected meanwhile.
+            assert len(os.listdir("/proc/self/fd")) <= descriptors
             world.mended.clear()
             if not failed:
                 break

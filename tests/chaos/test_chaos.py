@@ -265,7 +265,8 @@ def test_a_node_and_its_processes_killed_under_load(tmp_path: Path) -> None:
     rng = random.Random(seed := seed_of(3))
     chaos = NodeChaos(tmp_path / "data", rng)
     try:
-        with running(chaos.node, tmp_path, seed=seed, seconds=30) as run:
+        # Some of it after the last fault, however long a node under load takes to start.
+        with running(chaos.node, tmp_path, seed=seed, seconds=45) as run:
             chaos.run = run
             while run.elapsed_s < 24:
                 run.go_on(rng.uniform(1, 3))
