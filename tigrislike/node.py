@@ -157,7 +157,7 @@ class Node:
     def scrubber(self, rate: int | None = None) -> Scrubber:
         """The scrubber of this node's disk, at most at `rate` bytes a second, by default the configured one."""
         blocks = self.blocks
-        remedies = Remedies(self.size_of, blocks.mend, blocks.drop)
+        remedies = Remedies(self.size_of, blocks.mend, blocks.drop, blocks.restore)
         return Scrubber(blocks.fs, blocks.layout, blocks.counters, remedies, rate or self.settings.scrub_rate)
 
     async def _sweep(self) -> None:

@@ -457,6 +457,25 @@ def test_uploads_make_room_and_are_told_how_much(scratch: Path) -> None:
         check(cache, scratch)
 
 
+def test_what_is_pinned_while_it_is_evicted_stays(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(scratch) as cache:
+        doom = cache._doom
+        fill(cache, A, B)
+        cache.pin(B[0])
+
+        def pinned_meanwhile(*args: Any, **options: Any) -> list[Key]:
+            keys = doom(*args, **options)
+            Path(layout_of(scratch).pin(A[0])).touch()
+            return keys
+
+        monkeypatch.setattr(cache, "_doom", pinned_meanwhile)
+        for key in (A, B):
+            assert cache.remove_blob(key[0], "request", spare_pinned=True) == 0
+        assert files_of(scratch).keys() == {A, B}
+        cache.reconcile()
+        check(cache, scratch)
+
+
 def test_space_that_readers_hold_is_not_evicted_for_over_and_over(scratch: Path) -> None:
     disk = SmallDisk(total_bytes=100 * FILE, available_bytes=10 * FILE)
     now_s = 1000.0

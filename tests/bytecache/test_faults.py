@@ -216,6 +216,24 @@ def test_listing_what_is_stored_reports_a_directory_that_cannot_be_read(scratch:
     store.close()
 
 
+def test_an_upload_leaves_no_pages_behind_where_there_is_no_direct_io(scratch: Path) -> None:
+    done: list[str] = []
+
+    class Recording(NoDirectAtOpen):
+        def fdatasync(self, fd: int) -> None:
+            done.append("synced")
+
+        def fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
+            assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+            done.append("dropped")
+
+    store = BlockStore.open(scratch, block_size=BLOCK, fs=Recording())
+    done.clear()
+    asyncio.run(put(store, bytes(2 * BLOCK)))
+    store.close()
+    assert done == ["synced", "dropped"] * 2
+
+
 class _Evicting(SmallDisk):
     """A disk with no room but for its reserve and what `make_room` gives back of a cache, a block at a time."""
 

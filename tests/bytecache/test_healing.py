@@ -789,8 +789,16 @@ def test_mending_on_request_replaces_the_block_and_says_whether_it_did(scratch: 
             assert healing.store.statistics().corrupt_unhealed == 2
             assert file.exists()
         assert not await healing.store.mend(bytes(16), SIZE, 1)
-        assert await healing.store.drop(healing.other_id, 1) == (place == "cache")
-        assert not await healing.store.drop(healing.other_id, 1)
+        other = healing.file(healing.other_id, 1)
+        who = identity(other.stat())
+        assert not await healing.store.drop(healing.other_id, 1, (who[0], who[1], who[2] + 1, who[3]))
+        assert await healing.store.drop(healing.other_id, 1, who) == (place == "cache")
+        assert not await healing.store.drop(healing.other_id, 1, who)
+        healing.source.script = lambda blob_id, start: None
+        assert not await healing.store.restore(healing.other_id, len(OTHER), 1), "it is not pinned"
+        await healing.store.pin(healing.other_id)
+        assert await healing.store.restore(healing.other_id, len(OTHER), 1) == (place == "cache")
+        assert other.read_bytes() == healing.pristine[other]
 
     healing.run(story)
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,7 @@ import pytest
 from tests.bytecache.blobs import BLOCK, put
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoDirectAtOpen, NoSync
 from tigrislike.bytecache import BlockStore, BytesError, DiskFailed, DiskFull
-from tigrislike.bytecache.errors import TooManyOpenFiles
+from tigrislike.bytecache.errors import SourceUnavailable, TooManyOpenFiles
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES
 from tigrislike.bytecache.layout import Layout, open_layout
@@ -33,7 +33,7 @@ from tigrislike.bytecache.scrub import (
 )
 from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.truth import verify_block
-from tigrislike.bytecache.verified import Verified
+from tigrislike.bytecache.verified import Identity, Verified, identity
 
 SIZE = 2 * BLOCK + 777  # three blocks
 FILE_BYTES = 2 * (BLOCK + FOOTER_BYTES) + 4096 + FOOTER_BYTES
@@ -51,6 +51,9 @@ class World:
         self.slept: list[float] = []
         self.mended: list[tuple[bytes, int, int]] = []
         self.dropped: list[tuple[bytes, int]] = []
+        self.restored: list[tuple[bytes, int, int]] = []
+        self.restores: Callable[[], bool] = lambda: True
+        self.before_drop: Callable[[], None] = lambda: None
         self.mends: Callable[[], bool] = lambda: False
         self.sizes: dict[bytes, int] = {}
         self.rate = rate
@@ -61,7 +64,7 @@ class World:
             self.fs,
             self.layout,
             self.counters,
-            Remedies(self._size_of, self._mend, self._drop),
+            Remedies(self._size_of, self._mend, self._drop, self._restore),
             self.rate,
             now_ns=lambda: int(self.now_s * 1e9),
             clock_s=lambda: self.now_s,
@@ -81,10 +84,18 @@ class World:
         self.mended.append((blob_id, size, number))
         return self.mends()
 
-    async def _drop(self, blob_id: bytes, number: int) -> bool:
+    async def _drop(self, blob_id: bytes, number: int, who: Identity) -> bool:
+        self.before_drop()
+        path = self.path(blob_id, number, "cache")
+        if identity(path.stat()) != who:
+            return False
         self.dropped.append((blob_id, number))
-        self.path(blob_id, number, "cache").unlink()
+        path.unlink()
         return True
+
+    async def _restore(self, blob_id: bytes, size: int, number: int) -> bool:
+        self.restored.append((blob_id, size, number))
+        return self.restores()
 
     def path(self, blob_id: bytes, number: int, tree: str = "home") -> Path:
         name = blob_id.hex()
@@ -209,38 +220,103 @@ def test_what_nobody_else_has_stays_and_is_verified_anew_before_it_is_served(scr
     asyncio.run(main())
 
 
-def test_a_damaged_block_of_the_cache_is_dropped(scratch: Path) -> None:
+@pytest.mark.parametrize("source", ["there", "away"])
+def test_a_damaged_block_of_the_cache_is_dropped(scratch: Path, source: str) -> None:
+    def away() -> bool:
+        raise SourceUnavailable("not now")
+
     async def main() -> None:
         world = World(scratch / "s")
+        if source == "away":
+            world.restores = away
         (blob_id,) = await world.fill(os.urandom(SIZE))
         world.into_cache(blob_id, 1)
         edit(world.path(blob_id, 1, "cache"), 9)
         state = await world.scrubber().run()
         assert world.dropped == [(blob_id, 1)]
+        assert world.restored == [(blob_id, SIZE, 1)]
         assert world.mended == []
         assert (state.healed, state.damaged) == (1, 0)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_it_leaves_nothing_in_the_page_cache(scratch: Path, direct: bool) -> None:
-    dropped: list[object] = []
+def test_what_has_come_in_the_place_of_a_damaged_block_is_not_dropped(scratch: Path) -> None:
+    async def main() -> None:
+        world = World(scratch / "s")
+        (blob_id,) = await world.fill(os.urandom(SIZE))
+        world.into_cache(blob_id, 1)
+        path = world.path(blob_id, 1, "cache")
+        fresh = scratch / "fresh"
+        fresh.write_bytes(path.read_bytes())
+        edit(path, 9)
+        world.before_drop = lambda: fresh.rename(path) and None
+        state = await world.scrubber().run()
+        assert (world.dropped, world.restored) == ([], [])
+        assert (state.healed, state.damaged, state.blocks) == (0, 0, 2)
+        assert path.exists()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("direct", "pages", "drops"),
+    [(True, 0, False), (False, errno.EAGAIN, True), (False, errno.EOPNOTSUPP, False), (False, 0, False)],
+    ids=["O_DIRECT", "cold", "untold", "warm"],
+)
+@pytest.mark.parametrize("who", ["scrubber", "fsck"])
+def test_it_leaves_the_page_cache_as_it_was(scratch: Path, who: str, direct: bool, pages: int, drops: bool) -> None:
+    dropped: list[tuple[int, int]] = []
 
     class Recording(NoSync):
         def set_direct(self, fd: int) -> bool:
             return direct
 
+        def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int, flags: int) -> int:
+            if flags & os.RWF_NOWAIT and pages:
+                raise OSError(pages, os.strerror(pages))
+            return super().preadv(fd, buffers, offset, 0)
+
         def fadvise(self, fd: int, offset: int, length: int, advice: int) -> None:
-            dropped.append((offset, length, advice))
+            if advice == os.POSIX_FADV_DONTNEED:
+                dropped.append((offset, length))
 
     async def main() -> None:
         world = World(scratch / "s", Recording())
-        await world.fill(os.urandom(SIZE))
-        assert (await world.scrubber().run()).blocks == 3
+        (blob_id,) = await world.fill(os.urandom(BLOCK))
+        if who == "scrubber":
+            assert (await world.scrubber().run()).blocks == 1
+        else:
+            verify_block(Local(world.fs, world.layout, world.counters, Verified(), True), blob_id, BLOCK, 0)
 
     asyncio.run(main())
-    assert dropped == ([] if direct else [(0, 0, os.POSIX_FADV_DONTNEED)] * 3)
+    data = [(0, BLOCK)]
+    assert dropped == ([] if not drops else data if who == "fsck" else [(BLOCK, FOOTER_BYTES), *data])
+
+
+@pytest.mark.parametrize("tree", ["home", "cache"])
+def test_a_device_that_cannot_be_read_is_told(scratch: Path, tree: str) -> None:
+    class Broken(NoSync):
+        def stat(self, path: str) -> os.stat_result:
+            if f"/{tree}/" in path and tree == "cache":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().stat(path)
+
+        def set_direct(self, fd: int) -> bool:
+            return False
+
+        def preadv(self, fd: int, buffers: Sequence[bytearray | memoryview], offset: int, flags: int) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def main() -> None:
+        world = World(scratch / "s", Broken())
+        (blob_id,) = await world.fill(b"x")
+        if tree == "cache":
+            world.into_cache(blob_id, 0)
+        assert (await world.scrubber().run()).damaged == 1
+        assert world.dropped == []
+
+    asyncio.run(main())
 
 
 def test_what_belongs_to_no_blob_any_more_is_left_alone(scratch: Path) -> None:
@@ -584,7 +660,7 @@ def test_what_the_database_refuses_ends_the_pass_where_it_is(scratch: Path) -> N
 
         scrubber = world.scrubber()
         good = scrubber._remedies
-        scrubber._remedies = Remedies(away, good.mend, good.drop)
+        scrubber._remedies = Remedies(away, good.mend, good.drop, good.restore)
         with pytest.raises(Away):
             await scrubber.run()
         state = await scrubber.state()

@@ -258,10 +258,10 @@ async def evict(node: Node, target: Target) -> Changed:
     Raises:
         As objects(); BytesError.
     """
-    pins = await _pins(node.blocks)
 
     async def change(stored: Stored) -> Changed:
-        if any(blob_id in pins for blob_id, _ in stored.blobs):
+        # Whoever pins it after this look has it spared all the same, by the eviction itself.
+        if any([await node.blocks.is_pinned(blob_id) for blob_id, _ in stored.blobs]):
             return Changed(1, 0, left=1)
         freed = [await node.blocks.evict(blob_id) for blob_id, _ in stored.blobs]
         return Changed(1, sum(map(bool, freed)), sum(freed))

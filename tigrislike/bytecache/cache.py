@@ -34,6 +34,7 @@ from tigrislike.bytecache.layout import Layout, parse_block_name
 from tigrislike.bytecache.policies import DEFAULT, GHOST, Entry, Key, Policy, named
 from tigrislike.bytecache.reconciling import Reconciled, reconcile, remove_dead_fills, settle_rows
 from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.verified import Identity
 
 __all__ = ["Cache", "CachedBlock", "Filling", "Reason", "Reconciled", "State", "Usage"]
 
@@ -241,27 +242,42 @@ class Cache:
         with _translated("looking for room"):
             return self._holdings.index.read(partial(self._holdings.could_relieve, wanted_bytes=wanted_bytes))
 
-    def remove_block(self, blob_id: bytes, number: int, reason: Reason) -> bool:
-        """Remove one block, pinned or not; whether it was here. A fill of it in progress goes on."""
+    def remove_block(self, blob_id: bytes, number: int, reason: Reason, only: Identity | None = None) -> bool:
+        """Remove one block, pinned or not; whether it was here. A fill of it in progress goes on.
+
+        Args:
+            blob_id, number: The block.
+            reason: For the counters.
+            only: Who its file is, if another one under that name is to be left.
+        """
         key = blob_id, number
         with _translated(f"removing {block_name(key)}"):
-            return self._holdings.write(partial(self._holdings.remove, keys=[key], reason=reason)) > 0
+            return self._holdings.write(partial(self._holdings.remove, keys=[key], reason=reason, only=only)) > 0
 
-    def remove_blob(self, blob_id: bytes, reason: Reason) -> int:
-        """Remove every block of a blob, pinned or not; bytes of their files. Fills of it in progress will not be kept.
-        A deleted blob loses its pin too. When it raises, some may be left: try again."""
+    def remove_blob(self, blob_id: bytes, reason: Reason, *, spare_pinned: bool = False) -> int:
+        """Remove every block of a blob; bytes of their files. Fills of it in progress will not be kept. A deleted blob
+        loses its pin too. When it raises, some may be left: try again.
+
+        Args:
+            blob_id: 16 bytes.
+            reason: For the counters.
+            spare_pinned: Whether what is pinned, or is meanwhile, is to be left.
+        """
         freed = 0
         with _translated(f"removing blob {blob_id.hex()}"):
-            keys = self._holdings.write(partial(self._doom, blob_id=blob_id))
+            keys = self._holdings.write(partial(self._doom, blob_id=blob_id, spare_pinned=spare_pinned))
             for start in range(0, len(keys), BATCH):
                 batch = keys[start : start + BATCH]
-                freed += self._holdings.write(partial(self._holdings.remove, keys=batch, reason=reason))
+                remove = partial(self._holdings.remove, keys=batch, reason=reason, spare_pinned=spare_pinned)
+                freed += self._holdings.write(remove)
             if reason == "deleted":
                 self.unpin(blob_id)
         return freed
 
-    def _doom(self, rows: Rows, blob_id: bytes) -> list[Key]:
+    def _doom(self, rows: Rows, blob_id: bytes, *, spare_pinned: bool) -> list[Key]:
         """See to it that fills of a blob come to nothing; what else there is of it."""
+        if spare_pinned and self._holdings.is_pinned(blob_id):
+            return []
         keys = set()
         for entry in rows.of_blob(blob_id):
             if entry.queue == FILLING:

@@ -19,6 +19,7 @@ from tigrislike.bytecache.index import FILLING, LEAVING, PINNED, Index, Rows
 from tigrislike.bytecache.layout import Layout, parse_blob_name
 from tigrislike.bytecache.policies import GHOST, Entry, Key, Policy, named, names
 from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.verified import Identity, identity
 
 Reason = Literal["capacity", "reserve", "request", "corrupt", "deleted"]
 """Why a block leaves: no room in the cache or on the disk, an operator, damage, or the blob is dead."""
@@ -239,10 +240,23 @@ class Holdings:
             unlinked += 1
         return freed
 
-    def remove(self, rows: Rows, keys: list[Key], reason: Reason) -> int:
-        """Remove blocks, pinned or not; bytes of their files. What is being filled is left to its filler."""
+    def remove(
+        self, rows: Rows, keys: list[Key], reason: Reason, *, only: Identity | None = None, spare_pinned: bool = False
+    ) -> int:
+        """Remove blocks; bytes of their files. What is being filled is left to its filler.
+
+        Args:
+            only: Who the file is, if another one is to be left.
+            spare_pinned: Whether blocks of pinned blobs are to be left.
+        """
         freed = 0
         for key in keys:
+            if spare_pinned and self.is_pinned(key[0]):
+                continue
+            if only is not None:
+                file = self.status(self.layout.cache_block(*key))
+                if file is None or identity(file) != only:
+                    continue
             entry = rows.get(key)
             if entry is None or not self.is_being_filled(entry):
                 freed += self.unlink(rows, key, reason)

@@ -27,7 +27,7 @@ from tigrislike.bytecache.fills import Begin, Fills, retrieve
 from tigrislike.bytecache.footer import FOOTER_BYTES, block_count, block_length, padded
 from tigrislike.bytecache.mending import Mending
 from tigrislike.bytecache.reading import DamagedBlock, Local, OpenBlock, UnreadableBlock
-from tigrislike.bytecache.verified import identity
+from tigrislike.bytecache.verified import Identity
 
 _WARM_AT_ONCE: Final = 4
 """Fills that warming a blob keeps going: enough for a network while a disk writes, few enough to leave readers room."""
@@ -137,14 +137,19 @@ class Recovery:
         self._local.counters.add(corrupt_unhealed=1)
         return False
 
-    async def drop(self, blob_id: bytes, number: int) -> bool:
-        """Drop a block of the cache that was found damaged; whether it was there.
+    async def drop(self, blob_id: bytes, number: int, who: Identity) -> bool:
+        """Drop a block of the cache that was found damaged; False if that file is not there any more.
 
         Raises:
-            DiskFailed
+            BlobBusy, DiskFailed
         """
         self._local.known.forget(blob_id, number)
-        return await self._run_on(self._index, self._cache.remove_block, blob_id, number, "corrupt")
+        return await self._run_on(self._index, self._cache.remove_block, blob_id, number, "corrupt", who)
+
+    async def restore(self, blob_id: bytes, size: int, number: int) -> bool:
+        """Fetch a block that is not here, if its blob is pinned; whether it was fetched. Raises as warm() does."""
+        pinned = await self._run_on(self._index, self._cache.pinned, blob_id)
+        return pinned and await self._fetch_missing(blob_id, size, number)
 
     async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None]) -> int:
         """Fetch every block of a blob that is not here; the bytes that were fetched.
@@ -239,8 +244,7 @@ class Recovery:
         """Drop the file from the cache, unless another has taken its place."""
         # A file that the disk does not let go of is in the way of every fill, and so is passed by.
         with contextlib.suppress(OSError, BytesError):
-            if identity(self._local.fs.stat(self._local.path("cache", blob_id, number))) == damage.who:
-                self._cache.remove_block(blob_id, number, "corrupt")
+            self._cache.remove_block(blob_id, number, "corrupt", damage.who)
 
     def _condemn(self, blob_id: bytes, size: int, number: int) -> Damage:
         """A block that somebody else found damaged: have it verified again by whoever reads it meanwhile."""

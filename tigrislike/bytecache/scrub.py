@@ -1,10 +1,11 @@
 """The scrubber: reads every block on this node's disk, past the page cache, and verifies every byte of it.
 
 What lies on a disk decays without being read. In every pass each block of `home/` and `cache/` that was there when the
-pass began and still is when its turn comes is read at most at a given rate. A damaged one is mended from a source, or
-dropped if it is one of the cache's; if that cannot be, its times are changed, so that every process verifies it anew
-before it serves it again. A pass can be left at any moment and goes on where it stopped, in whichever process; a lock
-on `scrub.lock` keeps it to one process at a time, and the kernel lets go of it when its holder dies.
+pass began and still is when its turn comes is read at most at a given rate. A damaged one is mended from a source; one
+of the cache is dropped, and fetched again at once if it is pinned; if that cannot be, its times are changed, so that
+every process verifies it anew before it serves it again. A pass can be left at any moment and goes on where it stopped,
+in whichever process; a lock on `scrub.lock` keeps it to one process at a time, and the kernel lets go of it when its
+holder dies.
 
 Where a pass is, and what it found, is kept in `scrub.json` in the store's root. To lose that file costs a new pass.
 Deliberately absent: uploads in `incoming/`, which are younger than an hour or somebody else's to settle, and whether
@@ -12,7 +13,6 @@ blocks are missing, which is fsck's.
 """
 
 import asyncio
-import errno
 import logging
 import mmap
 import os
@@ -23,12 +23,14 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from tigrislike.bytecache.device import DeviceReader
 from tigrislike.bytecache.errors import BytesError, CorruptBlock, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, write_all
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, PAGE, Footer, matches, padded
 from tigrislike.bytecache.layout import Layout, parse_block_name
 from tigrislike.bytecache.reading import BAD_SECTOR
 from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.verified import Identity, identity
 
 _LOG = logging.getLogger("tigrislike.scrub")
 
@@ -130,39 +132,27 @@ def verify_file(fs: FileSystem, path: str, blob_id: bytes, number: int, block_si
     """
     fd = fs.open(path, os.O_RDONLY)
     try:
-        direct = fs.set_direct(fd)
+        device = DeviceReader(fs, fd)
         size = fs.fstat(fd).st_size
         if size < FOOTER_BYTES or size % PAGE:
             raise CorruptBlock(f"its file has {size} bytes, as no block has")
         buffer = memoryview(mmap.mmap(-1, CHUNK))
-        try:
-            page = _read(fs, fd, buffer[:FOOTER_BYTES], size - FOOTER_BYTES)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not direct:
-                raise
-            # The device wants another alignment.
-            fs.drop_direct(fd)
-            direct = False
-            page = _read(fs, fd, buffer[:FOOTER_BYTES], size - FOOTER_BYTES)
-        footer = Footer.parse(page)
+        footer = Footer.parse(_read(device, buffer[:FOOTER_BYTES], size - FOOTER_BYTES))
         if (footer.blob_id, footer.number) != (blob_id, number):
             raise CorruptBlock(f"it holds block {footer.number} of blob {footer.blob_id.hex()}")
         end = padded(footer.length)
         if footer.block_size != block_size or size != end + FOOTER_BYTES:
             raise CorruptBlock(f"its file has {size} bytes for {footer.length} of data in blocks of {block_size}")
         for start in range(0, end, CHUNK):
-            if not matches(footer, start // CHUNK, _read(fs, fd, buffer[: min(CHUNK, end - start)], start)):
+            if not matches(footer, start // CHUNK, _read(device, buffer[: min(CHUNK, end - start)], start)):
                 raise CorruptBlock(f"chunk {start // CHUNK} fails its checksum")
-        if not direct:
-            # What was read for this alone is not to push out of memory what clients read.
-            fs.fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return size
     finally:
         fs.close(fd)
 
 
-def _read(fs: FileSystem, fd: int, buffer: memoryview, offset: int) -> memoryview:
-    if fs.preadv(fd, [buffer], offset, 0) != len(buffer):
+def _read(device: DeviceReader, buffer: memoryview, offset: int) -> memoryview:
+    if device.read(buffer, offset) != len(buffer):
         raise CorruptBlock(f"its file ends before byte {offset + len(buffer)}")
     return buffer
 
@@ -174,12 +164,14 @@ class Remedies:
     Attributes:
         size_of: The size of a committed blob; None if there is none of that id (any more), so that nothing is lost.
         mend: Given blob id, its size and the block's number: replace the file from a source; False if none has it.
-        drop: Given blob id and number: remove the block from the cache.
+        drop: Given blob id, number and who its file is: remove that file from the cache; False if it is not there.
+        restore: Given blob id, its size and the block's number: fetch what was dropped, if it is pinned.
     """
 
     size_of: Callable[[bytes], Awaitable[int | None]]
     mend: Callable[[bytes, int, int], Awaitable[bool]]
-    drop: Callable[[bytes, int], Awaitable[bool]]
+    drop: Callable[[bytes, int, Identity], Awaitable[bool]]
+    restore: Callable[[bytes, int, int], Awaitable[object]]
 
 
 class Scrubber:
@@ -321,7 +313,10 @@ class Scrubber:
         """(bytes read, what became of it)."""
         blob_id = bytes.fromhex(block.blob)
         path = f"{self._layout.root}/{block.name}"
+        who: Identity | None = None
         try:
+            # Asked first, so that a file which has since come in its place is never taken for the damaged one.
+            who = identity(await asyncio.to_thread(self._fs.stat, path))
             size = await asyncio.to_thread(verify_file, self._fs, path, blob_id, block.number, self._layout.block_size)
         except FileNotFoundError:
             return 0, "gone"
@@ -339,7 +334,7 @@ class Scrubber:
             self._counters.add(scrubbed_blocks=1, scrubbed_bytes=size)
             return size, "sound"
         self._counters.add(verify_failures=1)
-        outcome = await self._remedy(block, blob_id)
+        outcome = await self._remedy(block, blob_id, who)
         if outcome == "damaged":
             _LOG.error("%s is damaged (%s) and stays so: reads of it fail", block.name, damage)
             await asyncio.to_thread(self._void, path)
@@ -347,10 +342,14 @@ class Scrubber:
             _LOG.warning("%s was damaged (%s): %s", block.name, damage, outcome)
         return self._layout.block_size, outcome
 
-    async def _remedy(self, block: StoredBlock, blob_id: bytes) -> Outcome:
+    async def _remedy(self, block: StoredBlock, blob_id: bytes, who: Identity | None) -> Outcome:
         try:
             if block.tree == "cache":
-                await self._remedies.drop(blob_id, block.number)
+                if who is None:
+                    return "damaged"  # nor could its file be dropped, whose name the disk has lost
+                if not await self._remedies.drop(blob_id, block.number, who):
+                    return "gone"
+                await self._restore(block, blob_id)
                 return "healed"
             size = await self._remedies.size_of(blob_id)
             if size is None:
@@ -359,6 +358,14 @@ class Scrubber:
         except BytesError as error:
             _LOG.error("%s: %s", block.name, error)
             return "damaged"
+
+    async def _restore(self, block: StoredBlock, blob_id: bytes) -> None:
+        """See to it that a pinned block is here again."""
+        try:
+            if (size := await self._remedies.size_of(blob_id)) is not None:
+                await self._remedies.restore(blob_id, size, block.number)
+        except BytesError as error:
+            _LOG.warning("%s was dropped and will be fetched when it is read, for now: %s", block.name, error)
 
     def _void(self, path: str) -> None:
         """Make every process forget that it has verified this file once."""

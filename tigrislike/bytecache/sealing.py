@@ -3,7 +3,7 @@
 Each unit lies in an aligned buffer from the moment it is received; it is given to the digest, checksummed and written
 from there. New files are written with O_DIRECT: that costs a small fraction of the CPU that fresh page cache does
 (bench/blocks.py measures it), and an upload does not push out what is being read. A filesystem that refuses O_DIRECT
-gets ordinary writes from then on.
+gets ordinary writes from then on, whose pages are let go of once they are on the disk.
 
 Space is claimed before it is used, and evicted for, block by block: who announces much and sends little pushes out
 little. Where a blob's size is known, a disk that is too small for it says so before the first byte is written; and the
@@ -286,6 +286,8 @@ class BlockSealer:
     def _sync_blocks(self) -> None:
         for fd in self._unsynced:
             self._fs.fdatasync(fd)
+            if not self._disk.direct:  # an upload is not to push out what is being read
+                self._fs.fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         while self._unsynced:
             self._fs.close(self._unsynced.pop())
 

@@ -37,7 +37,7 @@ from tigrislike.bytecache.sealing import BlockSealer, Digest, Disk
 from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters, Statistics
 from tigrislike.bytecache.truth import StoredBlob, scan_incoming, scan_shard, verify_block
-from tigrislike.bytecache.verified import Verified
+from tigrislike.bytecache.verified import Identity, Verified
 from tigrislike.bytecache.writer import BlobWriter
 
 DEFAULT_BLOCK_SIZE: Final = 8 * 1024 * 1024
@@ -312,8 +312,13 @@ class BlockStore:
         return await self._run_indexed("listing pins", self._cache.pins, after, limit)
 
     async def evict(self, blob_id: bytes) -> int:
-        """Drop the blob's blocks from the cache, pinned or not, and not from `home/`; bytes of files freed."""
-        return await self._run_indexed(f"evicting blob {blob_id.hex()}", self._cache.remove_blob, blob_id, "request")
+        """Drop the blob's blocks from the cache, unless it is pinned, and not from `home/`; bytes of files freed."""
+        remove = partial(self._cache.remove_blob, blob_id, "request", spare_pinned=True)
+        return await self._run_indexed(f"evicting blob {blob_id.hex()}", remove)
+
+    async def is_pinned(self, blob_id: bytes) -> bool:
+        """Whether a blob is pinned."""
+        return await self._run_indexed(f"looking for the pin of blob {blob_id.hex()}", self._cache.pinned, blob_id)
 
     async def warm(self, blob_id: bytes, size: int, progress: Callable[[int], None] = lambda _: None) -> int:
         """Fetch every block of a blob that is not on this node, a few at a time; the bytes that were fetched.
@@ -345,13 +350,17 @@ class BlockStore:
         """
         return await self._recovery.mend(blob_id, size, number)
 
-    async def drop(self, blob_id: bytes, number: int) -> bool:
-        """Drop a block of the cache that was found damaged; whether it was there.
+    async def drop(self, blob_id: bytes, number: int, who: Identity) -> bool:
+        """Drop a block of the cache that was found damaged, in the file `who`; False if that is not there any more.
 
         Raises:
             BlobBusy, DiskFailed
         """
-        return await self._recovery.drop(blob_id, number)
+        return await self._recovery.drop(blob_id, number, who)
+
+    async def restore(self, blob_id: bytes, size: int, number: int) -> bool:
+        """Fetch a block that is not here, if its blob is pinned; whether it was fetched. Raises as warm() does."""
+        return await self._recovery.restore(blob_id, size, number)
 
     async def sweep(self, settle: Callable[[bytes], Awaitable[bool]]) -> SweepStats:
         """Settle what dead processes left in `incoming/`.

@@ -4,12 +4,12 @@ Nothing here trusts what the process remembers, and nothing here changes anythin
 """
 
 import contextlib
-import errno
 import mmap
 import os
 from collections import defaultdict
 from dataclasses import dataclass
 
+from tigrislike.bytecache.device import DeviceReader
 from tigrislike.bytecache.errors import CorruptBlock
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.footer import CHUNK, FOOTER_BYTES, Footer, matches, padded
@@ -71,24 +71,14 @@ def verify_block(local: Local, blob_id: bytes, size: int, number: int) -> None:
     Raises:
         MissingBlob, CorruptBlock; OSError as the system calls do.
     """
-    fs = local.fs
     block = OpenBlock.open(local, blob_id, size, number)
     try:
         footer = block.read_footer()
         buffer = memoryview(mmap.mmap(-1, CHUNK))
-        direct = fs.set_direct(block.fd)
+        device = DeviceReader(local.fs, block.fd)
         for start in range(0, padded(block.length), CHUNK):
             chunk = buffer[: min(CHUNK, padded(block.length) - start)]
-            try:
-                got = fs.preadv(block.fd, [chunk], start, 0)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not direct:
-                    raise
-                # The device wants another alignment.
-                fs.drop_direct(block.fd)
-                direct = False
-                got = fs.preadv(block.fd, [chunk], start, 0)
-            if got != len(chunk):
+            if device.read(chunk, start) != len(chunk):
                 raise block.damaged(f"its file ends inside chunk {start // CHUNK}")
             if not matches(footer, start // CHUNK, chunk):
                 raise block.damaged(f"chunk {start // CHUNK} fails its checksum")
