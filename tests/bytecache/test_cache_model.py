@@ -1,8 +1,10 @@
 """A model of the cache: several objects and processes fill, read, evict, pin, remove, die and open it again, in any
 order, and after every step what the index says is what the disk holds."""
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -19,13 +21,27 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.bytecache.blobs import drain
 from tests.bytecache.cached import BLOCK, FILE, blob, check, files_of, image, layout_of, open_cache, opened, rows_of
 from tests.bytecache.faults import SmallDisk
 from tests.bytecache.filler import Fillers, fillers
 from tests.bytecache.test_cache import reboot
 from tigrislike.bytecache.cache import Cache, Filling, Reason
-from tigrislike.bytecache.errors import BlobGone, BlockPresent, CacheFull, FillInProgress, PinsFull
+from tigrislike.bytecache.errors import (
+    BlobGone,
+    BlockPresent,
+    BytesError,
+    CacheFull,
+    FillInProgress,
+    MissingBlob,
+    PinsFull,
+)
 from tigrislike.bytecache.policies import Key, names
+from tigrislike.bytecache.reader import BlobReader
+from tigrislike.bytecache.reading import Local
+from tigrislike.bytecache.recovery import Recovery
+from tigrislike.bytecache.statistics import Counters
+from tigrislike.bytecache.verified import Verified
 
 CAPACITY = 4 * FILE
 keys = st.tuples(st.integers(0, 2).map(blob), st.integers(0, 1))
@@ -35,11 +51,27 @@ jobs = st.sampled_from(["fill", "begin", "remove_block", "remove_blob", "delete_
 UNBOUNDED = 10**12
 
 
+class Nowhere(Recovery):
+    """Nobody else has anything."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def fetch(self, *args: Any, **options: Any) -> AsyncGenerator[bytes, None]:
+        [reason] = [value for value in (*args, *options.values()) if isinstance(value, BytesError)]
+        raise reason
+        yield b""
+
+
+NOWHERE = Nowhere()
+
+
 class CacheMachine(RuleBasedStateMachine):
     """What must be true is here; what is true comes from the disk."""
 
     root: ClassVar[Path]
     others: ClassVar[Fillers]
+    threads: ClassVar[Executor]
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,6 +90,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(policy=st.sampled_from(names()))
     def open(self, policy: str) -> None:
+        self.local = Local(self.disk, layout_of(self.path), Counters(), Verified())
         self.policy = policy
         self.caches = [self._open(policy), self._open(None)]
 
@@ -133,6 +166,24 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(slot=slots, key=keys)
     def touch(self, slot: int, key: Key) -> None:
         self.caches[slot].touch(*key)
+
+    @rule(slot=slots, key=keys, length=st.integers(1, BLOCK))
+    def read(self, slot: int, key: Key, length: int) -> None:
+        """As the store reads: what is here gives its bytes and is a hit, what is not says so."""
+        files = files_of(self.path)
+        reader = BlobReader(self.local, self.caches[slot], NOWHERE, self.threads, key[0], 2 * BLOCK)
+        start = key[1] * BLOCK
+
+        async def whole() -> bytes:
+            return await drain(reader.read(start, start + length))
+
+        try:
+            assert asyncio.run(whole()) == IMAGES[key][:length]
+        except MissingBlob:
+            assert key not in files
+        else:
+            assert key in files
+            assert key in self.caches[slot]._holdings.hits._hits
 
     @rule(slot=slots, passed_s=st.integers(0, 20))
     def flush(self, slot: int, passed_s: int) -> None:
@@ -329,10 +380,11 @@ def others() -> Iterator[Fillers]:
 
 def run(root: Path, others: Fillers, **bounds: Any) -> None:
     CacheMachine.root, CacheMachine.others = root, others
-    run_state_machine_as_test(
-        CacheMachine,
-        settings=settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, **bounds),
-    )
+    with ThreadPoolExecutor(1) as CacheMachine.threads:
+        run_state_machine_as_test(
+            CacheMachine,
+            settings=settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True, **bounds),
+        )
 
 
 def test_the_cache_is_what_the_model_says(scratch: Path, others: Fillers) -> None:
