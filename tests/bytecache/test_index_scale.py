@@ -17,6 +17,10 @@ from tigrislike.bytecache.policies import Key
 BLOCKS = 1_000_000
 LINKS = 30_000
 """Names of one file: filesystems have a limit, and some count names as inodes."""
+INDEXED_CPU_S = 120.0
+"""Of this process, for a million blocks; it takes a tenth to a quarter of that."""
+ANSWERED_S = 10.0
+"""What a busy machine may make of milliseconds."""
 READER = """
 import sys
 for line in sys.stdin:
@@ -68,35 +72,43 @@ def test_a_million_blocks_are_indexed_while_others_go_on(roomy: Path) -> None:
     removed: list[Key] = []
     read = 0
 
-    def timed(what: str, since: float) -> None:
-        print(f"{what}: {time.perf_counter() - since:.3f} s")
+    slowest_read_s = 0.0
+
+    def timed(what: str, since: float) -> float:
+        took_s = time.perf_counter() - since
+        print(f"{what}: {took_s:.3f} s")
+        return took_s
 
     with reader() as process, opened(roomy) as other:
         assert process.stdin is not None
         assert process.stdout is not None
         started = time.perf_counter()
         cache = open_cache(roomy)
-        timed("opening without an index", started)
+        assert timed("opening without an index", started) < ANSWERED_S
         assert not cache.usage().ready
 
         def meanwhile(seen: int) -> None:
-            nonlocal read
+            nonlocal read, slowest_read_s
             assert process.stdin is not None
             assert process.stdout is not None
             number = 7919 * (read + 1) % BLOCKS
+            asked = time.perf_counter()
             process.stdin.write(layout.cache_block(*key_of(number)) + "\n")
             process.stdin.flush()
             assert int(process.stdout.readline()) == FILE
+            slowest_read_s = max(slowest_read_s, time.perf_counter() - asked)
             read += 1
             if read % 16 == 0:
                 key = key_of(number)
                 assert other.remove_block(*key, "request")
                 removed.append(key)
 
-        started = time.perf_counter()
+        started, cpu_s = time.perf_counter(), time.process_time()
         result = cache.reconcile(meanwhile)
         timed("building the index of a million blocks", started)
+        assert time.process_time() - cpu_s < INDEXED_CPU_S
         assert read == 256
+        assert slowest_read_s < ANSWERED_S
         assert cache.usage().ready
         # Those removed before their directory was looked at never were there.
         assert BLOCKS - len(removed) <= result.added <= BLOCKS
@@ -107,12 +119,12 @@ def test_a_million_blocks_are_indexed_while_others_go_on(roomy: Path) -> None:
 
         started = time.perf_counter()
         cache = open_cache(roomy)
-        timed("opening with the index", started)
+        assert timed("opening with the index", started) < ANSWERED_S
         assert cache.usage() == usage
         started = time.perf_counter()
         assert cache.reconcile() == Reconciled()
         timed("comparing a million files with the index", started)
         started = time.perf_counter()
         assert sum(1 for _ in cache.blocks(limit=1000)) == 1000
-        timed("listing a thousand", started)
+        assert timed("listing a thousand", started) < ANSWERED_S
         cache.close()
