@@ -360,7 +360,8 @@ async def abort_copy(source: Store, target: Store | None, *, force: bool = False
             await target.engine.transact_past_seal(_forget_target, target.engine.prefix, claim)
             emptied = True
     if seal is not None:
-        await _change_seal(source, seal["token"], None)
+        # Without the target to seize, only the seal as it was seen tells that the copy is not about to open it.
+        await _change_seal(source, seal["token"], None, seen=seal if target is None else None)
     opened = f"{source.url} takes writes again" if seal is not None else f"{source.url} was not sealed"
     return f"{opened}; {target.url} is empty" if emptied and target is not None else opened
 
@@ -443,18 +444,27 @@ async def _look_at_target(tr: Transaction, prefix: bytes) -> _Target:
     return _Target(members[0], members[1], not await first)
 
 
-async def _change_seal(store: Store, token: str | None, members: dict[str, Any] | None) -> None:
-    """Seal a store that has no seal (`token` None), or change or clear (`members` None) the one with this token."""
-    await store.engine.transact_past_seal(_set_seal, store, token, members)
+async def _change_seal(
+    store: Store, token: str | None, members: dict[str, Any] | None, seen: dict[str, Any] | None = None
+) -> None:
+    """Seal a store that has no seal (`token` None), or change or clear (`members` None) the one with this token, and
+    with the members `seen`, if they are given."""
+    await store.engine.transact_past_seal(_set_seal, store, token, members, seen)
 
 
-async def _set_seal(tr: Transaction, store: Store, token: str | None, members: dict[str, Any] | None) -> None:
+async def _set_seal(
+    tr: Transaction,
+    store: Store,
+    token: str | None,
+    members: dict[str, Any] | None,
+    seen: dict[str, Any] | None,
+) -> None:
     key = store.engine.prefix + SEALED
     raw = await tr.get(key)
     found = seal_members(raw) if raw is not None else None
     if found == members:
         return
-    if (None if found is None else found.get("token")) != token:
+    if (None if found is None else found.get("token")) != token or (seen is not None and found != seen):
         what = "is open" if found is None else f"is sealed: {found['reason']}"
         raise CopyError(f"{store.url} {what}. Another command changed its seal meanwhile; this one stops")
     if members is None:
