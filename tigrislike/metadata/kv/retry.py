@@ -50,6 +50,9 @@ KEEP_MINUTES = 120
 """How long `done` keys stay. A retry looks within seconds; the rest is for recoveries, each of which takes versions 100
 seconds ahead (MAX_VERSIONS_IN_FLIGHT), and for callers that were suspended."""
 CLEAR_EVERY_MINUTES = 10
+ANCHOR_NS = 60_000_000_000
+"""How long minutes are counted on from a version. A process that was suspended without noticing files its marks under
+minutes long gone; whoever settles them sees that, and concludes nothing."""
 
 FIRST_BACKOFF_S = 0.01
 BACKOFF_GROWTH = 2.0
@@ -129,6 +132,7 @@ class Runner:
         self._rng = rng or random.Random()
         self._write_id = write_id or WriteIds().next
         self._recent = 0, 0
+        self._anchor = 0, -ANCHOR_NS  # a version of the cluster's, and when it was the latest
         self._clear_from_minute = 0
         self._clearing: asyncio.Task[None] | None = None
         self._running = 0
@@ -161,8 +165,7 @@ class Runner:
                     if tr.mutates:
                         if seal is not None:
                             await seal.check(tr, started_ns, again=retries is not None)
-                        # Known by now, or the commit would ask for it; five seconds later it is too old for one.
-                        minute = await tr.read_version() // VERSIONS_PER_MINUTE
+                        minute = await self._minute(tr)
                         done_key = self._done_key(minute)
                         tr.mark(done_key, COMMITTED)
                     await (tr.commit() if self._faults is None else self._commit_faultily(tr, self._faults))
@@ -305,6 +308,16 @@ class Runner:
 
     def _retries(self, started_ns: int) -> Retries:
         return Retries(self._clock, started_ns + self._timeout_ns, self._rng)
+
+    async def _minute(self, tr: Attempt) -> int:
+        """The cluster's minute, within two or so: counted on from one of its versions for a while, for to ask each
+        transaction costs as much as to commit it."""
+        now_ns = self._clock.monotonic_ns()
+        version, asked_ns = self._anchor
+        if now_ns - asked_ns >= ANCHOR_NS:
+            # Known by now, or the commit would ask for it; five seconds later it is too old for one.
+            version, asked_ns = self._anchor = await tr.read_version(), now_ns
+        return (version + (now_ns - asked_ns) // 1000) // VERSIONS_PER_MINUTE
 
     def _done_key(self, minute: int) -> bytes:
         write_id = self._write_id()
