@@ -17,7 +17,7 @@ from tigrislike.bytecache.incoming import NamesSync
 from tigrislike.bytecache.layout import open_layout
 from tigrislike.bytecache.sealing import UNIT
 from tigrislike.bytecache.store import DEFAULT_BLOCK_SIZE
-from tigrislike.bytecache.writer import MAX_OUTSTANDING_BYTES
+from tigrislike.bytecache.writer import AHEAD_BYTES, OUTSTANDING_BYTES, SPARE_BYTES
 
 
 def _always(answer: bool) -> Callable[[bytes], Awaitable[bool]]:
@@ -41,10 +41,15 @@ class _Gate(NoSync):
         return super().pwrite(fd, data, offset)
 
 
-def test_a_writer_faster_than_the_disk_waits_and_holds_a_bounded_amount(scratch: Path) -> None:
+@pytest.mark.parametrize(("others_bytes", "most"), [(0, AHEAD_BYTES), (SPARE_BYTES, OUTSTANDING_BYTES)])
+def test_a_writer_faster_than_the_disk_waits_and_holds_a_bounded_amount(
+    scratch: Path, others_bytes: int, most: int
+) -> None:
+    """Less, where other uploads hold much."""
     gate = _Gate(scratch, DEFAULT_BLOCK_SIZE)
     store = BlockStore.open(scratch, fs=gate)
-    data = os.urandom(3 * MAX_OUTSTANDING_BYTES)
+    store._in_flight.bytes += others_bytes
+    data = os.urandom(3 * most)
 
     async def story() -> None:
         writer = store.create_blob()
@@ -59,8 +64,8 @@ def test_a_writer_faster_than_the_disk_waits_and_holds_a_bounded_amount(scratch:
         for _ in range(1000):
             await asyncio.sleep(0)
         assert not sending.done()
-        assert writer.size <= MAX_OUTSTANDING_BYTES + UNIT
-        assert store.statistics().in_flight_bytes <= MAX_OUTSTANDING_BYTES + UNIT
+        assert most <= writer.size <= most + UNIT
+        assert most <= store.statistics().in_flight_bytes <= most + UNIT
         gate.opened.set()
         await sending
         assert store.statistics().in_flight_bytes == 0
@@ -150,7 +155,7 @@ def test_a_client_that_vanishes_while_the_disk_is_busy_leaves_nothing(scratch: P
         writer = store.create_blob()
 
         async def send() -> None:
-            await writer.write(bytes(2 * BLOCK if step != "write" else 2 * MAX_OUTSTANDING_BYTES))
+            await writer.write(bytes(2 * BLOCK if step != "write" else 2 * AHEAD_BYTES))
             await (writer.abort() if step == "abort" else writer.finish())
 
         sending = asyncio.create_task(send())

@@ -38,7 +38,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters, Statistics
 from tigrislike.bytecache.truth import StoredBlob, scan_incoming, scan_shard, verify_block
 from tigrislike.bytecache.verified import Identity, Verified
-from tigrislike.bytecache.writer import BlobWriter
+from tigrislike.bytecache.writer import BlobWriter, InFlight
 
 DEFAULT_BLOCK_SIZE: Final = 8 * 1024 * 1024
 DEFAULT_RESERVE_BYTES: Final = 1024 * 1024 * 1024
@@ -106,6 +106,7 @@ class BlockStore:
         self.fs = fs
         self.layout = layout
         self.counters = counters
+        self._in_flight = InFlight(counters)
         self._cache = cache
         self._disk = Disk(
             fs, layout, reserve_bytes, counters, make_room=cache.make_room, could_make_room=cache.could_make_room
@@ -240,7 +241,7 @@ class BlockStore:
             self.block_size,
             BlockSealer(self._disk, blob_id, digest, size),
             self._writers,
-            lambda delta: self.counters.add(in_flight_bytes=delta),
+            self._in_flight,
             beside=beside,
             size=size,
         )

@@ -3,8 +3,8 @@
 What is received is gathered in aligned buffers, units of 1 MiB, and each full one is handed to worker threads while the
 event loop fills the next. An upload has two lanes there, each with at most one job: one checksums and writes, the
 other computes the digest that takes longest, so that a single upload can use both cores; in each lane its bytes stay in
-order. write() waits while `MAX_OUTSTANDING_BYTES` are not through both: an upload holds that and one unit, whatever its
-size.
+order. write() waits while `OUTSTANDING_BYTES` are not through both: an upload holds that and one unit, whatever its
+size. Few uploads may get further ahead, so that neither the sender nor a thread waits for the other's every step.
 
 A failure removes everything that was written; it is raised by the call that meets it and by all later ones.
 Deliberately absent: retries (nobody has the bytes any more), and knowledge of what the bytes are.
@@ -12,15 +12,19 @@ Deliberately absent: retries (nobody has the bytes any more), and knowledge of w
 
 import asyncio
 import enum
-from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final
 
 from tigrislike.bytecache.errors import WriterClosed
 from tigrislike.bytecache.sealing import UNIT, BlockSealer, Digest, Unit
+from tigrislike.bytecache.statistics import Counters
 
-MAX_OUTSTANDING_BYTES: Final = 2 * UNIT
+OUTSTANDING_BYTES: Final = 2 * UNIT
+AHEAD_BYTES: Final = 6 * UNIT
+"""What one upload may hand over while all of a store's together are below `SPARE_BYTES`: a tenth faster than with
+two."""
+SPARE_BYTES: Final = 32 * UNIT
 _ALONE: Final = 256 * 1024
 """Up to this size a blob is quicker hashed and written by one thread than told to two."""
 
@@ -31,6 +35,18 @@ class _State(enum.Enum):
     FINISHED = enum.auto()
     FAILED = enum.auto()
     ABORTED = enum.auto()
+
+
+class InFlight:
+    """What the uploads of a store have handed to its threads and is not through yet. Used on the event loop."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.bytes = 0
+        self._counters = counters
+
+    def add(self, amount: int) -> None:
+        self.bytes += amount
+        self._counters.add(in_flight_bytes=amount)
 
 
 class _Lane:
@@ -57,7 +73,7 @@ class BlobWriter:
         block_size: int,
         sealer: BlockSealer,
         pool: Executor,
-        count_in_flight: Callable[[int], None],
+        in_flight: InFlight,
         *,
         beside: Digest | None = None,
         size: int | None = None,
@@ -67,7 +83,7 @@ class BlobWriter:
         self._block_size = block_size
         self._sealer = sealer
         self._pool = pool
-        self._count_in_flight = count_in_flight
+        self._in_flight = in_flight
         self._beside = beside
         self._expected = size
         self._state = _State.OPEN
@@ -104,7 +120,8 @@ class BlobWriter:
     @property
     def full(self) -> bool:
         """Whether more bytes should wait for `ready`."""
-        return self._outstanding_bytes >= MAX_OUTSTANDING_BYTES or self._error is not None
+        most = AHEAD_BYTES if self._in_flight.bytes < SPARE_BYTES else OUTSTANDING_BYTES
+        return self._outstanding_bytes >= most or self._error is not None
 
     async def ready(self) -> None:
         """Wait until enough is on disk for more bytes to come.
@@ -112,7 +129,7 @@ class BlobWriter:
         Raises:
             As write().
         """
-        while self._outstanding_bytes >= MAX_OUTSTANDING_BYTES and self._error is None:
+        while self.full and self._error is None:
             await self._wait()
         await self._check_open()
 
@@ -192,7 +209,7 @@ class BlobWriter:
             lane.queue.append(unit)
         self._outstanding[id(unit)] = len(lanes)
         self._outstanding_bytes += unit.length
-        self._count_in_flight(unit.length)
+        self._in_flight.add(unit.length)
 
     def _start(self) -> None:
         """Start the jobs that are due; the end of each calls here again."""
@@ -250,7 +267,7 @@ class BlobWriter:
             return
         del self._outstanding[id(unit)]
         self._outstanding_bytes -= unit.length
-        self._count_in_flight(-unit.length)
+        self._in_flight.add(-unit.length)
         self._sealer.buffers.give(unit)
 
     def _drop(self) -> None:
