@@ -35,12 +35,12 @@ from tigrislike.metadata.kv import (
 )
 from tigrislike.metadata.records import LIVE
 from tigrislike.metadata.secrets import MasterKey
-from tigrislike.replication.reclaim import reclaim_due
+from tigrislike.replication.consumer import Consumer
+from tigrislike.replication.reclaim import reclaim_tasks
 
 _LOG = logging.getLogger("tigrislike.node")
 
 _CHECKPOINT_INTERVAL_S = 5.0
-_RECLAIM_INTERVAL_S = 10.0
 _RECONCILE_INTERVAL_S = 86400.0
 _RECONCILE_LOOK_S = 5.0  # how often the agent looks whether the index was lost
 _SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
@@ -144,7 +144,7 @@ class Node:
         """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
         duties: list[Duty] = [
             ("sweep", self._sweep, self.settings.sweep_interval_s),
-            ("reclaim", self._reclaim, _RECLAIM_INTERVAL_S),
+            ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
             ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
             ("hits", self.blocks.flush_hits, HIT_INTERVAL_S),
@@ -153,6 +153,18 @@ class Node:
             duties.append(("scrub", self._scrub, _SCRUB_LOOK_S))
         async with repeating(duties):
             await stop.wait()
+
+    def consumer(self) -> Consumer:
+        """A consumer of what is owed to this node: the space of what nothing refers to and whose grace is over.
+
+        It begins no batch while a backup is being made.
+        """
+        return Consumer(
+            self.metadata.queue,
+            self.blocks.node_id,
+            reclaim_tasks(self.metadata, self.blocks),
+            gate=lambda: passing(self.settings.cache_dir),
+        )
 
     def scrubber(self, rate: int | None = None) -> Scrubber:
         """The scrubber of this node's disk, at most at `rate` bytes a second, by default the configured one."""
@@ -167,15 +179,6 @@ class Node:
             _LOG.info("sweep: %d uploads published, %d removed", stats.published, stats.removed)
         for blob_id, error in stats.failures:
             _LOG.error("sweep: blob %s: %s", blob_id.hex(), error)
-
-    async def _reclaim(self) -> None:
-        """Remove the bytes that nothing refers to any more and whose grace is over."""
-        with passing(self.settings.cache_dir) as free:
-            if not free:
-                return  # a backup is being made: it has until the next pass, or the one after
-            stats = await reclaim_due(self.metadata, self.blocks)
-        if stats.contents or stats.blobs or stats.failed:
-            _LOG.info("reclaim: %d contents, %d blobs, %d failed", stats.contents, stats.blobs, stats.failed)
 
     async def _reconcile(self) -> None:
         """Hold the cache's index and its directory against each other where it is due: until then, after a reboot or

@@ -171,11 +171,11 @@ def test_nothing_is_given_back_while_a_backup_holds_the_store(settings: Settings
             await node.metadata.delete_object(await node.metadata.bucket("bucket"), "one")
             with holding(settings.cache_dir, 0):
                 before = files(settings.cache_dir)
-                await node._reclaim()
+                await node.consumer().drain()
                 assert files(settings.cache_dir) == before
                 with pytest.raises(BlobBusy), holding(settings.cache_dir, 0):
                     pass
-            await node._reclaim()
+            await node.consumer().drain()
             assert len(files(settings.cache_dir)) == len(before) - 2
 
     asyncio.run(main())

@@ -23,6 +23,7 @@ from tigrislike.admin.copy import COPYING
 from tigrislike.config import Settings
 from tigrislike.metadata.kv import open_engine
 from tigrislike.metadata.kv.seal import CLOCK_FLOOR
+from tigrislike.metadata.migrating import FORMAT
 from tigrislike.node import Node
 
 NAMES = {"engine", "latency", "clock", "space", "format", "master-key", "writes"}
@@ -83,7 +84,7 @@ def test_a_store_that_is_well(settings: Settings) -> None:
     for kind in ("read_version", "read", "commit"):
         assert 0 < latency[f"{kind}_p50_s"] <= latency[f"{kind}_p99_s"] < 60
     assert latency["samples"] == 5
-    assert the("format", found, newest_known=1, format=1).verdict == "ok"
+    assert the("format", found, newest_known=FORMAT, format=FORMAT).verdict == "ok"
     assert the("space", found, place="cache directory").facts["free_bytes"] > 0
     assert abs(the("clock", found).facts["skew_s"]) < 1
     assert rows(settings) == before, "it leaves nothing behind"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.bytecache.blobs import BLOCK, put, stored_files
 from tests.kv.memory_engine import MemoryEngine
+from tests.metadata.queueing import take
 from tests.metadata.world import (
     MIB,
     blob_id,
@@ -25,7 +26,8 @@ from tests.metadata.world import (
 )
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore
-from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs, copy_draft, records
+from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs, copy_draft, owed, records
+from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
 
@@ -202,7 +204,7 @@ async def content_that_nothing_is_owed_about(tr, s):
         if item.task == "reclaim":
             zone = item_zone(s, key)
             tr.clear(key)
-            tr.add(s.keys.queue_count(zone), -1)
+            tr.add(s.keys.queue_count(zone, item.task, "waiting"), -1)
             tr.clear(s.keys.queue_due_key(zone, item.priority, item.vesting_ns, item_id_of(s, key)))
 
 
@@ -376,14 +378,74 @@ async def index_without_its_queue_item(tr, s):
     tr.set(s.keys.queue_due_key(b"zone", 0, 5, b"i" * 16), b"")
 
 
-@damage("zone-unmarked", beside={"content-leaked", "blob-leaked"})
+@damage("zone-unmarked", beside={"pointer-unmarked"})
 async def zone_without_its_mark(tr, s):
     tr.clear_range(*subspace(s.keys.queue_zones))
 
 
+@damage("pointer-unmarked")
+async def pointer_of_no_zone(tr, s):
+    owed.put_pointer(tr, s.metadata.context, b"z" * 32, None, records.Pointer(5))
+
+
+async def first_pointer(tr, s):
+    key, value = await first_row(tr, s.keys.queue_pointers)
+    return unpack_bytes(key, len(s.keys.queue_pointers))[0], records.pointer.decode(value)
+
+
+@damage("pointer-missing", "top-dangling")
+async def zone_without_its_pointer(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.clear(s.keys.queue_pointer(zone))
+
+
+@damage("pointer-unindexed")
+async def pointer_without_its_index(tr, s):
+    tr.clear_range(*subspace(s.keys.queue_tops))
+
+
+@damage("top-dangling")
+async def second_index_of_a_pointer(tr, s):
+    zone, pointer = await first_pointer(tr, s)
+    tr.set(s.keys.queue_top(zone[:16], pointer.vesting_ns + 1, zone), b"")
+
+
+@damage("top-dangling")
+async def index_of_a_pointer_for_somebody_else(tr, s):
+    zone, pointer = await first_pointer(tr, s)
+    tr.set(s.keys.queue_top(b"another node's i", pointer.vesting_ns, zone), b"")
+
+
+@damage("mark-wrong")
+async def mark_that_defers_a_pointer_to_another_time(tr, s):
+    zone, pointer = await first_pointer(tr, s)
+    tr.set(s.keys.queue_zone(zone), (pointer.vesting_ns + 1).to_bytes(8, "big"))
+
+
+@damage("pointer-late")
+async def pointer_later_than_what_is_in_its_zone(tr, s):
+    zone, pointer = await first_pointer(tr, s)
+    late = msgspec.structs.replace(pointer, vesting_ns=pointer.vesting_ns + 60 * 10**9)
+    owed.put_pointer(tr, s.metadata.context, zone, pointer, late)
+    tr.set(s.keys.queue_zone(zone), late.vesting_ns.to_bytes(8, "big"))
+
+
+@damage("pointer-late")
+async def pointer_late_though_its_mark_defers_nothing(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.set(s.keys.queue_zone(zone), b"")
+
+
 @damage("zone-count")
 async def zone_count_wrong(tr, s):
-    tr.add((await first_row(tr, s.keys.queue_counts))[0], 3)
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_count(zone, "reclaim", "waiting"), 3)
+
+
+@damage("zone-count")
+async def zone_count_of_dead_letters_wrong(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_count(zone, "reclaim", "dead"), 1)
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -463,16 +525,16 @@ def test_nothing_is_found_while_writers_run(seed, repair):
 
         async def consume():
             while not stop:
-                for zone in await metadata.zones():
-                    for claimed in await metadata.claim(zone, 5, 3600):
+                engine.clock.advance(QUEUE.poll_ns)
+                for zone in await metadata.queue.zones():
+                    for claimed in await take(metadata, zone):
                         subject = claimed.item.subject
                         if claimed.item.task == "reclaim":
                             if await metadata.reclaim_content(subject) is not None:
                                 await metadata.forget_content(subject)
                         elif await metadata.reclaim_blob(subject):
                             await metadata.forget_blob(subject)
-                        assert await metadata.finish(claimed)
-                    await metadata.collect_zone(zone)
+                        assert await metadata.queue.finish(claimed)
                 await asyncio.sleep(0)
 
         consumer = asyncio.create_task(consume())

@@ -16,13 +16,26 @@ from tigrislike.bytecache import BlockStore
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.keyspace import unpack_bytes, unpack_int, unpack_stamp, unpack_text
 from tigrislike.metadata.owed import RECLAIM_BLOB, RECLAIM_CONTENT
-from tigrislike.metadata.records import LIVE, NEVER, OBJECT, Blob, Content, Item, ObjectVersion, Part, Referrer, Usage
+from tigrislike.metadata.records import (
+    LIVE,
+    NEVER,
+    OBJECT,
+    Blob,
+    Content,
+    Item,
+    ObjectVersion,
+    Part,
+    Pointer,
+    Referrer,
+    Usage,
+)
 from tigrislike.metadata.records import blob as blob_codec
 from tigrislike.metadata.records import bucket as bucket_codec
 from tigrislike.metadata.records import content as content_codec
 from tigrislike.metadata.records import item as item_codec
 from tigrislike.metadata.records import object_version as version_codec
 from tigrislike.metadata.records import part as part_codec
+from tigrislike.metadata.records import pointer as pointer_codec
 
 _PAGE = 5000
 
@@ -64,6 +77,8 @@ class Rows:
         self.due: set[tuple[bytes, bytes]] = set()
         self.zones: set[bytes] = set()
         self.depths: dict[bytes, int] = {}
+        self.pointers: dict[bytes, Pointer] = {}
+        self.tops: list[tuple[bytes, int]] = []
         self.usage: dict[bytes, Counter[str]] = {}
         self.bare: set[tuple[bytes, str]] = set()
         version_rows: dict[tuple[bytes, str, int], ObjectVersion] = {}
@@ -118,8 +133,17 @@ class Rows:
             elif key.startswith(keys.queue_zones):
                 self.zones.add(unpack_bytes(key, len(keys.queue_zones))[0])
             elif key.startswith(keys.queue_counts):
-                depth = int.from_bytes(value, "little", signed=True)
-                self.depths[unpack_bytes(key, len(keys.queue_counts))[0]] = depth
+                zone, at = unpack_bytes(key, len(keys.queue_counts))
+                _, at = unpack_text(key, at)
+                if unpack_text(key, at)[0] == "waiting":
+                    self.depths[zone] = self.depths.get(zone, 0) + int.from_bytes(value, "little", signed=True)
+            elif key.startswith(keys.queue_pointers):
+                zone, _ = unpack_bytes(key, len(keys.queue_pointers))
+                self.pointers[zone] = pointer_codec.decode(value)
+            elif key.startswith(keys.queue_tops):
+                _, at = unpack_bytes(key, len(keys.queue_tops))
+                vesting_ns, at = unpack_int(key, at)
+                self.tops.append((unpack_bytes(key, at)[0], vesting_ns))
             elif key.startswith(keys.count):
                 bucket_id, at = unpack_bytes(key, len(keys.count))
                 _, at = unpack_int(key, at)
@@ -232,6 +256,11 @@ def complaints_of(rows: Rows, node_id: bytes) -> Iterable[str]:
             yield f"zone {zone.hex()} has {count} items and says {rows.depths.get(zone)}"
         if zone not in rows.zones:
             yield f"zone {zone.hex()} has items and no mark"
+    if rows.pointers.keys() != rows.zones:
+        yield f"queue: pointers and marks differ: {_difference(rows.pointers, rows.zones)}"
+    pointers = sorted((zone, pointer.vesting_ns) for zone, pointer in rows.pointers.items())
+    if sorted(rows.tops) != pointers:
+        yield f"queue: pointers and their order differ: {_difference(rows.tops, pointers)}"
     for letter in rows.dead_letters.values():
         yield f"dead letter: {letter}"
     yield from _miscounted(rows)

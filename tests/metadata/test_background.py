@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.kv.fake_binding import FakeFdb
+from tests.metadata.queueing import take
 from tests.metadata.world import MASTER, NODE, blob_id, small
 from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import Metadata
@@ -48,14 +49,14 @@ def test_requests_do_not_give_way() -> None:
 def test_sweeping_and_reclaiming_give_way() -> None:
     async def story(metadata: Metadata) -> None:
         assert not await metadata.settle_blob(blob_id(b"dead"))
-        for zone in await metadata.zones():
-            await metadata.claim(zone, 10, 60)
-            await metadata.queue_depth(zone)
+        for zone in await metadata.queue.zones():
+            await take(metadata, zone)
+            await metadata.queue.depth(zone)
         await metadata.reclaim_content(bytes(16))
         await metadata.forget_content(bytes(16))
 
     seen = kinds(story)
-    assert {b"settle_blob", b"claim", b"depth", b"condemn_content", b"forget_some"} <= seen.keys()
+    assert {b"settle_blob", b"lease", b"depth", b"condemn_content", b"forget_some"} <= seen.keys()
     assert all(seen.values())
 
 

@@ -1,5 +1,6 @@
 """Contents and blobs: what may be reclaimed, and that repeating a step is harmless."""
 
+from tests.metadata.queueing import take_all
 from tests.metadata.world import blob_id, both_engines, dump, large, play
 from tigrislike.metadata import copy_draft
 
@@ -34,8 +35,7 @@ def test_settling_is_final_and_its_row_is_forgotten_later(kind, tmp_path):
         assert await metadata.blob(blob) is None
         for _ in range(2):
             assert not await metadata.settle_blob(blob)
-        (zone,) = await metadata.zones()
-        (claimed,) = await metadata.claim(zone, 10, 30)
+        (claimed,) = await take_all(metadata)
         assert (claimed.item.task, claimed.item.subject) == ("reclaim_blob", blob)
         assert await metadata.reclaim_blob(blob)
         await metadata.forget_blob(blob)

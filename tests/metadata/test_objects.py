@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from tests.metadata.queueing import take
 from tests.metadata.world import (
     NODE,
     both_engines,
@@ -40,8 +41,8 @@ async def bucket_of(metadata, versioning=""):
 async def reclaimable(metadata):
     """Subjects of the reclaim items that are due once the grace has passed."""
     subjects = []
-    for zone in await metadata.zones():
-        for claimed in await metadata.claim(zone, 100, 30):
+    for zone in await metadata.queue.zones():
+        for claimed in await take(metadata, zone):
             assert claimed.zone[:16] == NODE
             subjects.append(claimed.item.subject)
     return subjects

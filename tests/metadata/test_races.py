@@ -9,6 +9,7 @@ import asyncio
 import pytest
 
 from tests.kv.memory_engine import MemoryEngine, RandomFaults
+from tests.metadata.queueing import take_all
 from tests.metadata.world import (
     blob_id,
     found,
@@ -29,6 +30,7 @@ from tigrislike.metadata import (
     WriteCondition,
     copy_draft,
 )
+from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.errors import BucketNotEmpty, ContentGone, InvalidPart, NoSuchUpload
 
 SEEDS = range(40)
@@ -271,15 +273,20 @@ def test_collecting_a_zone_against_enqueueing_into_it(seed):
         first = await metadata.put_object(bucket, "a", large(b"one"))
         second = await metadata.put_object(bucket, "b", large(b"two"))
         await metadata.delete_object(bucket, "a")
-        (zone,) = await metadata.zones()
-        (claimed,) = await metadata.claim(zone, 10, 30)
+        (claimed,) = await take_all(metadata)
+        zone = claimed.zone
         assert claimed.item.subject == first.content
-        assert await metadata.finish(claimed)
-        await together(metadata.delete_object(bucket, "b"), metadata.collect_zone(zone))
-        assert await metadata.zones() == [zone]
-        (claimed,) = await metadata.claim(zone, 10, 30)
+        assert await metadata.queue.finish(claimed)
+        metadata.engine.clock.advance(QUEUE.min_inactive_ns)
+        pointer_lease = await metadata.queue.lease(zone)
+        await together(metadata.delete_object(bucket, "b"), metadata.queue.claim(zone, pointer_lease))
+        assert await metadata.queue.depth(zone) == 1
+        items = [item for _, item in await metadata.queue.items(zone)]
+        assert [item.subject for item in items] == [second.content]
+        if items[0].lease:
+            return  # the collector came late, and took the item
+        (claimed,) = await take_all(metadata)
         assert claimed.item.subject == second.content
-        assert await metadata.queue_depth(zone) == 1
 
     race(seed, story)
 
@@ -291,11 +298,13 @@ def test_claimers_never_share_an_item(seed):
         for number in range(6):
             await metadata.put_object(bucket, f"k{number}", large(b"%d" % number))
             await metadata.delete_object(bucket, f"k{number}")
-        (zone,) = await metadata.zones()
-        batches = await together(*(metadata.claim(zone, 3, 30) for _ in range(3)))
-        subjects = [claimed.item.subject for batch in batches for claimed in batch]
-        assert len(subjects) == len(set(subjects))
-        assert await metadata.queue_depth(zone) == 6
+        (zone,) = await metadata.queue.zones()
+        # Three consumers come to hold the same lease: none keeps the others out any more but the items themselves.
+        pointer_lease = await metadata.queue.lease(zone)
+        batches = await together(*(metadata.queue.claim(zone, pointer_lease) for _ in range(3)))
+        subjects = [claimed.item.subject for batch in batches if batch for claimed in batch.claimed]
+        assert len(subjects) == len(set(subjects)) == 6
+        assert await metadata.queue.depth(zone) == 6
 
     race(seed, story)
 

@@ -5,6 +5,7 @@ import hashlib
 import msgspec
 import pytest
 
+from tests.metadata.queueing import take_all
 from tests.metadata.world import (
     MIB,
     NODE,
@@ -59,8 +60,7 @@ async def complete(metadata, bucket, upload_id, parts, key="k", **options):
 async def owed(metadata):
     """(task, subject) of every item that is due."""
     items = []
-    for zone in await metadata.zones():
-        items += [(one.item.task, one.item.subject) for one in await metadata.claim(zone, 1000, 30)]
+    items += [(one.item.task, one.item.subject) for one in await take_all(metadata)]
     return sorted(items)
 
 

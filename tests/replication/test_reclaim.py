@@ -18,15 +18,19 @@ import pytest
 from tests.bytecache.faults import FailNth, HookedFileSystem, NoSync
 from tests.crash.audit import Rows, assert_nothing_owed, audit, dump
 from tests.crash.inprocess import BLOCK, InProcessNode, opened, part_list, text_of
+from tests.metadata.queueing import take_all
 from tests.nodes import remove_store
 from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import owed
+from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.errors import ContentGone
 from tigrislike.metadata.kv import ManualClock
 from tigrislike.metadata.records import Extent, Part
-from tigrislike.replication.reclaim import LEASE_S, ReclaimStats, reclaim_due
+from tigrislike.replication.reclaim import ReclaimStats, reclaim_due
 
 SECOND = 1_000_000_000
+LEASE_S = QUEUE.item_lease_ns / SECOND
+IDLE_S = QUEUE.min_inactive_ns / SECOND
 GRACE_S = 3600
 LARGE = 3 * BLOCK + 17
 
@@ -213,6 +217,8 @@ def test_what_a_dead_upload_left_is_forgotten_after_the_grace(scratch: Path) -> 
         it.elapse(GRACE_S)
         assert await it.reclaim() == ReclaimStats(blobs=3)
         await it.clean()
+        it.elapse(IDLE_S)
+        await it.reclaim()
         assert not (await it.rows()).zones
 
     play(scratch, story)
@@ -425,15 +431,14 @@ def test_a_dead_holders_items_come_back_when_the_lease_runs_out(scratch: Path) -
         await it.put("k", data_of(1))
         await it.delete("k")
         it.elapse(GRACE_S)
-        (zone,) = await it.node.metadata.zones()
-        (claimed,) = await it.node.metadata.claim(zone, 10, LEASE_S)
+        (claimed,) = await take_all(it.node.metadata)
         it.elapse(LEASE_S - 1)
         assert await it.reclaim() == ReclaimStats()
         it.elapse(1)
         assert await it.reclaim() == ReclaimStats(contents=1)
-        assert not await it.node.metadata.finish(claimed), "the old holder must find its lease lost"
-        assert not await it.node.metadata.extend(claimed, LEASE_S)
-        assert not await it.node.metadata.fail(claimed, "too late")
+        assert not await it.node.metadata.queue.finish(claimed), "the old holder must find its lease lost"
+        assert await it.node.metadata.queue.extend([claimed]) == []
+        assert not await it.node.metadata.queue.fail(claimed, "too late")
         await it.clean()
 
     play(scratch, story)
@@ -494,15 +499,15 @@ def test_what_fails_backs_off_and_ends_as_a_dead_letter_with_its_reason(scratch:
         await it.delete("bad")
         it.elapse(GRACE_S)
         faults.arm(1, forever=True)
-        for attempt in range(1, owed.MAX_ATTEMPTS + 1):
+        for attempt in range(1, QUEUE.max_attempts + 1):
             assert await it.reclaim() == ReclaimStats(failed=1), attempt
             assert await it.reclaim() == ReclaimStats(), "it must not be tried again before the back-off is over"
-            it.elapse(owed.MAX_BACK_OFF_NS * 1.5 / SECOND)
+            it.elapse(QUEUE.max_back_off_ns * 1.5 / SECOND)
         assert await it.reclaim() == ReclaimStats()
         rows = await it.rows()
         assert not rows.items
         (letter,) = rows.dead_letters.values()
-        assert letter.attempts == owed.MAX_ATTEMPTS
+        assert letter.attempts == QUEUE.max_attempts
         assert "DiskFailed" in letter.error
         assert "Input/output error" in letter.error
         # The disk is well again, and the next cause goes through.
@@ -521,14 +526,13 @@ def test_a_cause_that_recurs_during_the_last_try_is_not_buried_with_it(scratch: 
         await it.copy("k", "copy")
         await it.delete("k")
         it.elapse(GRACE_S)
-        (zone,) = await it.node.metadata.zones()
-        for _ in range(owed.MAX_ATTEMPTS - 1):
-            (claimed,) = await it.node.metadata.claim(zone, 10, LEASE_S)
-            assert await it.node.metadata.fail(claimed, "as it happens")
+        for _ in range(QUEUE.max_attempts - 1):
+            (claimed,) = await take_all(it.node.metadata)
+            assert await it.node.metadata.queue.fail(claimed, "as it happens")
             it.elapse(100)
-        (claimed,) = await it.node.metadata.claim(zone, 10, LEASE_S)
+        (claimed,) = await take_all(it.node.metadata)
         await it.delete("copy")  # the last reference goes while the item is leased for the last time
-        assert await it.node.metadata.fail(claimed, "as it happens")
+        assert await it.node.metadata.queue.fail(claimed, "as it happens")
         assert len((await it.rows()).dead_letters) == 1
         it.elapse(GRACE_S)
         assert await it.reclaim() == ReclaimStats(contents=1)
@@ -571,7 +575,7 @@ def test_a_task_that_this_release_does_not_know_becomes_a_dead_letter(scratch: P
             await owed.enqueue(tr, it.node.metadata.context, zone, "polish", b"x")
 
         await it.node.metadata.engine.transact(owe)
-        for _ in range(owed.MAX_ATTEMPTS):
+        for _ in range(QUEUE.max_attempts):
             assert (await it.reclaim()).failed == 1
             it.elapse(100)
         (letter,) = (await it.rows()).dead_letters.values()
@@ -645,7 +649,7 @@ def _killed_at_a_call_to_the_disk(folder: Path, nth: int) -> bool:
             it = World(node, clock, folder / "cache")
             await _estate(it)
             it.elapse(GRACE_S)
-            node.metadata.fail = gone  # type: ignore[method-assign, assignment]
+            node.metadata.queue.fail = gone  # type: ignore[method-assign, assignment]
             armed = True
             try:
                 await it.reclaim()

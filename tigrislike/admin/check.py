@@ -34,10 +34,10 @@ from tigrislike.metadata.kv import Engine, EngineError, Transaction
 from tigrislike.metadata.kv.errors import ReadOnlyTransaction
 from tigrislike.metadata.kv.seal import CLOCK_FLOOR, COPYING, OWN, seal_members
 from tigrislike.metadata.kv.sqlite_file import FORMAT_VERSION
+from tigrislike.metadata.migrating import FORMAT
 from tigrislike.metadata.records import Home
 from tigrislike.metadata.records import cluster as cluster_codec
 from tigrislike.metadata.secrets import MasterKey
-from tigrislike.metadata.store import FORMAT
 
 Verdict = Literal["ok", "attention", "failed"]
 

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tigrislike.metadata import blobs, owed, records
+from tigrislike.metadata import blobs, overseeing, owed, records
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import pack_stamp, subspace, unpack_bytes, unpack_int, unpack_stamp
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import DEAD, LIVE, NEVER, OBJECT, Blob, Bucket, Content, ObjectVersion, Part, Referrer
 from tigrislike.metadata.versions import newest, unpack_null
+
+SKEW_NS = 10_000_000_000
+"""How far the clocks of nodes may be apart before fsck takes what they wrote for damage."""
 
 Mend = Callable[[Transaction], Awaitable[None]]
 Check = Callable[["View", Transaction, bytes, bytes], Awaitable[list["Problem"]]]
@@ -84,11 +87,15 @@ def in_family(prefix: bytes, key: bytes) -> tuple[bytes, str, bytes]:
 
 
 async def owed_anywhere(tr: Transaction, ctx: Context, task: str, subject: bytes) -> bool:
-    """Whether any zone holds this work, waiting, leased or as a dead letter."""
+    """Whether any zone holds this work, waiting, leased or as a dead letter.
+
+    Every zone with items has a mark; one that holds letters only has counters that say so.
+    """
     id_ = owed.item_id(task, subject)
-    begin, end = subspace(ctx.keys.queue_zones)
-    for key, _ in await tr.get_range(begin, end):
-        zone, _ = unpack_bytes(key, len(ctx.keys.queue_zones))
+    marks = tr.get_range(*subspace(ctx.keys.queue_zones))
+    counts = await tr.get_range(*subspace(ctx.keys.queue_counts), snapshot=True)
+    zones = {unpack_bytes(key, len(ctx.keys.queue_counts))[0] for key, _ in counts}
+    for zone in zones | {unpack_bytes(key, len(ctx.keys.queue_zones))[0] for key, _ in await marks}:
         item, letter = tr.get(ctx.keys.queue_item(zone, id_)), tr.get(ctx.keys.queue_dead_item(zone, id_))
         if await item is not None or await letter is not None:
             return True
@@ -480,10 +487,18 @@ async def check_item(view: View, tr: Transaction, key: bytes, value: bytes) -> l
     due = keys.queue_due_key(zone, item.priority, item.vesting_ns, id_)
     if await tr.get(due) is None:
         problems.append(Problem("item-unindexed", subject, "would never be claimed", setting(due, b"")))
-    mark = keys.queue_zone(zone)
-    if await tr.get(mark) is None:
-        problems.append(Problem("zone-unmarked", subject, f"its zone {zone.hex()} has no mark", setting(mark, b"")))
+    if await tr.get(keys.queue_zone(zone)) is None:
+        problems.append(
+            Problem("zone-unmarked", subject, f"its zone {zone.hex()} has no mark", _waking(view.ctx, zone))
+        )
     return problems
+
+
+def _waking(ctx: Context, zone: bytes) -> Mend:
+    async def mend(tr: Transaction) -> None:
+        await overseeing.wake(tr, ctx, zone)
+
+    return mend
 
 
 async def check_due(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
@@ -500,6 +515,55 @@ async def check_due(view: View, tr: Transaction, key: bytes, value: bytes) -> li
     return [Problem("due-dangling", id_.hex(), "an index entry without its item", clearing(key))]
 
 
+async def check_zone(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    """That the zone's pointer is where its mark says, and not too late for what is in it."""
+    ctx = view.ctx
+    zone, _ = unpack_bytes(key, len(ctx.keys.queue_zones))
+    name, mend = zone.hex(), _waking(ctx, zone)
+    deferred_ns = int.from_bytes(value, "big")
+    raw = await tr.get(ctx.keys.queue_pointer(zone))
+    if raw is None:
+        return [Problem("pointer-missing", name, "no consumer would ever look at it", mend)]
+    pointer = records.pointer.decode(raw)
+    if deferred_ns and (pointer.lease or pointer.vesting_ns != deferred_ns):
+        detail = f"its mark says that its pointer is deferred to {deferred_ns}, which says {pointer.vesting_ns}"
+        return [Problem("mark-wrong", name, detail, mend)]
+    soon_ns = ctx.now_ns() + ctx.queue.pointer_lease_ns + SKEW_NS
+    latest_ns = soon_ns
+    if deferred_ns:
+        head_ns = await overseeing.oldest_ns(tr, ctx, zone)
+        latest_ns = deferred_ns if head_ns is None else max(soon_ns, head_ns)
+    if pointer.vesting_ns > latest_ns:
+        detail = f"consumers will look at {pointer.vesting_ns}, and should by {latest_ns}"
+        return [Problem("pointer-late", name, detail, mend)]
+    return []
+
+
+async def check_pointer(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    keys = view.ctx.keys
+    zone, _ = unpack_bytes(key, len(keys.queue_pointers))
+    pointer = records.pointer.decode(value)
+    problems = []
+    if await tr.get(keys.queue_zone(zone)) is None:
+        problems.append(Problem("pointer-unmarked", zone.hex(), "its zone has no mark", _waking(view.ctx, zone)))
+    top = keys.queue_top(owed.destination_of(zone), pointer.vesting_ns, zone)
+    if await tr.get(top) is None:
+        problems.append(Problem("pointer-unindexed", zone.hex(), "no consumer would find it", setting(top, b"")))
+    return problems
+
+
+async def check_top(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    keys = view.ctx.keys
+    destination, at = unpack_bytes(key, len(keys.queue_tops))
+    vesting_ns, at = unpack_int(key, at)
+    zone, _ = unpack_bytes(key, at)
+    raw = await tr.get(keys.queue_pointer(zone))
+    there = raw is not None and records.pointer.decode(raw).vesting_ns == vesting_ns
+    if there and destination == owed.destination_of(zone):
+        return []
+    return [Problem("top-dangling", zone.hex(), "an index entry without its pointer", clearing(key))]
+
+
 def families(ctx: Context) -> list[tuple[bytes, Check]]:
     """The prefix of every family to walk, and its check.
 
@@ -511,6 +575,9 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.owners, check_owner),
         (keys.queue_items, check_item),
         (keys.queue_due, check_due),
+        (keys.queue_zones, check_zone),
+        (keys.queue_pointers, check_pointer),
+        (keys.queue_tops, check_top),
         (keys.version, check_version),
         (keys.current, check_current),
         (keys.null, check_null),

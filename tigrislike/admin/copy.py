@@ -42,8 +42,8 @@ from tigrislike.metadata.kv import (
     Transaction,
 )
 from tigrislike.metadata.kv.seal import CLOCK_FLOOR, COPYING, OWN, SEALED, seal_members, sealed_value
+from tigrislike.metadata.migrating import FORMAT
 from tigrislike.metadata.records import cluster as cluster_codec
-from tigrislike.metadata.store import FORMAT
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from tigrislike.bytecache import BlockStore, BytesError, MissingBlob, StoredBlob
-from tigrislike.metadata import Metadata, Usage, blobs, records
+from tigrislike.metadata import Metadata, Usage, blobs, overseeing, owed, records
 from tigrislike.metadata.buckets import usage
 from tigrislike.metadata.context import count
 from tigrislike.metadata.keyspace import subspace, unpack_bytes
@@ -258,26 +259,33 @@ class _Fsck:
         return Usage(objects, retained - objects, size)
 
     async def zone_counts(self) -> AsyncIterator[Finding]:
-        """Each zone's count of items, in one transaction, for zones small enough to be counted in one."""
+        """Each zone's counts of items and dead letters, for zones small enough to be counted in one transaction."""
         after = b""
-        while zones := await self.metadata.zones(after):
+        while zones := await self.metadata.queue.zones(after):
             after = zones[-1]
             for zone in zones:
 
-                async def settle(tr: Transaction, zone: bytes = zone) -> int:
-                    key = self.ctx.keys.queue_count(zone)
-                    raw = await tr.get(key)
-                    rows = await tr.get_range(*self.ctx.keys.queue_item_range(zone), limit=SUM_CHUNK)
-                    if len(rows) == SUM_CHUNK:
-                        return 0
-                    off = len(rows) - (int.from_bytes(raw, "little", signed=True) if raw else 0)
-                    if off and self.repair:
-                        tr.add(key, off)
+                async def settle(tr: Transaction, zone: bytes = zone) -> Counter[tuple[str, str]]:
+                    """What has to be added, by task and counter."""
+                    keys = self.ctx.keys
+                    off: Counter[tuple[str, str]] = Counter()
+                    counted = await overseeing.counts(tr, self.ctx, zone)
+                    for counter, rows in (("waiting", keys.queue_item_range), ("dead", keys.queue_dead_range)):
+                        found = await tr.get_range(*rows(zone), limit=SUM_CHUNK)
+                        if len(found) == SUM_CHUNK:
+                            continue
+                        off.update((records.item.decode(value).task, counter) for _, value in found)
+                        off.subtract({(task, counter): getattr(each, counter) for task, each in counted.items()})
+                    if self.repair:
+                        for (task, counter), delta in off.items():
+                            owed.count(tr, self.ctx, zone, task, **{counter: delta})
                     return off
 
                 off = await (self.engine.transact if self.repair else self.engine.read)(settle)
-                if off:
-                    yield Finding("zone-count", zone.hex(), f"is off by {-off} items", True, self.repair)
+                for (task, counter), delta in off.items():
+                    if delta:
+                        detail = f"{task} {counter}: is off by {-delta}"
+                        yield Finding("zone-count", zone.hex(), detail, True, self.repair)
                 await self.pause()
 
     # --- files

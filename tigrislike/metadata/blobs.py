@@ -88,7 +88,15 @@ async def owe_reclaim(
     vesting_ns = 0 if at_once else ctx.now_ns() + ctx.grace_ns
     zone = owed.zone_of(node, bucket_id)
     await owed.enqueue(
-        tr, ctx, zone, owed.RECLAIM_CONTENT, content_id, vesting_ns=vesting_ns, bucket=bucket_id, asked=asked
+        tr,
+        ctx,
+        zone,
+        owed.RECLAIM_CONTENT,
+        content_id,
+        vesting_ns=vesting_ns,
+        priority=owed.RECLAIM_PRIORITY,
+        bucket=bucket_id,
+        asked=asked,
     )
 
 
@@ -218,7 +226,17 @@ async def owe_blob(
     """Owe the deletion of one blob that its content no longer uses."""
     zone = owed.zone_of(node, bucket_id)
     vesting_ns = ctx.now_ns() + ctx.grace_ns
-    await owed.enqueue(tr, ctx, zone, owed.RECLAIM_BLOB, blob_id, vesting_ns=vesting_ns, bucket=bucket_id, asked=asked)
+    await owed.enqueue(
+        tr,
+        ctx,
+        zone,
+        owed.RECLAIM_BLOB,
+        blob_id,
+        vesting_ns=vesting_ns,
+        priority=owed.RECLAIM_PRIORITY,
+        bucket=bucket_id,
+        asked=asked,
+    )
 
 
 async def blob_wanted(tr: Transaction, ctx: Context, blob_id: bytes, blob: Blob) -> bool:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .deciding import QUEUE, QueueParameters
 from .errors import InvalidArgument, KeyTooLong, MetadataError, NoSuchBucket
 from .keyspace import MAX_KEY_BYTES, MIN_STAMP, Keyspace
 from .kv.engine import Transaction
@@ -22,13 +23,15 @@ COUNT_SHARDS = 16
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`cluster` is the low byte of every stamp; `home` is this node; `grace_ns` is how long unreferenced bytes stay."""
+    """`cluster` is the low byte of every stamp; `home` is this node; `grace_ns` is how long unreferenced bytes stay;
+    `queue` is how the queue of work owed is paced."""
 
     keys: Keyspace
     cluster: int
     now_ns: Callable[[], int]
     home: Home
     grace_ns: int
+    queue: QueueParameters = QUEUE
 
     def stamp(self, previous: int) -> int:
         """A stamp of now, but after `previous` (0 where there is none)."""

@@ -190,6 +190,10 @@ class Keyspace:
         self.queue_items = queue + pack_text("item")
         self.queue_due = queue + pack_text("due")
         self.queue_zones = queue + pack_text("zone")
+        self.queue_pointers = queue + pack_text("pointer")
+        self.queue_tops = queue + pack_text("top")
+        self.queue_bells = queue + pack_text("bell")
+        self.queue_pauses = queue + pack_text("pause")
         self.queue_counts = queue + pack_text("count")
         self.queue_dead = queue + pack_text("dead")
         self.in_bucket = functools.lru_cache(4096)(functools.partial(BucketKeys, self))
@@ -258,8 +262,36 @@ class Keyspace:
     def queue_zone(self, zone: bytes) -> bytes:
         return self.queue_zones + pack_bytes(zone)
 
-    def queue_count(self, zone: bytes) -> bytes:
-        return self.queue_counts + pack_bytes(zone)
+    def queue_pointer(self, zone: bytes) -> bytes:
+        return self.queue_pointers + pack_bytes(zone)
+
+    def queue_top_range(self, destination: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_tops + pack_bytes(destination))
+
+    def queue_top(self, destination: bytes, vesting_ns: int, zone: bytes) -> bytes:
+        return self.queue_tops + pack_bytes(destination) + pack_int(vesting_ns) + pack_bytes(zone)
+
+    def queue_top_until(self, destination: bytes, vesting_ns: int) -> bytes:
+        """The end of the pointers to `destination` that vest at `vesting_ns` or before."""
+        return self.queue_tops + pack_bytes(destination) + pack_int(vesting_ns) + b"\xff"
+
+    def queue_bell(self, destination: bytes) -> bytes:
+        return self.queue_bells + pack_bytes(destination)
+
+    def queue_pause_range(self, kind: str) -> tuple[bytes, bytes]:
+        return subspace(self.queue_pauses + pack_text(kind))
+
+    def queue_pause(self, kind: str, name: bytes) -> bytes:
+        return self.queue_pauses + pack_text(kind) + pack_bytes(name)
+
+    def queue_count_range(self, zone: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_counts + pack_bytes(zone))
+
+    def queue_count(self, zone: bytes, task: str, counter: str) -> bytes:
+        return self.queue_counts + pack_bytes(zone) + pack_text(task) + pack_text(counter)
+
+    def queue_dead_range(self, zone: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_dead + pack_bytes(zone))
 
     def queue_dead_item(self, zone: bytes, item_id: bytes) -> bytes:
         return self.queue_dead + pack_bytes(zone) + pack_bytes(item_id)

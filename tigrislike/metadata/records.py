@@ -447,8 +447,9 @@ class AccessKey(Struct, frozen=True):
 class Item(Struct, frozen=True, array_like=True):
     """``queue / item, zone, id``: a piece of work owed.
 
-    `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again` says that the cause
-    recurred while the item was leased, at that vesting time. `attempts` counts failures since the last success.
+    `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again_ns` says that the cause
+    recurred while the item was leased, at that vesting time; -1: it did not. `attempts` counts failures since the last
+    success.
     """
 
     task: str
@@ -461,6 +462,26 @@ class Item(Struct, frozen=True, array_like=True):
     attempts: int = 0
     error: str = ""
     bucket: bytes = b""
+
+
+class Pointer(Struct, frozen=True, array_like=True):
+    """``queue / pointer, zone``: when a consumer is to look at a zone next. `lease` is the fence of the one that does,
+    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced."""
+
+    vesting_ns: int
+    lease: bytes = b""
+    active_ns: int = 0
+
+
+class Counts(Struct, frozen=True):
+    """A zone's counters of one task: items there now, `waiting` (or leased) and `dead`; and since the zone last began,
+    runs `enqueued`, `done` and `failed`."""
+
+    waiting: int = 0
+    enqueued: int = 0
+    done: int = 0
+    failed: int = 0
+    dead: int = 0
 
 
 class Claimed(Struct, frozen=True):
@@ -517,5 +538,6 @@ upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 access = Codec(AccessRecord)
 item = Codec(Item)
+pointer = Codec(Pointer)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

@@ -9,18 +9,21 @@ Everything here is safe to call concurrently from one event loop, and from many 
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from . import access, blobs, buckets, listing, objects, owed, uploads
+from . import access, blobs, buckets, listing, objects, uploads
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
 from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
+from .kv.errors import StoreSealed
 from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
+from .migrating import FORMAT, migrate
+from .queue import Queue
 from .records import (
     DEFAULT_STORAGE_CLASS,
     NEVER,
@@ -28,7 +31,6 @@ from .records import (
     AccessRecord,
     Blob,
     Bucket,
-    Claimed,
     Cluster,
     CompletedPart,
     Content,
@@ -52,9 +54,6 @@ from .records import blob as blob_codec
 from .records import cluster as cluster_codec
 from .records import content as content_codec
 from .secrets import MasterKey
-
-FORMAT = 1
-"""The keyspace's format version. A newer one is refused; an older one would be migrated here."""
 
 PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
@@ -93,6 +92,7 @@ class Metadata:
         self._master = master
         self._records = RecordCache(engine)
         self._manifests = ManifestCache()
+        self.queue = Queue(engine.background, context)
 
     @classmethod
     async def open(
@@ -105,7 +105,7 @@ class Metadata:
         cluster_number: int = 0,
         reclaim_grace_s: float = 3600,
     ) -> Metadata:
-        """Open the keyspace under the engine's prefix, or found it.
+        """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
@@ -121,7 +121,12 @@ class Metadata:
         founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
-        return cls(engine, Context(keys, cluster.number, engine.now_ns, home, grace_ns), master_key, cluster)
+        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns)
+        if cluster.format < FORMAT:
+            # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
+            with contextlib.suppress(StoreSealed):
+                cluster = await migrate(engine, context)
+        return cls(engine, context, master_key, cluster)
 
     def derive_key(self, purpose: str) -> bytes:
         """32 secret bytes for `purpose`, the same on every node of the cluster; another master key gives others."""
@@ -601,7 +606,7 @@ class Metadata:
         content_id = uploads.parse_upload_id(upload_id)
         await self.engine.transact(uploads.abort_upload, self.context, bucket, key, content_id)
 
-    # --- blobs and contents: nobody waits for these, nor for the work below
+    # --- blobs and contents: nobody waits for these
 
     async def settle_blob(self, blob_id: bytes) -> bool:
         """Decide a blob whose writer is dead: True, it was committed; False, it is dead for ever."""
@@ -638,37 +643,6 @@ class Metadata:
     async def forget_blob(self, blob_id: bytes) -> None:
         """Remove the row of a dead blob whose files are gone."""
         await self._background.transact(blobs.forget_blob, self.context, blob_id)
-
-    # --- work owed
-
-    async def claim(self, zone: bytes, limit: int, lease_s: float) -> list[Claimed]:
-        """Lease up to `limit` due items of a zone."""
-        lease = secrets.token_bytes(16)
-        lease_ns = int(lease_s * 1_000_000_000)
-        return await self._background.transact(owed.claim, self.context, zone, lease, limit, lease_ns)
-
-    async def extend(self, claimed: Claimed, lease_s: float) -> bool:
-        """Prolong a lease from now. False: it was lost, stop the work."""
-        return await self._background.transact(owed.extend, self.context, claimed, int(lease_s * 1_000_000_000))
-
-    async def finish(self, claimed: Claimed) -> bool:
-        """The work is done. False: the lease was lost."""
-        return await self._background.transact(owed.finish, self.context, claimed)
-
-    async def fail(self, claimed: Claimed, error: str) -> bool:
-        """The work failed: it vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
-        return await self._background.transact(owed.fail, self.context, claimed, error, random.random())
-
-    async def zones(self, after: bytes = b"", limit: int = 1000) -> list[bytes]:
-        """Zones that may hold items, in order, after the zone `after`."""
-        return await self._background.read(owed.zones, self.context, after, limit)
-
-    async def collect_zone(self, zone: bytes) -> bool:
-        """Forget a zone that is empty. False: it is not."""
-        return await self._background.transact(owed.collect_zone, self.context, zone)
-
-    async def queue_depth(self, zone: bytes) -> int:
-        return await self._background.read(owed.depth, self.context, zone)
 
 
 async def _get(tr: Transaction, key: bytes) -> bytes | None:

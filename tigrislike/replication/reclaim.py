@@ -11,21 +11,74 @@ A node works only in its own zones: it alone has the files.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.kv import StoreSealed
-from tigrislike.metadata.owed import RECLAIM_BLOB, RECLAIM_CONTENT
-from tigrislike.metadata.records import Claimed
+from tigrislike.metadata.blobs import forget_blob
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.kv import Transaction
+from tigrislike.metadata.leasing import Effect
+from tigrislike.metadata.owed import RECLAIM_BLOB, RECLAIM_CONTENT, RECLAIM_PRIORITY
+from tigrislike.metadata.records import Item
 
-log = logging.getLogger("tigrislike.replication")
+from .consumer import Consumer
 
-BATCH = 50  # items under one claim
-LEASE_S = 60.0  # far longer than unlinking the largest object's files takes; extended before every item
-_ZONE_PAGE = 1000
+
+class ReclaimContent:
+    """Remove a content's files, and then its records, if nothing refers to it."""
+
+    name = RECLAIM_CONTENT
+    priority = RECLAIM_PRIORITY
+
+    def __init__(self, metadata: Metadata, blocks: BlockStore) -> None:
+        self._metadata = metadata
+        self._blocks = blocks
+        self.removed = 0
+        self.in_use = 0
+        """Runs that found the content referred to."""
+
+    async def run(self, item: Item) -> Effect | None:
+        dead = await self._metadata.reclaim_content(item.subject)
+        if dead is None:
+            self.in_use += 1
+            return None
+        for blob_id in dead:
+            await self._blocks.delete_blob(blob_id)
+        # In transactions of their own, for there may be ten thousand parts.
+        await self._metadata.forget_content(item.subject)
+        self.removed += 1
+        return None
+
+
+class ReclaimBlob:
+    """Remove the files of one blob, and its record, if its content does not use it."""
+
+    name = RECLAIM_BLOB
+    priority = RECLAIM_PRIORITY
+
+    def __init__(self, metadata: Metadata, blocks: BlockStore) -> None:
+        self._metadata = metadata
+        self._blocks = blocks
+        self.removed = 0
+        self.in_use = 0
+        """Runs that found the blob used."""
+
+    async def run(self, item: Item) -> Effect | None:
+        if not await self._metadata.reclaim_blob(item.subject):
+            self.in_use += 1
+            return None
+        await self._blocks.delete_blob(item.subject)
+        self.removed += 1
+
+        async def forget(tr: Transaction, ctx: Context) -> None:
+            await forget_blob(tr, ctx, item.subject)
+
+        return forget
+
+
+def reclaim_tasks(metadata: Metadata, blocks: BlockStore) -> tuple[ReclaimContent, ReclaimBlob]:
+    return ReclaimContent(metadata, blocks), ReclaimBlob(metadata, blocks)
 
 
 @dataclass(frozen=True)
@@ -39,64 +92,8 @@ class ReclaimStats:
 
 
 async def reclaim_due(metadata: Metadata, blocks: BlockStore) -> ReclaimStats:
-    """Work off every reclaim item of this node that is due now; returns when none is left."""
-    contents = removed = in_use = failed = 0
-    async for zone in _own_zones(metadata, blocks.node_id):
-        while claimed := await metadata.claim(zone, BATCH, LEASE_S):
-            for item in claimed:
-                if not await metadata.extend(item, LEASE_S):
-                    continue  # the lease ran out while its neighbours were worked on; another pass has it
-                try:
-                    outcome = await _reclaim(metadata, blocks, item)
-                except StoreSealed:
-                    raise  # nothing is wrong with the item, and nothing could be noted of it
-                except Exception as error:
-                    failed += 1
-                    log.warning("reclaiming %s %s failed: %s", item.item.task, item.item.subject.hex(), error)
-                    await metadata.fail(item, f"{type(error).__name__}: {error}")
-                    continue
-                await metadata.finish(item)
-                contents += outcome == RECLAIM_CONTENT
-                removed += outcome == RECLAIM_BLOB
-                in_use += outcome == ""
-        if not await metadata.queue_depth(zone):
-            await metadata.collect_zone(zone)
-    return ReclaimStats(contents, removed, in_use, failed)
-
-
-async def _reclaim(metadata: Metadata, blocks: BlockStore, claimed: Claimed) -> str:
-    """Remove an item's subject if nothing refers to it; the task done, or "" where something does."""
-    task, subject = claimed.item.task, claimed.item.subject
-    if task == RECLAIM_CONTENT:
-        dead = await metadata.reclaim_content(subject)
-        if dead is None:
-            return ""
-        for blob_id in dead:
-            await blocks.delete_blob(blob_id)
-        await metadata.forget_content(subject)
-    elif task == RECLAIM_BLOB:
-        if not await metadata.reclaim_blob(subject):
-            return ""
-        await blocks.delete_blob(subject)
-        await metadata.forget_blob(subject)
-    else:
-        raise ValueError(f"no consumer for the task {task!r}: this node is older than the one that owed it")
-    return task
-
-
-async def _own_zones(metadata: Metadata, node_id: bytes) -> AsyncIterator[bytes]:
-    """The zones of this node, which are those whose name begins with its id.
-
-    The first may be the bare id: what crashed uploads left belongs to no bucket.
-    """
-    after = node_id[:-1]  # sorts before the bare id, with nothing of this node's in between
-    while True:
-        page = await metadata.zones(after, _ZONE_PAGE)
-        for zone in page:
-            if zone.startswith(node_id):
-                yield zone
-            elif zone > node_id:
-                return
-        if len(page) < _ZONE_PAGE:
-            return
-        after = page[-1]
+    """Work off every reclaim item of this node that is due now, in one pass; returns when none is left."""
+    content, blob = reclaim_tasks(metadata, blocks)
+    consumer = Consumer(metadata.queue, blocks.node_id, [content, blob])
+    await consumer.drain()
+    return ReclaimStats(content.removed, blob.removed, content.in_use + blob.in_use, consumer.worked.failed.total())

@@ -1,0 +1,177 @@
+"""What becomes of an item and of a pointer: the queue's decisions, as functions of a record, a time and an event.
+
+Nothing here reads, writes or looks at a clock. The transactions in `owed`, `leasing` and `overseeing` read rows, ask
+here, and write the answer; the model checker of the tests walks through all their interleavings.
+
+Two rules hold everything together:
+
+- A run covers every cause that was enqueued before it was claimed. So a cause that recurs while an item waits adds
+  nothing but, perhaps, an earlier time, and one that recurs under a lease is remembered until the lease ends.
+- A *deferred* pointer vests no later than anything in its zone, and its mark says when. Whoever lets an item vest
+  earlier than that pulls the pointer; whoever finds a mark that is not deferred knows that a consumer will come by
+  within `poll_ns`, or within `pointer_lease_ns` if the one that is there now dies, and leaves the pointer alone.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from .records import Item, Pointer
+
+SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueParameters:
+    """The queue's times and sizes. All consumers of a store should have the same; nothing breaks where they differ."""
+
+    pointer_lease_ns: int = 5 * SECOND
+    """How long a consumer has a zone to itself to claim a batch: milliseconds are enough, a slow commit needs more."""
+
+    item_lease_ns: int = 30 * SECOND
+    """How long an item stays away after its holder died. Holders extend at a third of it, so two may get lost."""
+
+    poll_ns: int = SECOND // 10
+    """How soon a zone that was just worked on is looked at again. Until then enqueues write nothing but their item."""
+
+    min_inactive_ns: int = 60 * SECOND
+    """How long an empty zone keeps its pointer: one that is used every now and then is not made anew each time."""
+
+    batch: int = 10
+    """Items under one claim: enough to spread the cost of two transactions, few enough to be fair to other zones."""
+
+    peek: int = 20_000
+    """Vested pointers that one look takes in (QuiCK, Algorithm 1): so many zones are chosen from without bias."""
+
+    selection_fraction: float = 0.02
+    """Which part of them one consumer then goes for, at least one: two consumers seldom choose the same."""
+
+    selection_max: int = 2_000
+    """And at most so many, for the last of them are stale by the time that it comes to them."""
+
+    scan_ns: int = SECOND
+    """How often an idle consumer looks by itself; in between it is woken by the bell or the next pointer's time, so
+    this is only how long a bell that got lost costs."""
+
+    back_off_ns: int = SECOND
+    max_back_off_ns: int = 60 * SECOND
+    """How long to wait after a failure: from the first to the second, doubling."""
+
+    max_attempts: int = 10
+    """Failures in a row after which an item becomes a dead letter: about four minutes of trying."""
+
+    set_back_ns: int = 10 * SECOND
+    """How long an item of a paused task is set back each time that its turn comes."""
+
+
+QUEUE = QueueParameters()
+"""The defaults."""
+
+
+def back_off_ns(parameters: QueueParameters, attempts: int, jitter: float) -> int:
+    """How long to wait after the `attempts`-th failure, times 0.5 to 1.5 as `jitter` goes from 0 to 1."""
+    doubled = parameters.back_off_ns << min(attempts - 1, 20)
+    return int(min(parameters.max_back_off_ns, doubled) * (0.5 + jitter))
+
+
+# --- items
+
+
+def recurred(item: Item, vesting_ns: int) -> Item:
+    """An item whose cause came up again, to be done from `vesting_ns` on."""
+    if item.lease:
+        again_ns = vesting_ns if item.again_ns < 0 else min(item.again_ns, vesting_ns)
+        return replace(item, again_ns=again_ns)
+    return replace(item, vesting_ns=min(item.vesting_ns, vesting_ns))
+
+
+def taken(parameters: QueueParameters, item: Item, lease: bytes, now_ns: int) -> Item | None:
+    """A due item under a fresh lease; None where it is not due."""
+    if item.vesting_ns > now_ns:
+        return None
+    return replace(item, lease=lease, vesting_ns=now_ns + parameters.item_lease_ns, again_ns=-1)
+
+
+def set_back(parameters: QueueParameters, item: Item, now_ns: int) -> Item:
+    """A due item of a paused task: away for a while, and nobody's."""
+    return replace(item, lease=b"", vesting_ns=now_ns + parameters.set_back_ns, again_ns=-1)
+
+
+def extended(parameters: QueueParameters, item: Item, now_ns: int) -> Item:
+    """A leased item whose holder is alive. Never earlier than before: a clock set back must not shorten a lease, for
+    the zone's pointer may be deferred to its end."""
+    return replace(item, vesting_ns=max(item.vesting_ns, now_ns + parameters.item_lease_ns))
+
+
+def finished(item: Item) -> Item | None:
+    """What stays of a leased item whose work is done: nothing, or one that waits, if its cause recurred."""
+    if item.again_ns < 0:
+        return None
+    return replace(item, lease=b"", vesting_ns=item.again_ns, again_ns=-1, attempts=0, error="")
+
+
+def failed(
+    parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float
+) -> tuple[Item | None, Item | None]:
+    """What stays of a leased item whose work failed, and its dead letter: one of them, and both where the cause
+    recurred during the last attempt, which is as good as a new item and gets attempts of its own."""
+    ended = replace(item, lease=b"", again_ns=-1, attempts=item.attempts + 1, error=error[:1000])
+    if ended.attempts >= parameters.max_attempts:
+        return finished(item), ended
+    return replace(ended, vesting_ns=now_ns + back_off_ns(parameters, ended.attempts, jitter)), None
+
+
+# --- pointers
+
+
+class Announcement(enum.Enum):
+    """What an item that vests at some time takes, so that a consumer comes for it."""
+
+    NOTHING = enum.auto()
+    CREATE = enum.auto()
+    PULL = enum.auto()
+
+
+def deferred_ns(mark: bytes | None) -> int | None:
+    """What a zone's mark says: the time to which its pointer is deferred, 0 where it is not; None without a mark."""
+    return None if mark is None else int.from_bytes(mark, "big")
+
+
+def mark_of(deferred_ns: int) -> bytes:
+    """The mark that says `deferred_ns`."""
+    return deferred_ns.to_bytes(8, "big") if deferred_ns else b""
+
+
+def announcement(deferred_ns: int | None, vesting_ns: int) -> Announcement:
+    """What the zone's pointer needs when an item comes to vest at `vesting_ns`."""
+    if deferred_ns is None:
+        return Announcement.CREATE
+    return Announcement.PULL if vesting_ns < deferred_ns else Announcement.NOTHING
+
+
+def leased(
+    parameters: QueueParameters, pointer: Pointer, lease: bytes, now_ns: int, early_ns: int = 0
+) -> Pointer | None:
+    """A pointer under a fresh lease; None while it has not vested. One that nobody holds may be taken `early_ns` before
+    its time, which is a courtesy and no promise."""
+    if pointer.vesting_ns > now_ns + (0 if pointer.lease else early_ns):
+        return None
+    return replace(pointer, lease=lease, vesting_ns=now_ns + parameters.pointer_lease_ns)
+
+
+def released(parameters: QueueParameters, pointer: Pointer, now_ns: int, *, more: bool) -> Pointer:
+    """A pointer whose holder took something: it vests at once if there is `more`, else soon."""
+    return replace(pointer, lease=b"", vesting_ns=0 if more else now_ns + parameters.poll_ns, active_ns=now_ns)
+
+
+def rested(parameters: QueueParameters, pointer: Pointer, now_ns: int, head_ns: int | None) -> Pointer | None:
+    """A pointer whose holder found nothing due, deferred: to when the first item vests, or (`head_ns` None: there is no
+    item) to when the zone may go. None: it may go now."""
+    if head_ns is not None:
+        # Not into the past: were an index entry damaged, consumers would come by without a pause.
+        return replace(pointer, lease=b"", vesting_ns=max(head_ns, now_ns + parameters.poll_ns))
+    idle_ns = pointer.active_ns + parameters.min_inactive_ns
+    return None if idle_ns <= now_ns else replace(pointer, lease=b"", vesting_ns=idle_ns)
