@@ -99,7 +99,7 @@ async def paused(tr: Transaction, ctx: Context) -> dict[Pausable, set[bytes]]:
 async def retry(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> bool:
     """Give a dead letter all its attempts again, at once. False: there is none.
 
-    Where its cause has recurred since, there is an item already, and the letter just goes.
+    Where its cause has recurred since, there is an item already, and this is one more recurrence.
     """
     keys = ctx.keys
     buried, stored, marked = (
@@ -114,9 +114,13 @@ async def retry(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> bool:
     tr.clear(keys.queue_dead_item(zone, id_))
     count(tr, ctx, zone, letter.task, dead=-1)
     if current is None:
-        item = replace(letter, vesting_ns=0, attempts=0, error="")
-        put_item(tr, ctx, zone, id_, None, item)
+        old, item = None, replace(letter, vesting_ns=0, attempts=0, error="")
         count(tr, ctx, zone, letter.task, waiting=1, enqueued=1)
+    else:
+        old = item_codec.decode(current)
+        item = deciding.recurred(old, 0)
+    put_item(tr, ctx, zone, id_, old, item)
+    if not item.lease:
         await announce(tr, ctx, zone, 0, mark)
     return True
 

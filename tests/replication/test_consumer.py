@@ -1,0 +1,435 @@
+"""Consumers: every run ends as done, failed or ambiguous; leases last as long as is needed; zones are served in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.metadata.world import NODE, both_engines, dump, play
+from tigrislike.metadata import Metadata, owed
+from tigrislike.metadata.deciding import QUEUE
+from tigrislike.metadata.kv import AmbiguousCommit, EngineUnavailable, ManualClock, StoreSealed
+from tigrislike.metadata.leasing import Effect
+from tigrislike.metadata.overseeing import Pausable
+from tigrislike.metadata.records import Counts, Item
+from tigrislike.replication.consumer import Consumer
+
+ZONES = [NODE + bytes((number,)) * 16 for number in range(4)]
+SECOND = 10**9
+
+
+class Scripted:
+    """A task whose runs do what a test says: by their subject, or nothing."""
+
+    name = "task"
+    priority = 0
+
+    def __init__(self, **acts: Callable[[], Awaitable[Effect | None]]) -> None:
+        self.acts = acts
+        self.ran: list[bytes] = []
+
+    async def run(self, item: Item) -> Effect | None:
+        self.ran.append(item.subject)
+        act = self.acts.get(item.subject.decode())
+        return await act() if act is not None else None
+
+
+async def enqueue(metadata: Metadata, *subjects: bytes, zone: bytes = ZONES[0], **options: Any) -> None:
+    async def some(tr: Any) -> None:
+        for subject in subjects:
+            await owed.enqueue(tr, metadata.context, zone, "task", subject, **options)
+
+    await metadata.engine.transact(some)
+
+
+async def never(duration_s: float) -> None:
+    """In place of sleeping: leases are then extended only where a run begins."""
+    await asyncio.Event().wait()
+
+
+def consumer_of(metadata: Metadata, *tasks: Any, **options: Any) -> Consumer:
+    return Consumer(metadata.queue, NODE, tasks, sleep=options.pop("sleep", never), rng=random.Random(1), **options)
+
+
+def raising(error: Exception) -> Callable[[], Awaitable[None]]:
+    async def act() -> None:
+        raise error
+
+    return act
+
+
+def with_clock(
+    story: Callable[[Metadata, ManualClock], Awaitable[None]], kind: str = "memory", folder: Path = Path()
+) -> None:
+    clock = ManualClock()
+    play(kind, folder, lambda metadata: story(metadata, clock), clock=clock)
+
+
+# -- How runs end ----------------------------------------------------------------------------------------------------
+
+
+@both_engines
+def test_what_is_due_is_drained_whatever_its_zone(kind: str, tmp_path: Path) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        for zone in ZONES:
+            await enqueue(metadata, *(b"%d" % number for number in range(2 * QUEUE.batch + 1)), zone=zone)
+        await enqueue(metadata, b"later", vesting_ns=clock.now_ns() + SECOND)
+        task = Scripted()
+        consumer = consumer_of(metadata, task)
+        await consumer.drain()
+        assert len(task.ran) == consumer.worked.done["task"] == len(ZONES) * (2 * QUEUE.batch + 1)
+        assert b"later" not in task.ran
+        clock.advance(SECOND)
+        await consumer.drain()
+        assert task.ran[-1] == b"later"
+
+    with_clock(story, kind, tmp_path)
+
+
+def test_an_effect_happens_with_the_items_end() -> None:
+    async def effect(tr: Any, ctx: Any) -> None:
+        tr.add(b"effects", 1)
+
+    async def act() -> Effect:
+        return effect
+
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"x")
+        await consumer_of(metadata, Scripted(x=act)).drain()
+        assert (await dump(metadata))[b"effects"] == (1).to_bytes(8, "little")
+        assert await metadata.queue.depth(ZONES[0]) == 0
+
+    with_clock(story)
+
+
+def test_a_failure_is_noted_and_holds_up_no_other_item() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"bad", b"good")
+        consumer = consumer_of(metadata, Scripted(bad=raising(OSError("it broke"))))
+        await consumer.drain()
+        assert (consumer.worked.done["task"], consumer.worked.failed["task"]) == (1, 1)
+        ((_, item),) = await metadata.queue.items(ZONES[0])
+        assert (item.subject, item.attempts, item.error) == (b"bad", 1, "OSError: it broke")
+
+    with_clock(story)
+
+
+def test_an_ambiguous_run_is_left_to_its_lease() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"x", b"y")
+        task = Scripted(x=raising(AmbiguousCommit("who knows")))
+        consumer = consumer_of(metadata, task)
+        await consumer.drain()
+        assert (consumer.worked.ambiguous["task"], consumer.worked.done["task"]) == (1, 1)
+        ((_, item),) = await metadata.queue.items(ZONES[0])
+        assert (item.attempts, bool(item.lease)) == (0, True)
+        del task.acts["x"]
+        clock.advance(QUEUE.item_lease_ns)
+        await consumer.drain()
+        assert await metadata.queue.depth(ZONES[0]) == 0
+
+    with_clock(story)
+
+
+@pytest.mark.parametrize("error", [StoreSealed("it moves"), EngineUnavailable("it recovers")])
+def test_what_is_the_databases_fault_is_no_items(error: Exception) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"x")
+        for working in (Consumer.drain, Consumer.run):
+            with pytest.raises(type(error)):
+                await working(consumer_of(metadata, Scripted(x=raising(error))))
+            clock.advance(QUEUE.item_lease_ns)
+        ((_, item),) = await metadata.queue.items(ZONES[0])
+        assert item.attempts == 0
+
+    with_clock(story)
+
+
+def test_a_task_that_nobody_knows_fails() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"x")
+        await consumer_of(metadata).drain()
+        ((_, item),) = await metadata.queue.items(ZONES[0])
+        assert "no consumer for the task 'task'" in item.error
+
+    with_clock(story)
+
+
+def test_items_of_a_paused_task_are_not_run() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, *(b"%d" % number for number in range(2 * QUEUE.batch)))
+        await metadata.queue.pause(Pausable.TASK, b"task")
+        task = Scripted()
+        consumer = consumer_of(metadata, task)
+        await consumer.drain()
+        assert task.ran == []
+        await metadata.queue.resume(Pausable.TASK, b"task")
+        clock.advance(QUEUE.set_back_ns)
+        await consumer.drain()
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=20, done=20)}
+
+    with_clock(story)
+
+
+# -- Leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_leases_are_extended_for_as_long_as_a_batch_takes() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        thirds: asyncio.Queue[None] = asyncio.Queue()
+
+        async def third(duration_s: float) -> None:
+            assert duration_s == QUEUE.item_lease_ns // 3 / SECOND
+            await thirds.get()
+
+        async def slow() -> None:
+            for _ in range(6):
+                before = await metadata.queue.oldest_ns(ZONES[0])
+                clock.advance(QUEUE.item_lease_ns // 3)
+                thirds.put_nowait(None)
+                while await metadata.queue.oldest_ns(ZONES[0]) == before:  # each look lets others go on
+                    pass
+
+        await enqueue(metadata, b"slow", b"next")
+        task = Scripted(slow=slow)
+        consumer = consumer_of(metadata, task, sleep=third)
+        await consumer.drain()
+        assert sorted(task.ran) == [b"next", b"slow"]
+        assert consumer.worked.done["task"] == 2
+
+    with_clock(story)
+
+
+def test_a_run_whose_lease_is_lost_is_cancelled_and_the_rest_of_the_batch_left_alone() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        thirds: asyncio.Queue[None] = asyncio.Queue()
+        cancelled = []
+
+        async def third(duration_s: float) -> None:
+            await thirds.get()
+
+        async def slow() -> None:
+            clock.advance(QUEUE.item_lease_ns)
+            other = Scripted()
+            await consumer_of(metadata, other).drain()
+            assert sorted(other.ran) == [b"next", b"slow"]
+            thirds.put_nowait(None)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+
+        await enqueue(metadata, b"slow")
+        await enqueue(metadata, b"next", priority=1)
+        task = Scripted(slow=slow)
+        consumer = consumer_of(metadata, task, sleep=third)
+        await consumer.drain()
+        assert (task.ran, cancelled, consumer.worked.lost["task"]) == ([b"slow"], [True], 2)
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=2, done=2)}
+
+    with_clock(story)
+
+
+def test_a_run_that_ends_after_its_lease_has_no_effect() -> None:
+    async def effect(tr: Any, ctx: Any) -> None:
+        tr.add(b"effects", 1)
+
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        async def slow() -> Effect:
+            clock.advance(QUEUE.item_lease_ns)
+            await consumer_of(metadata, Scripted()).drain()
+            return effect
+
+        await enqueue(metadata, b"slow")
+        consumer = consumer_of(metadata, Scripted(slow=slow))
+        await consumer.drain()
+        assert consumer.worked.lost["task"] == 1
+        assert b"effects" not in await dump(metadata)
+
+    with_clock(story)
+
+
+def test_an_extension_that_fails_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        thirds: asyncio.Queue[None] = asyncio.Queue()
+        extended = asyncio.Event()
+        real, left = metadata.queue.extend, [True]
+
+        async def extend(batch: Any) -> Any:
+            if left:
+                left.pop()
+                thirds.put_nowait(None)
+                raise EngineUnavailable("it recovers")
+            extended.set()
+            return await real(batch)
+
+        async def third(duration_s: float) -> None:
+            await thirds.get()
+
+        async def slow() -> None:
+            thirds.put_nowait(None)
+            await extended.wait()
+
+        metadata.queue.extend = extend  # type: ignore[method-assign]
+        await enqueue(metadata, b"slow")
+        consumer = consumer_of(metadata, Scripted(slow=slow), sleep=third)
+        await consumer.drain()
+        assert consumer.worked.done["task"] == 1
+
+    with_clock(story)
+    assert "leases could not be extended" in caplog.text
+
+
+# -- Running for good ------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def running(consumer: Consumer) -> Any:
+    task = asyncio.create_task(consumer.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(truth: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not truth():  # noqa: ASYNC110 - what it waits for is not ours to signal
+            await asyncio.sleep(0)
+
+
+@both_engines
+def test_an_idle_consumer_is_woken(kind: str, tmp_path: Path) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        task = Scripted()
+        idle = asyncio.Event()
+        consumer = consumer_of(metadata, task)
+
+        def pause_s(next_ns: int | None) -> float:
+            idle.set()
+            return 60.0  # only the bell wakes it
+
+        consumer._pause_s = pause_s  # type: ignore[method-assign]
+        async with running(consumer):
+            await idle.wait()
+            await enqueue(metadata, b"x")
+            await until(lambda: task.ran == [b"x"])
+
+    with_clock(story, kind, tmp_path)
+
+
+def test_a_consumer_sleeps_until_the_next_pointer_vests_and_never_for_long() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        consumer = consumer_of(metadata)
+        scan_s = QUEUE.scan_ns / SECOND
+        assert 0.8 * scan_s <= consumer._pause_s(None) <= 1.2 * scan_s
+        assert consumer._pause_s(clock.now_ns() + SECOND // 10) == 0.1
+        assert consumer._pause_s(clock.now_ns() + 10**15) <= 1.2 * scan_s
+        assert consumer._pause_s(clock.now_ns() - SECOND) == 0
+
+    with_clock(story)
+
+
+def test_a_large_zone_does_not_keep_the_others_waiting() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        for start in range(0, 300, 50):
+            await enqueue(metadata, *(b"large %d" % number for number in range(start, start + 50)))
+        await enqueue(metadata, b"fresh", zone=ZONES[1])
+        task = Scripted()
+        async with running(consumer_of(metadata, task, workers=1)):
+            await until(lambda: b"fresh" in task.ran)
+        assert task.ran.index(b"fresh") < 150
+
+    with_clock(story)
+
+
+def test_no_more_batches_are_worked_on_than_there_are_workers() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        release = asyncio.Event()
+        at_work = 0
+
+        async def wait() -> None:
+            nonlocal at_work
+            at_work += 1
+            await release.wait()
+
+        for zone in ZONES:
+            await enqueue(metadata, b"x", zone=zone)
+        task = Scripted(x=wait)
+        async with running(consumer_of(metadata, task, workers=2)):
+            await until(lambda: at_work == 2)
+            for _ in range(500):
+                await asyncio.sleep(0)
+            assert at_work == 2
+            release.set()
+            await until(lambda: at_work == 4)
+
+    with_clock(story)
+
+
+def test_nothing_is_begun_while_the_gate_is_closed() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        free, inside = False, 0
+
+        @contextlib.contextmanager
+        def gate() -> Iterator[bool]:
+            nonlocal inside
+            inside += 1
+            yield free
+            inside -= 1
+
+        async def look() -> None:
+            assert inside == 1
+
+        await enqueue(metadata, b"x")
+        task = Scripted(x=look)
+        consumer = consumer_of(metadata, task, gate=gate)
+        await consumer.drain()
+        assert task.ran == []
+        free = True
+        await consumer.drain()
+        assert (task.ran, inside, consumer.worked.done["task"]) == ([b"x"], 0, 1)
+
+    with_clock(story)
+
+
+def test_a_consumer_that_is_stopped_leaves_its_items_to_their_leases() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        began = asyncio.Event()
+
+        async def wait() -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        await enqueue(metadata, b"x")
+        async with running(consumer_of(metadata, Scripted(x=wait))):
+            await began.wait()
+        clock.advance(QUEUE.item_lease_ns)
+        task = Scripted()
+        await consumer_of(metadata, task).drain()
+        assert task.ran == [b"x"]
+
+    with_clock(story)
+
+
+def test_a_random_part_is_chosen_at_least_one_and_never_too_many() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        consumer = consumer_of(metadata)
+        zones = [b"%d" % number for number in range(1000)]
+        assert consumer._choose([]) == []
+        assert consumer._choose(zones[:1]) == zones[:1]
+        chosen = consumer._choose(zones)
+        assert len(set(chosen)) == 20
+        assert chosen != consumer._choose(zones)
+        assert len(consumer._choose(zones * 200)) == QUEUE.selection_max
+
+    with_clock(story)
