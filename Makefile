@@ -13,7 +13,7 @@ FDB ?=
 
 BIN := .venv/bin
 # Tests of nodes, which keep their metadata in the engine that TIGRISLIKE_TEST_ENGINE names
-ON_EITHER_ENGINE := tests/e2e tests/crash tests/replication
+ON_EITHER_ENGINE := tests/e2e tests/crash tests/replication/test_reclaim.py
 WITH_CLUSTER = TIGRISLIKE_TEST_FDB="$(abspath $(FDB))"
 CLIENTS := $(filter-out torch,$(patsubst tests/clients/requirements-%.txt,%,$(wildcard tests/clients/requirements-*.txt)))
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import large, listed, no_combine, no_composite, part, play, small
-from tigrislike.metadata import Bucket, Deletion, Metadata, UploadDraft
+from tests.metadata.world import NODE, large, listed, no_combine, no_composite, part, play, small
+from tigrislike.metadata import Bucket, Deletion, Metadata, UploadDraft, owed
 from tigrislike.metadata.store import DELETE_BATCH
 
 
@@ -266,6 +266,44 @@ def test_multipart_uploads() -> None:
     assert trips_of(upload.complete_without_the_first, before=upload.put_parts).cost() == (2, 1, 1)
     upload = Upload()
     assert trips_of(upload.abort, before=upload.put_parts).cost() == (1, 1, 1)
+
+
+def test_the_queue() -> None:
+    async def main(metadata: Metadata) -> None:
+        zone = NODE + bytes(16)
+
+        async def owe(tr: Any) -> None:
+            for number in range(4):
+                await owed.enqueue(tr, metadata.context, zone, "task", b"%d" % number)
+
+        await metadata.engine.transact(owe)
+        assert isinstance(metadata.engine, MemoryEngine)
+        trips = counted(metadata.engine)
+
+        async def of(running: Awaitable[Any], *cost: int) -> Any:
+            before = trips.cost()
+            result = await running
+            assert tuple(now - then for now, then in zip(trips.cost(), before, strict=True)) == cost
+            return result
+
+        queue = metadata.queue
+        peeked = await of(queue.peek(NODE), 1, 0, 1)
+        assert peeked.zones == [zone]
+        lease = await of(queue.lease(zone), 1, 1, 1)
+        claimed = (await of(queue.claim(zone, lease), 2, 1, 1)).claimed  # which items, and then these
+        assert await of(queue.extend(claimed), 1, 1, 1) == claimed
+        assert await of(queue.finish(claimed[0]), 1, 1, 1)
+        assert await of(queue.fail(claimed[1], "it broke"), 1, 1, 1)
+        await metadata.engine.transact(owe)
+        assert await of(queue.finish(claimed[2]), 2, 1, 1)  # its cause has recurred: how is it to be announced?
+        lease = await queue.lease(zone, early_ns=metadata.context.queue.poll_ns)
+        assert lease is not None
+        await queue.claim(zone, lease)
+        lease = await queue.lease(zone, early_ns=metadata.context.queue.poll_ns)
+        assert lease is not None
+        assert (await of(queue.claim(zone, lease), 2, 1, 1)).claimed == []  # what is due, and what else there is
+
+    play("memory", Path(), main)
 
 
 def test_the_count_itself() -> None:

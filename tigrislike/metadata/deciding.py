@@ -43,14 +43,15 @@ class QueueParameters:
     batch: int = 10
     """Items under one claim: enough to spread the cost of two transactions, few enough to be fair to other zones."""
 
-    peek: int = 20_000
-    """Vested pointers that one look takes in (QuiCK, Algorithm 1): so many zones are chosen from without bias."""
+    peek: int = 2_000
+    """Vested pointers that one look takes in. QuiCK takes 20,000, which would hold up the event loop for tens of
+    milliseconds; with these two hundred consumers can still choose without meeting."""
 
-    selection_fraction: float = 0.02
+    selection_fraction: float = 0.05
     """Which part of them one consumer then goes for, at least one: two consumers seldom choose the same."""
 
-    selection_max: int = 2_000
-    """And at most so many, for the last of them are stale by the time that it comes to them."""
+    selection_max: int = 50
+    """And at most so many, for by the time that it comes to the last of them others will have been there."""
 
     scan_ns: int = SECOND
     """How often an idle consumer looks by itself; in between it is woken by the bell or the next pointer's time, so

@@ -154,23 +154,25 @@ async def _rest(tr: Transaction, ctx: Context, zone: bytes, pointer: Pointer) ->
             tr.clear(key)
 
 
-async def _leased(tr: Transaction, ctx: Context, claimed: Claimed) -> Item | None:
+def _ask(tr: Transaction, ctx: Context, claimed: Claimed) -> Awaitable[bytes | None]:
+    return tr.get(ctx.keys.queue_item(claimed.zone, claimed.id))
+
+
+def _leased(raw: bytes | None, claimed: Claimed) -> Item | None:
     """The item, if it is still the caller's."""
-    raw = await tr.get(ctx.keys.queue_item(claimed.zone, claimed.id))
     item = item_codec.decode(raw) if raw is not None else None
     return item if item is not None and item.lease == claimed.lease else None
 
 
 async def extend(tr: Transaction, ctx: Context, batch: Sequence[Claimed]) -> list[Claimed]:
     """Prolong leases from now. Those that are left; for the others the work must stop."""
-    held = []
-    for claimed in batch:
-        item = await _leased(tr, ctx, claimed)
-        if item is not None:
-            new = deciding.extended(ctx.queue, item, ctx.now_ns())
-            put_item(tr, ctx, claimed.zone, claimed.id, item, new)
-            held.append(claimed)
-    return held
+    stored = [(claimed, _ask(tr, ctx, claimed)) for claimed in batch]
+    found = [(claimed, _leased(await raw, claimed)) for claimed, raw in stored]
+    held = [(claimed, item) for claimed, item in found if item is not None]
+    for claimed, item in held:
+        new = deciding.extended(ctx.queue, item, ctx.now_ns())
+        put_item(tr, ctx, claimed.zone, claimed.id, item, new)
+    return [claimed for claimed, _ in held]
 
 
 async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect | None = None) -> bool:
@@ -178,7 +180,7 @@ async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect
 
     False: the lease was lost, and nothing happened.
     """
-    item = await _leased(tr, ctx, claimed)
+    item = _leased(await _ask(tr, ctx, claimed), claimed)
     if item is None:
         return False
     if effect is not None:
@@ -196,10 +198,9 @@ async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect
 async def fail(tr: Transaction, ctx: Context, claimed: Claimed, error: str, jitter: float) -> bool:
     """The work failed: the item vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
     keys, zone = ctx.keys, claimed.zone
+    stored = _ask(tr, ctx, claimed)
     marked, buried = tr.get(keys.queue_zone(zone)), tr.get(keys.queue_dead_item(zone, claimed.id))
-    item = await _leased(tr, ctx, claimed)
-    mark = await marked
-    first = await buried is None
+    item, mark, first = _leased(await stored, claimed), await marked, await buried is None
     if item is None:
         return False
     again, letter = deciding.failed(ctx.queue, item, ctx.now_ns(), error, jitter)

@@ -101,6 +101,8 @@ class Consumer:
                             if batch:
                                 working.add(asyncio.create_task(self._work_off(batch, gate.pop_all())))
                     if not taken:
+                        if vested:  # others were faster, or the gate is closed: there may be more any moment
+                            next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
                         rung = asyncio.create_task(bell.wait(self._pause_s(next_ns)))
                         await self._any_done(working, rung)
                 finally:
@@ -141,12 +143,12 @@ class Consumer:
     @staticmethod
     async def _any_done(working: set[asyncio.Task[None]], rung: asyncio.Task[bool] | None = None) -> None:
         """Wait for one of `working` to end, or for the bell; raises what those that ended raised."""
+        waited: set[asyncio.Task[Any]] = {*working, rung} if rung is not None else {*working}
         try:
-            await asyncio.wait([*working, rung] if rung else working, return_when=asyncio.FIRST_COMPLETED)
+            ended, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if rung is not None:
                 await _cancel(rung)
-        ended = {task for task in working if task.done()}
         working -= ended
         for task in ended:
             task.result()
