@@ -197,6 +197,7 @@ def test_failures_back_off_and_end_as_a_dead_letter_that_can_be_retried(kind, tm
         ((id_, letter),) = await metadata.queue.letters(ZONE)
         assert (letter.subject, letter.attempts, letter.error) == (b"x", 10, ("it broke " * 1000)[:1000])
         assert await metadata.queue.letters(ZONE, id_) == []
+        assert await metadata.queue.show(ZONE, id_) == (None, letter)
         assert await metadata.queue.retry(ZONE, id_)
         assert not await metadata.queue.retry(ZONE, id_)
         # A cause that recurs while there is a letter makes an item, which may end as a letter in its turn.
@@ -427,6 +428,8 @@ def test_items_are_listed_delayed_and_dropped(kind, tmp_path):
         listed = await queue.items(ZONE)
         assert {item.subject for _, item in listed} == {b"a", b"b"}
         assert await queue.items(ZONE, listed[0][0], 1) == [listed[1]]
+        assert await queue.show(ZONE, listed[0][0]) == (listed[0][1], None)
+        assert await queue.show(ZONE, bytes(16)) == (None, None)
         ids = {item.subject: id_ for id_, item in listed}
         assert await queue.delay(ZONE, ids[b"a"], clock.now_ns() + 9 * SECOND)
         assert await take(metadata, ZONE) == []

@@ -79,6 +79,13 @@ async def letters(tr: Transaction, ctx: Context, zone: bytes, after: bytes, limi
     return await _page(tr, ctx.keys.queue_dead_range(zone), ctx.keys.queue_dead_item(zone, after), after, limit)
 
 
+async def show(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> tuple[Item | None, Item | None]:
+    """An item and its dead letter, as far as there are any."""
+    stored, buried = tr.get(ctx.keys.queue_item(zone, id_)), tr.get(ctx.keys.queue_dead_item(zone, id_))
+    item, letter = [item_codec.decode(raw) if raw is not None else None for raw in (await stored, await buried)]
+    return item, letter
+
+
 async def _page(
     tr: Transaction, rows: tuple[bytes, bytes], last: bytes, after: bytes, limit: int
 ) -> list[tuple[bytes, Item]]:

@@ -97,6 +97,10 @@ class Queue:
         """Dead letters of a zone, as `items`."""
         return await self._engine.read(overseeing.letters, self._context, zone, after, limit)
 
+    async def show(self, zone: bytes, id_: bytes) -> tuple[Item | None, Item | None]:
+        """An item and its dead letter, as far as there are any."""
+        return await self._engine.read(overseeing.show, self._context, zone, id_)
+
     async def retry(self, zone: bytes, id_: bytes) -> bool:
         """Give a dead letter all its attempts again, at once. False: there is none."""
         return await self._engine.transact(overseeing.retry, self._context, zone, id_)
