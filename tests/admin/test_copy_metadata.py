@@ -31,6 +31,7 @@ from tigrislike.metadata.kv import (
     open_engine,
 )
 from tigrislike.metadata.kv.seal import OWN, SEALED
+from tigrislike.metadata.migrating import FORMAT
 from tigrislike.metadata.records import Draft
 from tigrislike.metadata.secrets import MasterKey
 
@@ -270,7 +271,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     async def body(pair: Pair) -> None:
         await populate(pair.source.engine, 1)
         monkeypatch.setattr(copy, "FORMAT", 0)
-        with pytest.raises(CopyError, match="keyspace format 1, this program knows up to 0"):
+        with pytest.raises(CopyError, match=f"keyspace format {FORMAT}, this program knows up to 0"):
             await pair.copy()
 
     run(body, ("memory", "memory"), tmp_path)

@@ -73,7 +73,13 @@ def states_of(world: Callable[[], Checker], name: str, capsys: pytest.CaptureFix
     return checker.states
 
 
-@pytest.mark.parametrize("name", WORLDS)
+SLOW = {"one who enqueues, two consumers", "one who enqueues, a consumer and a collector"}
+"""The largest of `WORLDS`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WORLDS]
+)
 def test_every_interleaving(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert states_of(WORLDS[name], name, capsys) > 1000
 
