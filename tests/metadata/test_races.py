@@ -7,6 +7,7 @@ unknown outcome) are thrown in.
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from tests.kv.memory_engine import MemoryEngine, RandomFaults
 from tests.metadata.queueing import take_all
@@ -237,7 +238,7 @@ def test_reclaiming_against_taking_a_slice(seed):
         await metadata.delete_object(bucket, "k")
         upload_id = (await metadata.create_upload(bucket, "k", UploadDraft())).upload_id
         slice_ = part(1, b"one")
-        slice_ = type(slice_)(*(getattr(slice_, name) for name in slice_.__struct_fields__[:-1]), version.content)
+        slice_ = replace(slice_, source=version.content)
         taken, blobs = await together(
             metadata.put_part(bucket, "k", upload_id, slice_), metadata.reclaim_content(version.content)
         )

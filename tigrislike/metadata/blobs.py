@@ -23,7 +23,7 @@ from . import owed
 from .context import Context
 from .errors import BlobDead, ContentGone
 from .kv.engine import Transaction
-from .records import DEAD, LIVE, Blob, Content, Part, Referrer
+from .records import DEAD, LIVE, Blob, Content, Home, Part, Referrer
 from .records import blob as blob_codec
 from .records import content as content_codec
 from .records import part as part_codec
@@ -64,10 +64,17 @@ async def drop_reference(
     stored = tr.get(ctx.keys.content(content_id), snapshot=True)
     asked = ask_reclaim(tr, ctx, ctx.home.node, bucket_id, content_id)
     raw = await stored
-    homes = content_codec.decode(raw).homes if raw is not None else ()
-    node = homes[0].node if homes else ctx.home.node
+    node = reclaimer(ctx, content_codec.decode(raw) if raw is not None else None)
     await owe_reclaim(tr, ctx, node, bucket_id, content_id, asked=asked)
     tr.clear(ctx.keys.ref(content_id, referrer.digest))
+
+
+def reclaimer(ctx: Context, content: Content | None) -> bytes:
+    """The node that is to reclaim a content: this one if it has bytes of it, else the first that has."""
+    homes = content.homes if content is not None else ()
+    if not homes or any(home.node == ctx.home.node for home in homes):
+        return ctx.home.node
+    return homes[0].node
 
 
 def ask_reclaim(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> owed.Asked:
@@ -108,7 +115,10 @@ async def load_parts(tr: Transaction, ctx: Context, content_id: bytes) -> tuple[
 
 
 async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
-    """Mark a content dead unless something refers to it. True: it is dead, now or already (or forgotten)."""
+    """Mark a content dead unless something refers to it. True: it is dead, now or already (or forgotten).
+
+    Whoever else has bytes of it, or is about to, is told in the same transaction.
+    """
     stored = tr.get(ctx.keys.content(content_id))
     begin, end = ctx.keys.ref_range(content_id)
     refs = tr.get_range(begin, end, limit=1)
@@ -120,9 +130,33 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
         return True
     if await refs:
         return False
-    dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns())
+    holders = {home.node for home in (*content.homes, *content.pending)}
+    if content.parts:
+        parts = await load_parts(tr, ctx, content_id)
+        own = [part for part in parts if not part.source]
+        holders.update(node for part in own for node in (part.node, *(home.node for home in part.others)) if node)
+    others = sorted(holders - {ctx.home.node})
+    homes = tuple(Home("", node) for node in (ctx.home.node, *others))
+    dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=())
     tr.set(ctx.keys.content(content_id), content_codec.encode(dead))
+    for node in others:
+        await owe_reclaim(tr, ctx, node, content.bucket, content_id, at_once=True)
     return True
+
+
+async def leave_dead(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
+    """Note that this node has no bytes of a dead content any more. True: nobody has, and its records may go."""
+    raw = await tr.get(ctx.keys.content(content_id))
+    if raw is None:
+        return True
+    content = content_codec.decode(raw)
+    if content.state != DEAD:
+        return False
+    homes = tuple(home for home in content.homes if home.node != ctx.home.node)
+    if homes != content.homes:
+        tr.set(ctx.keys.content(content_id), content_codec.encode(msgspec.structs.replace(content, homes=homes)))
+        tr.clear(ctx.keys.home(ctx.home.node, content_id))
+    return not homes
 
 
 async def dead_blobs(tr: Transaction, ctx: Context, content_id: bytes) -> list[bytes]:

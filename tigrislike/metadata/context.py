@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .deciding import QUEUE, QueueParameters
 from .errors import InvalidArgument, KeyTooLong, MetadataError, NoSuchBucket
 from .keyspace import MAX_KEY_BYTES, MIN_STAMP, Keyspace
 from .kv.engine import Transaction
+from .placing import Regions
 from .records import Bucket, Home
 from .records import bucket as bucket_codec
 
@@ -24,7 +25,7 @@ COUNT_SHARDS = 16
 @dataclass(frozen=True, slots=True)
 class Context:
     """`cluster` is the low byte of every stamp; `home` is this node; `grace_ns` is how long unreferenced bytes stay;
-    `queue` is how the queue of work owed is paced."""
+    `queue` is how the queue of work owed is paced; `regions` is what policies mean."""
 
     keys: Keyspace
     cluster: int
@@ -32,6 +33,7 @@ class Context:
     home: Home
     grace_ns: int
     queue: QueueParameters = QUEUE
+    regions: Regions = field(default_factory=Regions)
 
     def stamp(self, previous: int) -> int:
         """A stamp of now, but after `previous` (0 where there is none)."""

@@ -289,6 +289,24 @@ class RecordsChanged(MetadataError):
 # --- the database as a whole
 
 
+class NoSuchNode(MetadataError):
+    def __init__(self, node: bytes) -> None:
+        super().__init__(f"the store has no node {node.hex()}")
+
+
+class NodeRemoved(MetadataError):
+    def __init__(self, node: bytes) -> None:
+        super().__init__(
+            f"node {node.hex()} was removed from the store: give it an empty cache directory, and it joins as a new one"
+        )
+
+
+class NodeSkewed(MetadataError):
+    def __init__(self, skew_s: float) -> None:
+        way = "behind" if skew_s < 0 else "ahead of"
+        super().__init__(f"this machine's clock is {abs(skew_s):.0f} s {way} the other nodes': set it right first")
+
+
 class FormatTooNew(MetadataError):
     def __init__(self, found: int, known: int) -> None:
         super().__init__(f"the database has keyspace format {found}, this program knows up to {known}; upgrade it")

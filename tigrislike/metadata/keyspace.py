@@ -175,6 +175,9 @@ class Keyspace:
         self.refs = family("ref")
         self.blobs = family("blob")
         self.homes = family("home")
+        self.nodes = family("node")
+        self.beats = family("beat")
+        self.demands = family("demand")
         self.configs = family("config")
         self.bucket = TextKeys(family("bucket"))
         self.owners = family("owner")
@@ -220,6 +223,24 @@ class Keyspace:
 
     def home(self, node_id: bytes, content_id: bytes) -> bytes:
         return self.homes + pack_bytes(node_id) + pack_bytes(content_id)
+
+    def homes_of(self, node_id: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.homes + pack_bytes(node_id))
+
+    # -- nodes and regions
+
+    def node(self, node_id: bytes) -> bytes:
+        return self.nodes + pack_bytes(node_id)
+
+    def beat(self, node_id: bytes) -> bytes:
+        return self.beats + pack_bytes(node_id)
+
+    def demand(self, period: int, region: str, content_id: bytes) -> bytes:
+        return self.demands + pack_int(period) + pack_text(region) + pack_bytes(content_id)
+
+    def demand_before(self, period: int) -> tuple[bytes, bytes]:
+        """The demand of every period before `period`."""
+        return self.demands + b"\x00", self.demands + pack_int(period)
 
     # -- buckets
 

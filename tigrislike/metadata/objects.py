@@ -10,10 +10,12 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from . import placing
 from .blobs import commit_blob, live_content
 from .conditions import check_delete, check_read, check_write
 from .context import Context, hold_bucket
 from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, NoSuchVersion
+from .homes import owe_replicas, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
 from .records import (
@@ -93,9 +95,13 @@ async def put_object(
         check_write(condition, key, live)
     if content_id:
         await commit_blob(tr, ctx, content_id, content_id=content_id, number=0, size=draft.size, stored=blob)
-        content = Content(draft.size, LIVE, 0, (ctx.home,), bucket.id)
+        wanted = placing.wanted(bucket, ctx.regions, draft.regions)
+        homes = (ctx.home, *draft.others)
+        content = Content(draft.size, LIVE, 0, homes, bucket.id, regions=wanted.regions, copies=wanted.copies)
         tr.set(ctx.keys.content(content_id), content_codec.encode(content))
-        tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
+        for home in homes:
+            tr.set(ctx.keys.home(home.node, content_id), b"")
+        await owe_replicas(tr, ctx, content_id, content)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
@@ -283,11 +289,12 @@ async def copy_object(
     live = live_version(await to_raw)
     check_write(condition, key, live)
     inline = None
+    draft = draft_from(version)
     if version.content:
-        await live_content(tr, ctx, version.content)
+        content = await live_content(tr, ctx, version.content)
+        await share(tr, ctx, version.content, content, placing.wanted(bucket, ctx.regions, draft.regions))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
-    draft = draft_from(version)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))

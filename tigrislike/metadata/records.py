@@ -124,7 +124,8 @@ class Draft(Struct, frozen=True):
     """What a writer wants to become a version.
 
     Exactly one of `inline` (the bytes of a small object) and `blob` (the id of a finished blob of `size` bytes) says
-    where the bytes are; a copy sets neither, because it takes the bytes of its source.
+    where the bytes are; a copy sets neither, because it takes the bytes of its source. `others` are nodes that hold the
+    blob durably beside this one; `regions` is where the object is to be kept, if the bucket is not to say.
     """
 
     size: int
@@ -139,6 +140,8 @@ class Draft(Struct, frozen=True):
     headers: dict[str, str] = {}
     metadata: dict[str, str] = {}
     tags: dict[str, str] = {}
+    others: tuple[Home, ...] = ()
+    regions: tuple[str, ...] = ()
 
 
 def copy_draft(source: ObjectVersion) -> Draft:
@@ -171,9 +174,9 @@ class Part(Struct, frozen=True, array_like=True):
     """A part of a content: one row of its manifest, ``part / content id, number``.
 
     `checksum` is base64, of its upload's algorithm or, where that named none, of the default one; empty in parts from
-    before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node that holds them durably.
-    `source` is the content that the extents belong to when they are a slice of another content (then the part owns no
-    blob).
+    before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node in `region` that holds
+    them durably; `others` are nodes that do so beside it. `source` is the content that the extents belong to when they
+    are a slice of another content (then the part owns no blob).
     """
 
     number: int
@@ -184,13 +187,16 @@ class Part(Struct, frozen=True, array_like=True):
     extents: tuple[Extent, ...]
     node: bytes = b""
     source: bytes = b""
+    others: tuple[Home, ...] = ()
+    region: str = ""
 
 
 class Home(Struct, frozen=True, array_like=True):
-    """A node that durably holds a content."""
+    """A node that durably holds a content: all of it, or (`whole` False) the parts that were uploaded there."""
 
     region: str
     node: bytes
+    whole: bool = True
 
 
 class Completion(Struct, frozen=True, array_like=True):
@@ -208,6 +214,10 @@ class Content(Struct, frozen=True, array_like=True):
     """``content / content id``: immutable bytes that versions refer to.
 
     A content with `parts` 0 is one blob whose id is the content's own; otherwise its manifest lies in ``part`` rows.
+
+    `homes` is who holds it durably, `pending` who is about to: both are told when it is to go. `regions` is where its
+    bucket's policy wants it, as `placing.Regions` reads it, and `copies` how many nodes are to hold it; what buckets
+    that share it want adds up.
     """
 
     size: int
@@ -217,6 +227,9 @@ class Content(Struct, frozen=True, array_like=True):
     bucket: bytes = b""
     completion: Completion | None = None
     dead_ns: int = 0
+    pending: tuple[Home, ...] = ()
+    regions: tuple[str, ...] = ()
+    copies: int = 1
 
 
 class Referrer(Struct, frozen=True, array_like=True):
@@ -292,6 +305,7 @@ class UploadDraft(Struct, frozen=True):
     headers: dict[str, str] = {}
     metadata: dict[str, str] = {}
     tags: dict[str, str] = {}
+    regions: tuple[str, ...] = ()
 
 
 class Upload(Struct, frozen=True, array_like=True):
@@ -308,6 +322,7 @@ class Upload(Struct, frozen=True, array_like=True):
     headers: dict[str, str] = {}
     metadata: dict[str, str] = {}
     tags: dict[str, str] = {}
+    regions: tuple[str, ...] = ()
 
     @property
     def upload_id(self) -> str:
@@ -493,6 +508,38 @@ class Claimed(Struct, frozen=True):
     item: Item
 
 
+# --- nodes and regions ---------------------------------------------------------------------------------------------
+
+UP = "up"
+DRAINING = "draining"
+REMOVED = "removed"
+"""States of a node: one that drains takes no new homes, one that was removed may not come back."""
+
+
+class Node(Struct, frozen=True, array_like=True):
+    """``node / node id``: a node of the store, from its first start until it is forgotten. `endpoint` is the URL by
+    which other nodes reach it, `protocol` the version of what they say to each other."""
+
+    node: bytes
+    region: str
+    endpoint: str
+    state: str = UP
+    joined_ns: int = 0
+    protocol: int = 1
+
+
+class Beat(Struct, frozen=True, array_like=True):
+    """``beat / node id``: a node's last sign of life, by the database's clock as it saw it. `count` grows with each;
+    others tell by it whether a node is alive, and need not trust its clock. `epoch` is what requests to it are signed
+    for (`replication.signing`). Sizes are bytes of its disk."""
+
+    at_ns: int
+    count: int
+    epoch: bytes = b""
+    capacity: int = 0
+    free: int = 0
+
+
 class Cluster(Struct, frozen=True, array_like=True):
     """``meta / cluster``: the keyspace's format version, and which cluster this is (`number` 0 to 255 goes into
     stamps)."""
@@ -539,5 +586,7 @@ bucket = Codec(Bucket)
 access = Codec(AccessRecord)
 item = Codec(Item)
 pointer = Codec(Pointer)
+node = Codec(Node)
+beat = Codec(Beat)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

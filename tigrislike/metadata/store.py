@@ -14,21 +14,24 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from . import access, blobs, buckets, listing, objects, uploads
+from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
 from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
+from .homes import Held, Located
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
 from .kv.errors import StoreSealed
 from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
 from .migrating import FORMAT, migrate
+from .placing import Alive, Regions
 from .queue import Queue
 from .records import (
     DEFAULT_STORAGE_CLASS,
     NEVER,
     AccessKey,
     AccessRecord,
+    Beat,
     Blob,
     Bucket,
     Cluster,
@@ -38,6 +41,7 @@ from .records import (
     Draft,
     Found,
     Home,
+    Node,
     ObjectPage,
     ObjectVersion,
     Part,
@@ -104,12 +108,13 @@ class Metadata:
         region: str,
         cluster_number: int = 0,
         reclaim_grace_s: float = 3600,
+        regions: Regions | None = None,
     ) -> Metadata:
         """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
-        exceed the longest read.
+        exceed the longest read. `regions` is what the names in policies mean.
 
         Raises:
             FormatTooNew, WrongMasterKey.
@@ -121,7 +126,8 @@ class Metadata:
         founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
-        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns)
+        regions = regions or Regions(known=[region])
+        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, regions=regions)
         if cluster.format < FORMAT:
             # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
             with contextlib.suppress(StoreSealed):
@@ -606,6 +612,55 @@ class Metadata:
         content_id = uploads.parse_upload_id(upload_id)
         await self.engine.transact(uploads.abort_upload, self.context, bucket, key, content_id)
 
+    # --- nodes, and what they hold
+
+    @property
+    def regions(self) -> Regions:
+        """What the names in policies mean; whoever knows of the store's nodes keeps it up to date."""
+        return self.context.regions
+
+    async def nodes(self) -> list[tuple[Node, Beat | None]]:
+        """Every node of the store with its last beat; removed ones too."""
+        return await self._background.read(nodes.list_nodes, self.context)
+
+    async def join(self, node: Node) -> Node:
+        """Record that a node has started. Raises NodeRemoved."""
+        return await self.engine.transact(nodes.join, self.context, node)
+
+    async def beat(self, node_id: bytes, sign: Beat) -> bool:
+        """Show that a node is alive. False: it has been removed."""
+        return await self.engine.transact(nodes.beat, self.context, node_id, sign)
+
+    async def set_node_state(self, node_id: bytes, state: str) -> Node:
+        """Raises NoSuchNode; NodeRemoved: nothing undoes a removal."""
+        return await self.engine.transact(nodes.set_state, self.context, node_id, state)
+
+    async def locate(self, blob_id: bytes) -> Located | None:
+        """Which nodes hold a live blob; None where it is dead or forgotten."""
+        return await self.engine.read(homes.locate, self.context, blob_id)
+
+    async def begin_home(self, content_id: bytes) -> Held | None:
+        """Announce that this node is about to hold a content, before its bytes are made durable; `homes.add_home` then
+        records that they are. None: the content is gone, or this node holds it."""
+        return await self._background.transact(homes.begin_home, self.context, content_id)
+
+    async def drop_home(self, content_id: bytes, alive: Alive) -> bool:
+        """Give up this node's home of a content. False: it has to stay, for others are too few."""
+        return await self._background.transact(homes.drop_home, self.context, content_id, alive)
+
+    async def held(self, content_id: bytes) -> Held | None:
+        """What a home of a content holds; None where it is dead."""
+
+        async def read(tr: Transaction) -> Held | None:
+            content = await homes.read_content(tr, self.context, content_id)
+            return None if content is None else await homes.held(tr, self.context, content_id, content)
+
+        return await self._background.read(read)
+
+    async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
+        """Contents that a node holds, in the order of their ids, after the id `after`."""
+        return await self._background.read(homes.homes_of, self.context, node, after, limit)
+
     # --- blobs and contents: nobody waits for these
 
     async def settle_blob(self, blob_id: bytes) -> bool:
@@ -631,7 +686,10 @@ class Metadata:
         return await self._background.read(blobs.dead_blobs, self.context, content_id)
 
     async def forget_content(self, content_id: bytes) -> None:
-        """Remove every row of a dead content, in bounded transactions. Does nothing to a live one."""
+        """This node's bytes of a dead content are gone: if nobody else has any, remove every row of it, in bounded
+        transactions. Does nothing to a live one."""
+        if not await self._background.transact(blobs.leave_dead, self.context, content_id):
+            return
         while not await self._background.transact(blobs.forget_some, self.context, content_id):
             pass
         self._manifests.drop(content_id)

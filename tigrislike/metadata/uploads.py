@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
+from . import placing
 from .blobs import (
     add_reference,
     ask_owed_blob,
@@ -43,6 +44,7 @@ from .errors import (
     MalformedPartList,
     NoSuchUpload,
 )
+from .homes import owe_hold, owe_replicas, share
 from .keyspace import pack_bytes
 from .kv.engine import Transaction
 from .records import (
@@ -140,6 +142,7 @@ async def create_upload(
         draft.headers,
         draft.metadata,
         draft.tags,
+        draft.regions,
     )
     tr.set(_row(ctx, bucket.id, key, content_id), codec.encode(upload))
     return upload
@@ -183,8 +186,7 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
             others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
             if old.source not in {other.source for other in others}:
                 await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
-    node = part.node if part.source and part.node else ctx.home.node
-    record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=node)
+    record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=ctx.home.node, region=ctx.home.region)
     tr.set(row, part_codec.encode(record))
     return record
 
@@ -460,10 +462,33 @@ async def complete_upload(
         )
 
     version = await place(tr, ctx, bucket, key, live, make, asked=asked)
-    nodes = sorted({part.node for part in chosen})
-    homes = tuple(Home(ctx.home.region if node == ctx.home.node else "", node) for node in nodes)
-    content = Content(size, LIVE, len(chosen), homes, bucket.id, Completion(place_hash, request_hash, version))
+    homes = homes_of_parts(ctx, chosen)
+    completion = Completion(place_hash, request_hash, version)
+    wanted = placing.wanted(bucket, ctx.regions, upload.regions)
+    content = Content(
+        size, LIVE, len(chosen), homes, bucket.id, completion, regions=wanted.regions, copies=wanted.copies
+    )
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
-    for node in nodes:
-        tr.set(ctx.keys.home(node, content_id), b"")
+    for home in homes:
+        tr.set(ctx.keys.home(home.node, content_id), b"")
+    await owe_replicas(tr, ctx, content_id, content)
+    if not any(home.whole for home in homes):
+        # Its parts are scattered: this node gathers them, and the others may then let go of theirs.
+        await owe_hold(tr, ctx, ctx.home.node, bucket.id, content_id)
+    for part in chosen:
+        if part.source and wanted.regions:
+            await share(tr, ctx, part.source, await live_content(tr, ctx, part.source), wanted)
     return version
+
+
+def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:
+    """The nodes that hold parts of an upload, this one first if it is one of them: those that hold them all, and those
+    that hold some. Slices are where their source is; an object of nothing else is this node's to look after."""
+    own = [part for part in parts if not part.source]
+    if not own:
+        return (ctx.home,)
+    holders = [{part.node, *(home.node for home in part.others)} for part in own]
+    regions = {home.node: home.region for part in own for home in (*part.others, Home(part.region, part.node))}
+    whole = set.intersection(*holders)
+    nodes = sorted(set.union(*holders), key=lambda node: (node != ctx.home.node, node not in whole, node))
+    return tuple(Home(regions[node], node, node in whole) for node in nodes)

@@ -2,9 +2,9 @@
 
 A delete only drops a reference and owes a `reclaim` item, which vests after the grace that running reads are given.
 Here the item is worked off: the database proves that nothing refers to the content and marks it dead for ever, only
-then do its files go, then its records, then the item. Every step can be repeated, so a node killed anywhere in between
-goes on where it was when the item's lease runs out; a step that fails backs off and ends as a dead letter, with its
-reason.
+then do its files go, on every node that has some, then its records, then the item. Every step can be repeated, so a
+node killed anywhere in between goes on where it was when the item's lease runs out; a step that fails backs off and
+ends as a dead letter, with its reason.
 
 A node works only in its own zones: it alone has the files.
 """
@@ -26,7 +26,7 @@ from .consumer import Consumer
 
 
 class ReclaimContent:
-    """Remove a content's files, and then its records, if nothing refers to it."""
+    """Remove a content's files here, if nothing refers to it; whoever is the last to do so removes its records."""
 
     name = RECLAIM_CONTENT
     priority = RECLAIM_PRIORITY

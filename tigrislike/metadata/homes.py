@@ -1,0 +1,219 @@
+"""Homes: which nodes hold a content durably, and how a content gains and loses them.
+
+Gaining one: the node announces itself (`begin_home`), makes the bytes durable, and is recorded (`add_home`) in the
+transaction that finishes the work. Losing one: `drop_home` proves, with a conflicting read of the content, that what is
+wanted of the content holds without it, and only then do the files go. So a crash in between leaves bytes too many and
+never too few, and of two homes that give up at once one is told to stay.
+
+Whoever is a home, or has announced that it will be, is reached when the content is reclaimed (`blobs.condemn_content`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from . import owed, placing
+from .blobs import load_parts
+from .context import Context
+from .keyspace import unpack_bytes
+from .kv.engine import Transaction
+from .placing import Alive, Wanted
+from .records import LIVE, Content, Home, digest16
+from .records import blob as blob_codec
+from .records import content as content_codec
+from .records import part as part_codec
+
+REPLICATE = "replicate"
+HOLD = "hold"
+RELEASE = "release"
+"""Tasks: a region is to have a home of a content, a node is to be one, a node is to be none any more."""
+
+REPLICATE_PRIORITY = 1
+RELEASE_PRIORITY = 2
+
+
+class Located(NamedTuple):
+    """Where a blob is: its content, and the nodes that hold it durably, those that hold all of the content first."""
+
+    content_id: bytes
+    homes: tuple[Home, ...]
+    regions: tuple[str, ...]
+
+
+class Held(NamedTuple):
+    """What a node is to hold of a content: the blobs with their sizes in bytes, and contents that lend it parts."""
+
+    blobs: tuple[tuple[bytes, int], ...]
+    sources: tuple[bytes, ...]
+
+
+def region_destination(region: str) -> bytes:
+    """Whose zones hold what any node of a region may do."""
+    return digest16(b"region", region.encode())
+
+
+ANYBODY = digest16(b"anybody")
+"""Whose zones hold what any node may do."""
+
+
+async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | None:
+    """Where a live blob is; None where it is dead or forgotten."""
+    # The two have the same id unless the blob is a part.
+    row, own = tr.get(ctx.keys.blob(blob_id)), tr.get(ctx.keys.content(blob_id))
+    raw = await row
+    if raw is None:
+        return None
+    blob = blob_codec.decode(raw)
+    if blob.state != LIVE:
+        return None
+    stored = await own
+    part = None
+    if blob.content != blob_id:
+        asked, part_raw = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
+        stored = await asked
+        part = await part_raw
+    born = Home("", blob.node)
+    if stored is None:  # of an upload that is not complete
+        others = part_codec.decode(part).others if part is not None else ()
+        return Located(blob.content, (born, *others), ())
+    content = content_codec.decode(stored)
+    whole = tuple(home for home in content.homes if home.whole)
+    partly = tuple(home for home in content.homes if not home.whole and home.node == blob.node)
+    if part is not None and partly:
+        partly += tuple(home for home in part_codec.decode(part).others if home not in whole)
+    return Located(blob.content, whole + partly, content.regions)
+
+
+async def read_content(tr: Transaction, ctx: Context, content_id: bytes) -> Content | None:
+    """A live content."""
+    raw = await tr.get(ctx.keys.content(content_id))
+    content = content_codec.decode(raw) if raw is not None else None
+    return content if content is not None and content.state == LIVE else None
+
+
+async def held(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> Held:
+    """What a home of `content` holds."""
+    if not content.parts:
+        return Held(((content_id, content.size),), ())
+    parts = await load_parts(tr, ctx, content_id)
+    own = [extent for part in parts if not part.source for extent in part.extents]
+    sources = {part.source for part in parts if part.source}
+    return Held(tuple((each.blob, each.blob_size or each.size) for each in own), tuple(sorted(sources)))
+
+
+async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held | None:
+    """Announce that this node is about to hold a content; what it takes. None: it is gone, or this node has it all."""
+    content = await read_content(tr, ctx, content_id)
+    if content is None or any(home.node == ctx.home.node and home.whole for home in content.homes):
+        return None
+    if ctx.home not in content.pending:
+        _put(tr, ctx, content_id, replace(content, pending=(*content.pending, ctx.home)))
+    return await held(tr, ctx, content_id, content)
+
+
+async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> Content | None:
+    """Record that this node holds a content durably, and owe the release of homes that become one too many.
+
+    None: it died meanwhile; whoever reclaims it reaches this node too.
+    """
+    content = await read_content(tr, ctx, content_id)
+    if content is None:
+        return None
+    homes = tuple(home for home in content.homes if home.node != ctx.home.node)
+    pending = tuple(home for home in content.pending if home.node != ctx.home.node)
+    content = replace(content, homes=(*homes, ctx.home), pending=pending)
+    _put(tr, ctx, content_id, content)
+    tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
+    for home in placing.surplus(content, alive, ctx.regions):
+        await owe_release(tr, ctx, home.node, content.bucket, content_id)
+    return content
+
+
+async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> bool:
+    """Give up this node's home of a content. False: it has to stay, for others are too few.
+
+    True also where the node is no home, or the content is gone.
+    """
+    content = await read_content(tr, ctx, content_id)
+    if content is None or all(home.node != ctx.home.node for home in (*content.homes, *content.pending)):
+        return True
+    if ctx.home in content.pending or not placing.may_lose(content, ctx.home.node, alive, ctx.regions):
+        return False
+    remove_home(tr, ctx, content_id, content, ctx.home.node)
+    return True
+
+
+def remove_home(tr: Transaction, ctx: Context, content_id: bytes, content: Content, node: bytes) -> Content:
+    """Take a node out of a content's homes, which the caller has found right."""
+    left = replace(
+        content,
+        homes=tuple(home for home in content.homes if home.node != node),
+        pending=tuple(home for home in content.pending if home.node != node),
+    )
+    _put(tr, ctx, content_id, left)
+    tr.clear(ctx.keys.home(node, content_id))
+    return left
+
+
+def _put(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
+    tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+
+
+async def homes_of(tr: Transaction, ctx: Context, node: bytes, after: bytes, limit: int) -> list[bytes]:
+    """Contents that a node holds, in the order of their ids, after `after`."""
+    begin, end = ctx.keys.homes_of(node)
+    if after:
+        begin = ctx.keys.home(node, after) + b"\x00"
+    rows = await tr.get_range(begin, end, limit=limit)
+    start = len(ctx.keys.homes_of(node)[0]) - 1
+    return [unpack_bytes(key, start)[0] for key, _ in rows]
+
+
+# --- what is owed
+
+
+async def owe_replicas(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
+    """Owe a home in each region of the content's policy that has none yet."""
+    if not content.regions:
+        return
+    have = {home.region for home in content.homes if home.whole}
+    wanted = sorted(ctx.regions.expand(content.regions) - have)
+    zones = [owed.zone_of(region_destination(region), content.bucket) for region in wanted]
+    asked = [owed.ask(tr, ctx, zone, REPLICATE, content_id) for zone in zones]
+    for region, reads in zip(wanted, asked, strict=True):
+        await owe_replica(tr, ctx, region, content.bucket, content_id, reads)
+
+
+async def share(tr: Transaction, ctx: Context, content_id: bytes, content: Content, also: Wanted) -> None:
+    """Let a further bucket want a content, which the caller has read with a conflict."""
+    shared = placing.merged(content, also)
+    if shared != content:
+        _put(tr, ctx, content_id, shared)
+        await owe_replicas(tr, ctx, content_id, shared)
+
+
+async def owe_replica(
+    tr: Transaction,
+    ctx: Context,
+    region: str,
+    bucket_id: bytes,
+    content_id: bytes,
+    asked: owed.Asked | None = None,
+) -> None:
+    """Owe a region a home of a content."""
+    zone = owed.zone_of(region_destination(region), bucket_id)
+    await owed.enqueue(tr, ctx, zone, REPLICATE, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id, asked=asked)
+
+
+async def owe_hold(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> None:
+    """Owe that a node becomes a home of a content."""
+    zone = owed.zone_of(node, bucket_id)
+    await owed.enqueue(tr, ctx, zone, HOLD, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id)
+
+
+async def owe_release(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> None:
+    """Ask a node to give up its home of a content, if it can."""
+    zone = owed.zone_of(node, bucket_id)
+    await owed.enqueue(tr, ctx, zone, RELEASE, content_id, priority=RELEASE_PRIORITY, bucket=bucket_id)

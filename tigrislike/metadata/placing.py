@@ -1,0 +1,160 @@
+"""Where contents are wanted: policies, and what a content's homes still lack or have too many of.
+
+Everything here is arithmetic on records and on who is alive; nothing reads or writes.
+
+A bucket's policy names regions, geographies (names for several regions), or nothing: then bytes stay where they were
+born, are cached where they are read, and get further homes where they are read often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from .errors import InvalidArgument
+from .records import Bucket, Content, Home
+
+GEOGRAPHIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"usa": ("sjc", "ord", "iad"), "eur": ("ams", "fra")}  # Tigris' own
+)
+
+_REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+MAX_REGIONS = 16
+
+Alive = Mapping[bytes, str]
+"""Nodes that may be counted on, by id, and their regions."""
+
+
+def is_region(name: str) -> bool:
+    """Whether `name` can be a region's: lowercase letters, digits and hyphens, at most 32."""
+    return _REGION.fullmatch(name) is not None
+
+
+class Regions:
+    """What the names in policies mean in one store.
+
+    Attributes:
+        known: regions that have nodes, as far as is known; whoever learns of others replaces it.
+    """
+
+    def __init__(self, geographies: Mapping[str, Sequence[str]] = GEOGRAPHIES, known: Iterable[str] = ()) -> None:
+        self._geographies = {name: tuple(regions) for name, regions in geographies.items()}
+        self.known = frozenset(known)
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """The names in a policy such as "iad", "iad,sjc" or "usa"; () for an empty text or "global".
+
+        Raises:
+            InvalidArgument: it is no list of region names.
+        """
+        names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
+        if names in (("",), ("global",)):
+            return ()
+        if len(names) > MAX_REGIONS or not all(is_region(name) for name in names):
+            raise InvalidArgument("X-Tigris-Regions", text, "Regions are names separated by commas, at most 16")
+        return names
+
+    def expand(self, names: Iterable[str]) -> frozenset[str]:
+        """The regions that `names` stand for: those of a geography as far as they have nodes."""
+        wanted: set[str] = set()
+        for name in names:
+            members = self._geographies.get(name)
+            wanted.update((name,) if members is None else self.known.intersection(members))
+        return frozenset(wanted)
+
+    def copies(self, names: Iterable[str]) -> int:
+        """How many nodes must have the bytes before a write under such a policy is acknowledged: two where it names
+        several regions, so that no single one of them holds the only copy at any time."""
+        return 2 if len(self.expand(names)) > 1 else 1
+
+    def allow(self, names: Iterable[str], region: str) -> bool:
+        """Whether bytes under such a policy may be kept in `region`."""
+        wanted = self.expand(names)
+        return not wanted or region in wanted
+
+
+class Wanted(NamedTuple):
+    """Where a content is wanted: names of regions, and on how many nodes before its write is acknowledged."""
+
+    regions: tuple[str, ...]
+    copies: int
+
+
+def parse_durability(text: str) -> int:
+    """How many nodes must hold bytes durably under a bucket's durability: 1 for "local", N for "homes=N".
+
+    Raises:
+        InvalidArgument.
+    """
+    if text == "local":
+        return 1
+    match = re.fullmatch(r"homes=([1-9])", text)
+    if match is None:
+        raise InvalidArgument("X-Tigrislike-Durability", text, "Durability is local or homes=N, N from 1 to 9")
+    return int(match[1])
+
+
+def wanted(bucket: Bucket, regions: Regions, explicit: tuple[str, ...] = ()) -> Wanted:
+    """What a bucket wants of its objects; `explicit` are the regions that a request names instead of the bucket's."""
+    names = explicit or regions.parse(bucket.region_policy)
+    return Wanted(names, max(parse_durability(bucket.durability), regions.copies(names)))
+
+
+def merged(content: Content, also: Wanted) -> Content:
+    """A content that a further bucket shares: it is wanted wherever either wants it."""
+    regions = tuple(dict.fromkeys((*content.regions, *also.regions)))
+    return replace(content, regions=regions, copies=max(content.copies, also.copies))
+
+
+def whole_homes(content: Content, alive: Alive) -> list[Home]:
+    """The homes that hold all of a content and can be counted on."""
+    return [home for home in content.homes if home.whole and home.node in alive]
+
+
+def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[str]:
+    """Wanted regions in which no live node holds the content, in order."""
+    have = {alive[home.node] for home in whole_homes(content, alive)}
+    return sorted(regions.expand(content.regions) - have)
+
+
+def missing_copies(content: Content, alive: Alive, regions: Regions) -> int:
+    """How many homes are lacking once every wanted region has one."""
+    missing = missing_regions(content, alive, regions)
+    return max(0, max(content.copies, 1) - len(whole_homes(content, alive)) - len(missing))
+
+
+def may_lose(content: Content, node: bytes, alive: Alive, regions: Regions) -> bool:
+    """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, and one
+    in each wanted region that has one now."""
+    others = [home for home in whole_homes(content, alive) if home.node != node]
+    if len(others) < max(content.copies, 1):
+        return False
+    mine = {home.region for home in content.homes if home.node == node} | {alive.get(node, "")}
+    return not (mine & regions.expand(content.regions)) - {alive[home.node] for home in others}
+
+
+def surplus(content: Content, alive: Alive, regions: Regions) -> list[Home]:
+    """Homes that a policy does not want: outside its regions, or with a part only of what others hold whole. Only where
+    nothing that it wants is lacking; each may be lost, though perhaps not all of them."""
+    if missing_regions(content, alive, regions) or not whole_homes(content, alive):
+        return []
+    wanted = regions.expand(content.regions)
+    outside = [home for home in content.homes if wanted and alive.get(home.node, home.region) not in wanted]
+    partial = [home for home in content.homes if not home.whole and home not in outside]
+    return [home for home in (*outside, *partial) if may_lose(content, home.node, alive, regions)]
+
+
+def ranked(content_id: bytes, nodes: Iterable[bytes]) -> list[bytes]:
+    """`nodes` in the order in which they are to hold a content: rendezvous hashing, so that a node that comes or goes
+    moves only what it gains or had. Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates",
+    1998."""
+
+    def weight(node: bytes) -> bytes:
+        return hashlib.blake2b(content_id, digest_size=8, key=node).digest()
+
+    return sorted(nodes, key=weight, reverse=True)

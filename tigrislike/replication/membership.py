@@ -1,0 +1,159 @@
+"""Who belongs to the store, as one process sees it: which nodes live, in which regions, and how far away they are.
+
+A node is alive while its beat goes on, as watched from here: its `count` grows, and how long it has not is measured by
+this process's own clock. So nobody's clock has to be right. While the database is out of reach the view stays as it
+was: silence then says nothing about the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from tigrislike.metadata import Metadata
+from tigrislike.metadata.placing import Alive, ranked
+from tigrislike.metadata.records import REMOVED, UP, Beat, Node
+
+BEAT_S = 2.0
+"""How often a node shows life, and looks for others."""
+
+DEAD_AFTER_S = 12.0
+"""How long a node may miss its beats: several may get lost while a database recovers."""
+
+_SMOOTHING = 0.3
+_UNKNOWN_S = 1.0
+"""What is assumed of a node that was never measured: far away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node as seen from here.
+
+    Attributes:
+        node: 16 bytes.
+        region: where it is.
+        endpoint: the URL at which it serves other nodes.
+        epoch: what requests to it are signed for; b"" before its first beat.
+        state: of its record: up, draining or removed.
+        count: of its last beat, 0 where there is none.
+        at_ns: what its clock said at that beat.
+        seen_s: when that beat was first seen here (monotonic).
+        moving: it has been seen to beat, not only to have beaten.
+        dead: it has missed its beats for too long.
+    """
+
+    node: bytes
+    region: str
+    endpoint: str
+    epoch: bytes
+    state: str
+    count: int
+    at_ns: int
+    seen_s: float
+    moving: bool = False
+    dead: bool = False
+
+    @property
+    def takes_homes(self) -> bool:
+        """Whether it may be given something to hold."""
+        return self.state == UP and self.moving and not self.dead
+
+
+class Members:
+    """The members of one store, as seen by its node. Call `refresh` every `BEAT_S`."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        *,
+        dead_after_s: float = DEAD_AFTER_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metadata = metadata
+        self._dead_after_s = dead_after_s
+        self._clock_s = clock_s
+        self._members: dict[bytes, Member] = {}
+        self._latency_s: dict[bytes, float] = {}
+        self.own = metadata.context.home.node
+        self.region = metadata.context.home.region
+
+    async def refresh(self) -> None:
+        """Look again. Raises what the database raises when it cannot serve; the view then stays as it was."""
+        listed = await self._metadata.nodes()
+        now_s = self._clock_s()
+        self._members = {node.node: self._seen(node, beat, now_s) for node, beat in listed}
+        self._latency_s = {node: s for node, s in self._latency_s.items() if node in self._members}
+        self._metadata.regions.known = frozenset(
+            {self.region, *(each.region for each in self._members.values() if each.state != REMOVED)}
+        )
+
+    def _seen(self, node: Node, beat: Beat | None, now_s: float) -> Member:
+        old = self._members.get(node.node)
+        count, at_ns, epoch = (beat.count, beat.at_ns, beat.epoch) if beat is not None else (0, 0, b"")
+        seen_s, moving = now_s, False
+        if old is not None:
+            moved = count != old.count
+            seen_s = now_s if moved else old.seen_s
+            moving = old.moving or moved
+        dead = now_s - seen_s > self._dead_after_s
+        return Member(
+            node.node, node.region, node.endpoint, epoch, node.state, count, at_ns, seen_s, moving and not dead, dead
+        )
+
+    # --- who there is
+
+    def get(self, node: bytes) -> Member | None:
+        return self._members.get(node)
+
+    def all(self) -> list[Member]:
+        """Every node that was not removed, this one too."""
+        return [each for each in self._members.values() if each.state != REMOVED]
+
+    def alive(self) -> Alive:
+        """Nodes that can be counted on to hold what they hold: this one, and those seen to beat."""
+        alive = {each.node: each.region for each in self.all() if each.moving}
+        alive[self.own] = self.region
+        return alive
+
+    def reachable(self, nodes: Iterable[bytes]) -> list[Member]:
+        """Those of `nodes` worth asking, nearest first: not this one, and not known to be dead."""
+        found = [self._members[node] for node in nodes if node in self._members and node != self.own]
+        found = [each for each in found if each.endpoint and each.state != REMOVED and not each.dead]
+        return sorted(found, key=lambda each: (self.latency_s(each), each.node))
+
+    def takers(self, region: str | None = None) -> list[Member]:
+        """Nodes that may be given something to hold, in `region` or anywhere."""
+        return [each for each in self._members.values() if each.takes_homes and region in (None, each.region)]
+
+    def chosen(self, content_id: bytes, region: str | None = None, *, beside: Iterable[bytes] = ()) -> list[Member]:
+        """`takers` in the order in which they are to hold a content, less the nodes `beside`."""
+        candidates = {each.node: each for each in self.takers(region)}
+        for node in beside:
+            candidates.pop(node, None)
+        return [candidates[node] for node in ranked(content_id, candidates)]
+
+    # --- how far they are
+
+    def latency_s(self, member: Member) -> float:
+        """How long a round trip to a node takes, as far as it was measured."""
+        known = self._latency_s.get(member.node)
+        if known is not None:
+            return known
+        return 0.0 if member.region == self.region else _UNKNOWN_S
+
+    def measured(self, node: bytes, round_trip_s: float) -> None:
+        """Take note of one measurement."""
+        old = self._latency_s.get(node)
+        self._latency_s[node] = round_trip_s if old is None else old + _SMOOTHING * (round_trip_s - old)
+
+
+def skew_s(members: Iterable[Member], own: bytes, now_ns: int, since: dict[bytes, int]) -> float | None:
+    """How far this machine's clock is ahead of the others', in seconds: the median over nodes whose beat has moved
+    since `since` (their counts then). None: none has."""
+    ahead = sorted(
+        (now_ns - each.at_ns) / 1e9
+        for each in members
+        if each.node != own and each.count and each.count != since.get(each.node, each.count)
+    )
+    return ahead[len(ahead) // 2] if ahead else None

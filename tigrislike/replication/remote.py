@@ -1,0 +1,159 @@
+"""Blocks that are not here, from the nodes that hold them: the block store's source.
+
+The database says who holds a blob; who is nearest, as measured, is asked first. Where one fails in the middle, the next
+goes on from there. In a region of several nodes, one of them is where copies gather, so that a block crosses the wide
+area once for all of them: it is asked before any node of another region.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Final, Protocol, TypeVar
+
+from tigrislike.bytecache import NotAtSource, SourceUnavailable
+from tigrislike.metadata import Metadata
+from tigrislike.metadata.homes import Located
+from tigrislike.metadata.kv import EngineError
+from tigrislike.metadata.placing import ranked
+from tigrislike.metadata.records import LIVE
+
+from .membership import Member, Members
+
+log = logging.getLogger("tigrislike.replication")
+
+_REMEMBERED: Final = 4096
+_LOOKUP_S: Final = 30.0
+"""How long a lookup is relied on. Homes change seldom, and who is asked in vain has the next lookup made anew."""
+
+Buffer = bytes | memoryview
+T = TypeVar("T")
+
+
+class BlockReader(Protocol):
+    """What is asked of other nodes; see `peers.Peers.read`."""
+
+    def read(
+        self, peer: Member, blob_id: bytes, size: int, start: int, stop: int, *, gather: bool = False
+    ) -> AsyncIterator[Buffer]: ...
+
+
+class RemoteSource:
+    """A `bytecache.source.BlobSource` over the other nodes of a store. One per process.
+
+    Args:
+        peers: how they are asked.
+        clock_s: monotonic; for tests.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        members: Members,
+        peers: BlockReader,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metadata = metadata
+        self._members = members
+        self._peers = peers
+        self._clock_s = clock_s
+        self._located: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
+        self._served: OrderedDict[bytes, str] = OrderedDict()
+
+    async def read(self, blob_id: bytes, size: int, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
+        """Bytes of a blob, from whoever gives them first.
+
+        Raises:
+            NotAtSource: nobody holds the blob, or whoever does says that it has it not.
+            SourceUnavailable: a node that holds it does not answer, or the database does not.
+        """
+        located = await self._locate(blob_id)
+        failure: SourceUnavailable | None = None
+        for member, gather in self._order(located, blob_id):
+            began_s = self._clock_s()
+            try:
+                async for piece in self._peers.read(member, blob_id, size, start, stop, gather=gather):
+                    if began_s:
+                        self._members.measured(member.node, self._clock_s() - began_s)
+                        began_s = 0.0
+                    _remember(self._served, blob_id, member.region)
+                    yield piece
+                    start += len(piece)
+                if start >= stop:
+                    return
+                failure = SourceUnavailable(f"node {member.node.hex()} gave too little of blob {blob_id.hex()}")
+            except NotAtSource:
+                log.info("node %s has no blob %s", member.node.hex(), blob_id.hex())
+            except SourceUnavailable as error:
+                log.warning("blob %s from node %s: %s", blob_id.hex(), member.node.hex(), error)
+                failure = error
+        self._located.pop(blob_id, None)
+        if failure is not None:
+            raise SourceUnavailable(str(failure)) from failure
+        silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
+        if silent:
+            where = ", ".join(f"{home.node.hex()} ({home.region or 'region unknown'})" for home in silent)
+            raise SourceUnavailable(f"blob {blob_id.hex()} is held by nodes that do not answer: {where}")
+        raise NotAtSource(f"no other node has blob {blob_id.hex()}")
+
+    async def lives(self, blob_id: bytes) -> bool:
+        """Whether the blob is wanted. Raises SourceUnavailable."""
+        try:
+            blob = await self._metadata.blob(blob_id)
+        except EngineError as error:
+            raise SourceUnavailable(
+                f"the database does not tell whether blob {blob_id.hex()} lives: {error}"
+            ) from error
+        return blob is not None and blob.state == LIVE
+
+    def keeps(self, blob_id: bytes) -> bool:
+        """Whether copies of the blob may be kept here, as far as its policy is known yet."""
+        known = self._located.get(blob_id)
+        return known is None or self._metadata.regions.allow(known[0].regions, self._members.region)
+
+    def served_from(self, blob_id: bytes) -> str:
+        """The region that the blob's bytes last came from; this one where they never came from elsewhere."""
+        return self._served.get(blob_id, self._members.region)
+
+    # --- whom to ask
+
+    async def _locate(self, blob_id: bytes) -> Located:
+        known = self._located.get(blob_id)
+        if known is not None and self._clock_s() - known[1] < _LOOKUP_S:
+            return known[0]
+        try:
+            located = await self._metadata.locate(blob_id)
+        except EngineError as error:
+            if known is not None:  # homes stay where they are while the database is away
+                return known[0]
+            raise SourceUnavailable(f"the database does not tell who holds blob {blob_id.hex()}: {error}") from error
+        if located is None:
+            self._located.pop(blob_id, None)
+            raise NotAtSource(f"blob {blob_id.hex()} is not committed, or deleted")
+        _remember(self._located, blob_id, (located, self._clock_s()))
+        return located
+
+    def _order(self, located: Located, blob_id: bytes) -> list[tuple[Member, bool]]:
+        homes = self._members.reachable(home.node for home in located.homes)
+        near = [(member, False) for member in homes if member.region == self._members.region]
+        far = [(member, False) for member in homes if member.region != self._members.region]
+        own = self._members.own
+        mates = {each.node: each for each in self._members.takers(self._members.region)}
+        gathering = ranked(blob_id, {*mates, own})[0]
+        if near or gathering == own:
+            return near + far
+        return [(mates[gathering], True), *far]
+
+    def _answers(self, node: bytes) -> bool:
+        return bool(self._members.reachable([node]))
+
+
+def _remember(table: OrderedDict[bytes, T], blob_id: bytes, value: T) -> None:
+    """Put a value into a bounded table, of which the oldest goes."""
+    table[blob_id] = value
+    table.move_to_end(blob_id)
+    if len(table) > _REMEMBERED:
+        table.popitem(last=False)
