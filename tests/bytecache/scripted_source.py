@@ -16,6 +16,7 @@ class ScriptedSource:
     Attributes:
         blobs: Content by blob id.
         dead: Blobs that `lives` denies.
+        unkept: Blobs that `keeps` denies.
         script: Called before each piece with (blob id, start of the piece); what it raises ends the read. An awaitable
             that it returns is awaited.
         cut: Applied to the pieces of each read: short, long, differently cut.
@@ -26,6 +27,7 @@ class ScriptedSource:
 
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     dead: set[bytes] = field(default_factory=set)
+    unkept: set[bytes] = field(default_factory=set)
     script: Callable[[bytes, int], object] = lambda blob_id, start: None
     cut: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda pieces: pieces
     answer: Callable[[bytes], object] = lambda blob_id: None
@@ -61,3 +63,6 @@ class ScriptedSource:
         if asyncio.iscoroutine(waiting) or asyncio.isfuture(waiting):
             await waiting
         return blob_id not in self.dead
+
+    def keeps(self, blob_id: bytes) -> bool:
+        return blob_id not in self.unkept

@@ -907,7 +907,7 @@ def test_a_source_must_make_progress_for_as_long_as_it_is_waited_for(
 
     async def story() -> None:
         given = bytearray()
-        async for data in here.store._fills._received(here.blob_id, SIZE, 0, BLOCK):
+        async for data in here.store._fills.received(here.source, here.blob_id, SIZE, 0, BLOCK):
             given += data
             await asyncio.sleep(slow_reader_s)
         assert given == here.data[:BLOCK]

@@ -50,6 +50,9 @@ class PristineBlocks:
     async def lives(self, blob_id: bytes) -> bool:
         return not (self._directory / "dead").exists()
 
+    def keeps(self, blob_id: bytes) -> bool:
+        return True
+
 
 def open_source(node: Node) -> PristineBlocks:
     return PristineBlocks(Path(os.environ[VARIABLE]), node.blocks.block_size)

@@ -1,6 +1,7 @@
 """Bytes on this node's own disk. `BlockStore` is the way in; see `store.py`."""
 
 from tigrislike.bytecache.cache import CachedBlock, Reconciled, Usage
+from tigrislike.bytecache.copies import Copy
 from tigrislike.bytecache.errors import (
     BlobBusy,
     BlobGone,
@@ -16,6 +17,7 @@ from tigrislike.bytecache.errors import (
     MissingBlob,
     NotABlockStore,
     NotAtSource,
+    NotKept,
     PinsFull,
     SourceUnavailable,
     TooManyOpenFiles,
@@ -41,6 +43,7 @@ __all__ = [
     "BytesError",
     "CacheFull",
     "CachedBlock",
+    "Copy",
     "CorruptBlock",
     "DiskFailed",
     "DiskFull",
@@ -49,6 +52,7 @@ __all__ = [
     "MissingBlob",
     "NotABlockStore",
     "NotAtSource",
+    "NotKept",
     "PinsFull",
     "Reconciled",
     "Segment",

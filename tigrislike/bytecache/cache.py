@@ -177,28 +177,31 @@ class Cache:
         """Hits since the last flush are lost."""
         self._holdings.index.close()
 
-    def begin(self, blob_id: bytes, number: int, length: int) -> Filling:
+    def begin(self, blob_id: bytes, number: int, length: int, *, taken: str | None = None) -> Filling:
         """Claim a block that is to be fetched, and make room for it.
 
         Args:
             blob_id: 16 bytes.
             number: Which block.
             length: Bytes of its data.
+            taken: Path of a file of this disk that will become the block's, by `Filling.take`: it needs no space.
 
         Raises:
             FillInProgress: A live filler has it.
             BlockPresent: It is in `cache/`.
             CacheFull: There is no room and none to be made, or the cache is not reconciled yet.
             PinsFull: The blob is pinned, and pins take up what they may.
-            DiskFull: The filesystem has no more than the reserve, even after evicting.
+            DiskFull: The filesystem has no more than the reserve, even after evicting; nothing is evicted for a file
+                that is taken.
         """
         key = blob_id, number
         size = padded(length) + FOOTER_BYTES
         with _translated(f"claiming {block_name(key)}"):
             # Claimed first: who is refused evicts nothing.
-            filling = Filling(self._holdings, key, size, claim(self._fs, self._layout.filling_block(*key)))
+            fd = claim(self._fs, self._layout.filling_block(*key))
+            filling = Filling(self._holdings, key, size, fd, taken=taken)
             try:
-                if self._holdings.status(self._layout.cache_block(*key)) is None:
+                if taken is None and self._holdings.status(self._layout.cache_block(*key)) is None:
                     self.make_room(size)
                 while not self._holdings.write(filling.reserve, hurried=True):
                     pass  # made some of the room; others get their turn in between
@@ -206,6 +209,18 @@ class Cache:
                 filling.abandon()
                 raise
             return filling
+
+    def give(self, blob_id: bytes, number: int, path: str, only: Identity) -> bool:
+        """Let a block go by moving its file to `path`, of another tree; whether that was done.
+
+        Args:
+            blob_id, number: The block.
+            path: Where to; what is there is replaced.
+            only: Who its file is: another one under that name is left.
+        """
+        key = blob_id, number
+        with _translated(f"giving away {block_name(key)}"):
+            return self._holdings.write(partial(self._holdings.give, key=key, path=path, only=only))
 
     def touch(self, blob_id: bytes, number: int) -> None:
         """Note that a block was read, whole or in part. No I/O. What is not in `cache/` is ignored in the end."""

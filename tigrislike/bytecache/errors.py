@@ -15,11 +15,12 @@
     +-- FillInProgress          SlowDown        another process is fetching the block just now
     +-- BlockPresent            SlowDown        the block is in the cache already
     +-- CacheFull               SlowDown        nothing can be evicted for it, or the cache is not reconciled yet
+    |   +-- NotKept             SlowDown        bytes of the blob may not lie in this node's cache
     +-- BlobGone                InternalError   the blob was deleted or evicted while its block was fetched
     +-- PinsFull                SlowDown        pins may not take up the whole cache
     +-- WriterClosed            InternalError   a writer was used after finish() or abort(): a programming error
 
-The five from FillInProgress to PinsFull are the cache's answers (`cache.py`) to who fills or pins: no client sees them.
+The six from FillInProgress to PinsFull are the cache's answers (`cache.py`) to who fills or pins: no client sees them.
 `code` is the S3 error code that each becomes (S3 API Reference, "Error responses"). Nothing here knows HTTP.
 """
 
@@ -109,8 +110,12 @@ class CacheFull(BytesError):
     code: ClassVar[str] = "SlowDown"
 
 
+class NotKept(CacheFull):
+    """The source says that blocks of the blob are not for this node's cache; what is fetched is passed through."""
+
+
 class BlobGone(BytesError):
-    """The blob was removed from the cache during the fill: what was fetched must not be kept."""
+    """The blob was deleted, or removed from the cache during the fill: what was fetched must not be kept."""
 
 
 class PinsFull(BytesError):

@@ -1,7 +1,8 @@
 """A block being fetched, from its claim to its file in `cache/`.
 
 The claim is a file in `filling/`, locked while its filler lives. The kernel lets go of a dead one's lock, and a file
-whose lock is free is garbage to whoever meets it. The bytes are written to that file, and it is renamed.
+whose lock is free is garbage to whoever meets it. The bytes are written to that file, and it is renamed; or they are in
+a file of this disk already, which is renamed instead, and the claim goes.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from tigrislike.bytecache.errors import (
     CacheFull,
     DiskFull,
     FillInProgress,
+    MissingBlob,
     from_os_error,
 )
 from tigrislike.bytecache.filesystem import FileSystem, write_all
@@ -28,15 +30,16 @@ _TRIES: Final = 16
 
 
 class Filling:
-    """Made by `Cache.begin`. Whoever began it ends it, once, with `commit` or `abandon`; on any thread."""
+    """Made by `Cache.begin`. Whoever began it ends it, once, with `commit`, `take` or `abandon`; on any thread."""
 
-    def __init__(self, holdings: Holdings, key: Key, size: int, fd: int) -> None:
+    def __init__(self, holdings: Holdings, key: Key, size: int, fd: int, *, taken: str | None = None) -> None:
         self._holdings = holdings
         self._fs = holdings.fs
         self._key = key
         self._size = size
         self._fd = fd
         self._path = holdings.layout.filling_block(*key)
+        self._taken = taken
         self._target = holdings.layout.cache_block(*key)
         # Tells this fill's row from one of a later filler of the block.
         self._token = secrets.randbits(62)
@@ -71,14 +74,38 @@ class Filling:
             raise
         self._release()
 
+    def take(self) -> None:
+        """Keep the block by moving the file that was named to `Cache.begin`.
+
+        Raises:
+            MissingBlob: It is gone.
+            BlobGone: The blob was removed from the cache meanwhile.
+            BlobBusy, DiskFull, DiskFailed
+            Whatever is raised, the file is where it was or nowhere.
+        """
+        try:
+            self._holdings.write(self._publish)
+        except FileNotFoundError as error:
+            self.abandon()
+            raise MissingBlob(f"{block_name(self._key)} is gone") from error
+        except OSError as error:
+            self.abandon()
+            raise from_os_error(error, f"moving {block_name(self._key)}") from error
+        except BaseException:
+            self.abandon()
+            raise
+        with contextlib.suppress(OSError):  # whoever finds the lock free removes it
+            self._unlink(self._path)
+        self._release()
+
     def abandon(self) -> None:
-        """Leave the block unfilled. Does nothing after `commit`. What the disk does not let go of is left as a dead
-        filler leaves it; what the index does not, goes with this process's next turn at it."""
+        """Leave the block unfilled. Does nothing after `commit` or `take`. What the disk does not let go of is left as
+        a dead filler leaves it; what the index does not, goes with this process's next turn at it."""
         if self._fd < 0:
             return
         if self._reserved:
             try:
-                self._holdings.write(self._forget, hurried=True)
+                self._holdings.write(self._forget if self._taken is None else self._forget_later, hurried=True)
             except (BytesError, OSError):
                 self._holdings.owe(self._token, self._forget_later)
         with contextlib.suppress(OSError):
@@ -115,7 +142,7 @@ class Filling:
                 if not freed:
                     raise CacheFull("everything in the cache turned out to be pinned")
                 return False
-        if (lacking := holdings.lacking_bytes(self._size, rows)) > 0:
+        if (lacking := holdings.lacking_bytes(self._size if self._taken is None else 0, rows)) > 0:
             raise DiskFull(f"{holdings.layout.root} lacks {lacking} bytes; free space on its filesystem")
         if (entry := rows.get(key)) is not None:
             rows.drop(entry)
@@ -138,12 +165,13 @@ class Filling:
         entry = self._own_row(rows)
         if entry is None or entry.queue != FILLING:
             raise BlobGone(f"blob {self._key[0].hex()} was removed while its block {self._key[1]} was fetched")
+        source = self._taken or self._path
         try:
-            self._fs.rename(self._path, self._target)
+            self._fs.rename(source, self._target)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 self._fs.mkdir(self._holdings.layout.cache_shard(self._key[0]))
-            self._fs.rename(self._path, self._target)
+            self._fs.rename(source, self._target)
         if self._holdings.is_pinned(self._key[0]):
             rows.move(entry, PINNED)
         else:
@@ -157,8 +185,8 @@ class Filling:
             rows.drop(entry)
 
     def _forget_later(self, rows: Rows) -> None:
-        """As `_forget`, when the file is closed. While the row is there nobody else has taken the block's place, so a
-        file under its name is this fill's."""
+        """As `_forget`, when the file is closed, or is one that was taken. While the row is there nobody else has taken
+        the block's place, so a file under its name is this fill's."""
         entry = self._own_row(rows)
         if entry is not None and entry.queue in (FILLING, LEAVING):
             with contextlib.suppress(FileNotFoundError):

@@ -54,7 +54,7 @@ the other is done, however long that takes, has been found to be worse."""
 PROGRESS_BYTES: Final = CHUNK
 """The least that a source gives in each `timeout_s` that it is waited for, or what is left of a read: at
 10 s, a block of 8 MiB holds its memory and its place for five minutes at most."""
-_POLL_S: Final = 0.01
+POLL_S: Final = 0.01
 _PIECE: Final = 2 * CHUNK
 _TURN_BYTES: Final = 1024 * 1024
 """A reader whose bytes are all in memory lets others run after this many."""
@@ -101,6 +101,7 @@ class Fill:
         whole: Whether all is fetched; else only what lies between `first` and `end`, which is not kept.
         start, stop: What readers have asked for lies between these.
         heals: Whether the block was here and damaged.
+        source: Who is asked for it.
         image: The block's memory, while there is some.
         outcome: None while it runs.
         error: Why it failed, or why nothing was kept.
@@ -122,13 +123,16 @@ class Fill:
         "outcome",
         "readers",
         "size",
+        "source",
         "start",
         "stop",
         "wanted",
         "whole",
     )
 
-    def __init__(self, block: tuple[bytes, int], size: int, length: int, first: int, heals: bool) -> None:
+    def __init__(
+        self, block: tuple[bytes, int], size: int, length: int, first: int, heals: bool, source: BlobSource
+    ) -> None:
         self.block = block
         self.size = size
         self.length = length
@@ -137,6 +141,7 @@ class Fill:
         self.whole = True
         self.start, self.stop = length, 0
         self.heals = heals
+        self.source = source
         self.image: memoryview | None = None
         self.outcome: Outcome | None = None
         self.error: BaseException | None = None
@@ -250,7 +255,7 @@ class Fills:
             SourceUnavailable, NotAtSource
             MissingBlob: The blob was deleted.
         """
-        fill = self._join(blob_id, size, number, start, begin, heals)
+        fill = self._join(blob_id, size, number, start, begin, heals, self.source)
         position = start
         turn = _TURN_BYTES
         fill.readers += 1
@@ -292,20 +297,33 @@ class Fills:
 
         async def fetch() -> None:
             if await self._on_thread(is_missing) and not self._closed and (blob_id, number) not in self._running:
-                self._join(blob_id, size, number, 0, begin, heals=False).wanted = True
+                self._join(blob_id, size, number, 0, begin, False, self.source).wanted = True
 
         image = padded(block_length(size, self._block_size, number)) + FOOTER_BYTES
         if not self._closed and (blob_id, number) not in self._running and self._images.has_room(image):
             self._start(fetch(), f"look for {blob_id.hex()}.{number}")
 
-    async def keep(self, blob_id: bytes, size: int, number: int, begin: Begin, *, heals: bool = False) -> None:
-        """Have a block here, whatever it takes.
+    async def keep(
+        self,
+        blob_id: bytes,
+        size: int,
+        number: int,
+        begin: Begin,
+        *,
+        heals: bool = False,
+        source: BlobSource | None = None,
+    ) -> None:
+        """Have a block here, whatever it takes: in its file, or where a fill that was under way already puts it.
+
+        Args:
+            blob_id, size, number, begin, heals: As for `fetch`.
+            source: Who is asked, if not the one that all are fetched from.
 
         Raises:
             SourceUnavailable, NotAtSource, MissingBlob: It could not be fetched.
             CacheFull, DiskFull, DiskFailed, FillInProgress, BlobGone: It could not be kept.
         """
-        fill = self._join(blob_id, size, number, 0, begin, heals)
+        fill = self._join(blob_id, size, number, 0, begin, heals, source or self.source)
         fill.wanted = True
         while fill.outcome is None:
             await fill.moved.wait()
@@ -322,12 +340,40 @@ class Fills:
         """
         self._counters.add(passed_through=1)
         base = number * self._block_size
-        async with aclosing(self._received(blob_id, size, base + start, base + stop)) as pieces:
+        assert self.source is not None
+        async with aclosing(self.received(self.source, blob_id, size, base + start, base + stop)) as pieces:
             async for piece in pieces:
                 self._counters.add(passed_through_bytes=len(piece))
                 yield bytes(piece)
 
-    def _join(self, blob_id: bytes, size: int, number: int, start: int, begin: Begin, heals: bool) -> Fill:
+    def keeps(self, blob_id: bytes) -> bool:
+        """Whether the source lets blocks of a blob be kept in the cache."""
+        keeps = getattr(self.source, "keeps", None)
+        return keeps is None or keeps(blob_id)
+
+    async def lives(self, source: BlobSource, blob_id: bytes) -> bool:
+        """Ask whether a blob is still wanted.
+
+        Raises:
+            SourceUnavailable: There was no answer in time.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await source.lives(blob_id)
+        except OSError as error:
+            text = f"the source does not tell whether blob {blob_id.hex()} lives: {error or 'no answer'}"
+            raise SourceUnavailable(text) from error
+
+    def _join(
+        self,
+        blob_id: bytes,
+        size: int,
+        number: int,
+        start: int,
+        begin: Begin,
+        heals: bool,
+        source: BlobSource | None,
+    ) -> Fill:
         if self._closed:
             raise SourceUnavailable("the store is being closed")
         fill = self._running.get((blob_id, number))
@@ -336,7 +382,8 @@ class Fills:
             fill.heals |= heals
             return fill
         length = block_length(size, self._block_size, number)
-        fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK, heals)
+        assert source is not None
+        fill = Fill((blob_id, number), size, length, start // CHUNK * CHUNK, heals, source)
         self._running[fill.block] = fill
         task = self._start(self._run(fill, begin), f"fill {blob_id.hex()}.{number}")
         task.add_done_callback(partial(self._cut_off, fill))
@@ -434,7 +481,7 @@ class Fills:
         self._counters.add(passed_through=1)
         base = fill.block[1] * self._block_size
         span = base + fill.first, base + fill.end
-        async with aclosing(self._received(fill.block[0], fill.size, *span)) as pieces:
+        async with aclosing(self.received(fill.source, fill.block[0], fill.size, *span)) as pieces:
             async for piece in pieces:
                 self._counters.add(passed_through_bytes=len(piece))
                 fill.put(piece)
@@ -444,17 +491,18 @@ class Fills:
     async def _receive(self, fill: Fill) -> BytesError | None:
         """Fetch a block into memory. Returns why it may not be kept, if it may not."""
         blob_id, number = fill.block
-        if not await self._lives(blob_id):
+        if not await self.lives(fill.source, blob_id):
             raise MissingBlob(f"blob {blob_id.hex()} was deleted")
         base = number * self._block_size
         for start, stop in ((fill.first, fill.length), (0, fill.first)):
             if start < stop:
-                async with aclosing(self._received(blob_id, fill.size, base + start, base + stop)) as pieces:
+                span = base + start, base + stop
+                async with aclosing(self.received(fill.source, blob_id, fill.size, *span)) as pieces:
                     async for piece in pieces:
                         fill.put(piece)
                         self._counters.add(fill_bytes=len(piece))
         try:
-            if await self._lives(blob_id):
+            if await self.lives(fill.source, blob_id):
                 return None
         except SourceUnavailable as error:  # who waits has the bytes
             self._counters.add(fills_failed=1)
@@ -489,7 +537,7 @@ class Fills:
             except FillInProgress:
                 if time.monotonic() >= deadline_s:
                     raise
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S)
 
     def _disown(self, beginning: Future[Keeping]) -> None:
         """Nobody waits for this place any more: do not take it, or give it up."""
@@ -511,17 +559,16 @@ class Fills:
         image[end:] = Footer(blob_id, number, fill.length, self._block_size, checksums).encode()
         keeping.commit(image)
 
-    async def _received(
-        self, blob_id: bytes, size: int, start: int, stop: int
+    async def received(
+        self, source: BlobSource, blob_id: bytes, size: int, start: int, stop: int
     ) -> AsyncGenerator[bytes | memoryview, None]:
         """Exactly bytes `start` to `stop` of the blob from the source, none of them late."""
         what = f"bytes {start} to {stop} of blob {blob_id.hex()}"
-        assert self.source is not None
         turn = CHUNK
         # Of the present window: who takes the pieces may be slow, so that only what is waited here counts.
         waited_s, lacking = 0.0, PROGRESS_BYTES
         clock_s = asyncio.get_running_loop().time
-        pieces: AsyncIterator[bytes | memoryview] = aiter(self.source.read(blob_id, size, start, stop))
+        pieces: AsyncIterator[bytes | memoryview] = aiter(source.read(blob_id, size, start, stop))
         try:
             while True:
                 asked_s = clock_s()
@@ -556,15 +603,6 @@ class Fills:
                         await close()
         if start < stop:
             raise SourceUnavailable(f"the source gave {stop - start} bytes too few of {what}")
-
-    async def _lives(self, blob_id: bytes) -> bool:
-        assert self.source is not None
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                return await self.source.lives(blob_id)
-        except OSError as error:
-            text = f"the source does not tell whether blob {blob_id.hex()} lives: {error or 'no answer'}"
-            raise SourceUnavailable(text) from error
 
     async def _on_thread(self, job: Callable[[], T], pool: Executor | None = None) -> T:
         """Run a job to its end, whether or not the caller is cancelled."""

@@ -253,16 +253,29 @@ class Holdings:
         for key in keys:
             if spare_pinned and self.is_pinned(key[0]):
                 continue
-            if only is not None:
-                file = self.status(self.layout.cache_block(*key))
-                if file is None or identity(file) != only:
-                    continue
+            if only is not None and not self._is_still(key, only):
+                continue
             entry = rows.get(key)
             if entry is None or not self.is_being_filled(entry):
                 freed += self.unlink(rows, key, reason)
                 if entry is not None:
                     rows.drop(entry)
         return freed
+
+    def give(self, rows: Rows, key: Key, path: str, only: Identity) -> bool:
+        """Move a block's file to another tree, if it is `only`; whether it was."""
+        if not self._is_still(key, only):
+            return False
+        self.fs.rename(self.layout.cache_block(*key), path)
+        entry = rows.get(key)
+        # A row of a fill says that its filler was killed at the last step: it goes as those of dead fills do.
+        if entry is not None and not self.is_being_filled(entry):
+            rows.drop(entry)
+        return True
+
+    def _is_still(self, key: Key, who: Identity) -> bool:
+        file = self.status(self.layout.cache_block(*key))
+        return file is not None and identity(file) == who
 
     def unlink(self, rows: Rows, key: Key, reason: Reason) -> int:
         """Remove a block's file; its bytes, 0 if there was none. One that the disk keeps leaves the policy's queues and

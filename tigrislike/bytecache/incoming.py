@@ -4,6 +4,9 @@ The lock is a flock on the directory itself, so that nothing has to be removed w
 Being old means nothing; only a free lock means a dead owner. The directory appears under its final name already locked
 (made under another name, locked, renamed), so a sweeper can never catch it in between.
 
+A copy of what another node receives keeps that other name until it is whole and synced. For it is not this node that
+commits it: whatever bears a blob's own name here, and is committed, is whole.
+
 Publishing renames each block into `home/`: at every moment, and after a power cut at every moment, each block can be
 found in one of the two places, and so nothing has to be synced. It rests on what every journaling filesystem gives: a
 rename between directories is kept or lost as one, and a directory's removal is not kept without what emptied it. Every
@@ -19,6 +22,7 @@ import os
 import threading
 from typing import Final
 
+from tigrislike.bytecache.errors import BlobBusy
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.layout import Layout, parse_number
 
@@ -31,13 +35,13 @@ class Incoming:
 
     __slots__ = ("_fd", "_fs", "_layout", "_written", "blob_id", "path")
 
-    def __init__(self, fs: FileSystem, layout: Layout, blob_id: bytes, fd: int) -> None:
+    def __init__(self, fs: FileSystem, layout: Layout, blob_id: bytes, fd: int, path: str | None = None) -> None:
         self._fs = fs
         self._layout = layout
         self._fd = fd
         self._written: int | None = None  # blocks in it, where its writer has said so
         self.blob_id = blob_id
-        self.path = layout.incoming_blob(blob_id)
+        self.path = path or layout.incoming_blob(blob_id)
 
     @classmethod
     def create(cls, fs: FileSystem, layout: Layout, blob_id: bytes) -> "Incoming":
@@ -62,6 +66,39 @@ class Incoming:
         raise BlockingIOError(f"sweepers removed {_TRIES} fresh directories of {blob_id.hex()} in a row")
 
     @classmethod
+    def receive(cls, fs: FileSystem, layout: Layout, blob_id: bytes) -> "Incoming":
+        """Make the directory of a copy, locked. It has the blob's own name from `sync` on.
+
+        Raises:
+            BlobBusy: The blob is here, or on its way.
+        """
+        draft = f"{layout.incoming}/{NEW}{blob_id.hex()}.copy"
+        for _ in range(_TRIES):
+            try:
+                fs.mkdir(draft)
+            except FileExistsError:
+                remove_draft(fs, layout, os.path.basename(draft))  # unless its owner lives
+                continue
+            fd = -1
+            try:
+                fd = fs.open(draft, os.O_RDONLY | os.O_DIRECTORY)
+                if fs.lock(fd) and _is_at(fs, fd, draft):
+                    try:
+                        fs.stat(layout.incoming_blob(blob_id))
+                    except FileNotFoundError:
+                        return cls(fs, layout, blob_id, fd, draft)
+                    fs.rmdir(draft)
+            except FileNotFoundError:
+                pass  # taken for a dead one's before it was locked
+            except OSError:
+                with contextlib.suppress(OSError):
+                    fs.rmdir(draft)
+                _close_quietly(fs, fd)
+                raise
+            _close_quietly(fs, fd)
+        raise BlobBusy(f"blob {blob_id.hex()} is being received by another process, or has been; try again later")
+
+    @classmethod
     def adopt(cls, fs: FileSystem, layout: Layout, blob_id: bytes) -> "Incoming | None":
         """Lock the directory of a dead owner.
 
@@ -78,7 +115,7 @@ class Incoming:
                 fs.close(fd)
                 return None
             # The last owner may have removed it between the open and the lock.
-            if fs.fstat(fd).st_ino != fs.stat(path).st_ino:
+            if not _is_at(fs, fd, path):
                 raise FileNotFoundError(path)
         except OSError:
             _close_quietly(fs, fd)
@@ -92,6 +129,10 @@ class Incoming:
     def sync(self, blocks: int, names: "NamesSync") -> None:
         """Make the names of its `blocks` blocks, numbered from 0, and of the directory itself durable."""
         self._fs.fsync(self._fd)
+        path = self._layout.incoming_blob(self.blob_id)
+        if self.path != path:
+            self._fs.rename(self.path, path)
+            self.path = path
         names.sync()
         self._written = blocks
 
@@ -198,10 +239,11 @@ def remove_draft(fs: FileSystem, layout: Layout, name: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        if not fs.lock(fd):
+        # Its owner may have let go of it, and another have made one of that name, between the open and the lock.
+        if not fs.lock(fd) or not _is_at(fs, fd, path):
             return False
         # A power cut can undo the rename and yet keep blocks that were made after it. They were never committed: that
-        # takes a sync of the directory that the rename changed.
+        # takes a sync of the directory that the rename changed. And what was received of a copy is none yet.
         for block in fs.listdir(path):
             fs.unlink(f"{path}/{block}")
         fs.rmdir(path)
@@ -210,6 +252,11 @@ def remove_draft(fs: FileSystem, layout: Layout, name: str) -> bool:
     finally:
         _close_quietly(fs, fd)
     return True
+
+
+def _is_at(fs: FileSystem, fd: int, path: str) -> bool:
+    """Whether an open directory is the one at `path`. Raises FileNotFoundError where there is none."""
+    return fs.fstat(fd).st_ino == fs.stat(path).st_ino
 
 
 def _close_quietly(fs: FileSystem, fd: int) -> None:

@@ -1,9 +1,9 @@
-"""Replacing a damaged durable block by one fetched from elsewhere.
+"""Putting a block that was fetched from elsewhere where it stays: in place of a damaged one, or of none in `home/`.
 
 The new file is written beside, under the block's name in `filling/`, where its lock tells a live writer from a dead
-one's garbage as it does for every fill. It is durable before it is renamed over the damaged one, so that a power cut
-leaves one of the two. Who deletes a blob removes the draft before the block, so that what is mended at that moment
-either goes with it or never comes. Nothing of this is in the cache's index: durable blocks are not evictable.
+one's garbage as it does for every fill. It is durable before it is renamed to its place, so that a power cut leaves
+what was there, or the new one. Who deletes a blob removes the draft before the block, so that what is mended at that
+moment either goes with it or never comes. Nothing of this is in the cache's index: durable blocks are not evictable.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from tigrislike.bytecache.verified import Identity, identity
 
 
 class Mending:
-    """A place for a block that will be renamed over a damaged one; a `fills.Keeping`. Methods block."""
+    """A place for a block that will be renamed to its name, over a damaged one if there is one; a `fills.Keeping`.
+    Methods block."""
 
     def __init__(self, fs: FileSystem, draft: str, fd: int, target: str, doing: str) -> None:
         self._fs = fs
@@ -35,20 +36,20 @@ class Mending:
         blob_id: bytes,
         number: int,
         place: Place,
-        damaged: Identity,
+        damaged: Identity | None,
         claim_space: Callable[[], None],
     ) -> "Mending":
-        """Take the place, unless the file is not the damaged one any more.
+        """Take the place, unless there is something else than the damaged file, or than nothing.
 
         Args:
             local: The store's.
             blob_id, number: The block.
-            place: Where the damaged file is: "home", or "incoming" while it is not published.
-            damaged: Who it is.
+            place: Where the block belongs: "home", or "incoming" while it is not published.
+            damaged: Who is there now; None: nobody is.
             claim_space: See that the disk has room for the new file beside its reserve; raises DiskFull.
 
         Raises:
-            BlockPresent: It was mended, moved or removed meanwhile: look again.
+            BlockPresent: It has come, or was mended, moved or removed meanwhile: look again.
             FillInProgress: A live process is at it.
             DiskFull, DiskFailed
         """
@@ -61,11 +62,9 @@ class Mending:
             raise from_os_error(error, doing) from error
         mending = cls(fs, draft, fd, target, doing)
         try:
-            if identity(fs.stat(target)) == damaged:
+            if _occupant(fs, target) == damaged:
                 claim_space()
                 return mending
-        except (FileNotFoundError, NotADirectoryError):
-            pass
         except OSError as error:
             mending.abandon()
             raise from_os_error(error, doing) from error
@@ -73,7 +72,7 @@ class Mending:
             mending.abandon()
             raise
         mending.abandon()
-        raise BlockPresent(f"block {number} of blob {blob_id.hex()} is not the damaged one any more")
+        raise BlockPresent(f"block {number} of blob {blob_id.hex()} is not as it was found any more")
 
     def commit(self, image: memoryview) -> None:
         """Put the block in place, durably.
@@ -108,3 +107,10 @@ class Mending:
             if has_name(self._fs, self._fd, self._draft):
                 self._fs.unlink(self._draft)
         close(self._fs, self._fd)
+
+
+def _occupant(fs: FileSystem, path: str) -> Identity | None:
+    try:
+        return identity(fs.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None

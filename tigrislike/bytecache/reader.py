@@ -18,12 +18,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from tigrislike.bytecache.cache import Cache
 from tigrislike.bytecache.errors import BytesError, CorruptBlock, DiskFailed, MissingBlob
 from tigrislike.bytecache.footer import CHUNK
-from tigrislike.bytecache.reading import Buffer, Local, OpenBlock
+from tigrislike.bytecache.reading import Buffer, Local, OpenBlock, Place
 from tigrislike.bytecache.recovery import Recovery
 
 READ_PIECE: Final = 2 * CHUNK
@@ -83,12 +83,17 @@ class _Piece(NamedTuple):
 Part = TypeVar("Part", Buffer, Segment)
 
 
+_HITS: Final[dict[Place, str]] = {"home": "hits_home", "cache": "hits_cache", "incoming": "hits_incoming"}
+
+
 class BlobReader:
     """Reads of one blob. Made by `BlockStore.open_blob`; holds nothing open between reads; any number may run at once.
 
     Attributes:
         blob_id: 16 bytes.
         size: Bytes in the blob, as its metadata has it: the files must agree.
+        served_from: Where the first bytes that were read through this reader came from: a tree of this node's disk, or
+            its source; None until there were some. It is said before the read gives these bytes out.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class BlobReader:
         self._pool = pool
         self.blob_id = blob_id
         self.size = size
+        self.served_from: Place | Literal["source"] | None = None
 
     def read(self, start: int, stop: int, chunk: int = READ_PIECE) -> AsyncGenerator[Buffer, None]:
         """Bytes `start` to `stop` (half open), in pieces of at most about `chunk` bytes.
@@ -142,8 +148,8 @@ class BlobReader:
             ValueError: The range is not inside the blob.
         """
         self._check(start, stop)
-        found = []
-        numbers = []
+        found: list[Buffer] = []
+        numbers: list[int] = []
         try:
             for piece in self._pieces(start, stop, self._local.layout.block_size):
                 if (self.blob_id, piece.number) not in self._local.known:
@@ -159,9 +165,8 @@ class BlobReader:
                 numbers.append(piece.number)
         except BytesError:
             return None  # read() meets it too, and knows what to do
-        for number in numbers:
-            self._touch(number)
-        self._local.counters.add(hits=len(numbers), bytes_read=stop - start)
+        for number, data in zip(numbers, found, strict=True):
+            self._hit(number, len(data))
         return bytes(found[0]) if len(found) == 1 else b"".join(found)
 
     async def _served(
@@ -182,8 +187,7 @@ class BlobReader:
                             add(bytes_read=length)
                         else:
                             counted = start // block_size
-                            add(bytes_read=length, hits=1)
-                            self._touch(counted)
+                            self._hit(counted, length)
                         yield part
                         if isinstance(part, Segment):
                             length = part.sent
@@ -212,6 +216,7 @@ class BlobReader:
                 )
             ) as pieces:
                 async for piece in pieces:
+                    self.served_from = self.served_from or "source"
                     add(bytes_read=len(piece))
                     start += len(piece)
                     tries = 0
@@ -315,8 +320,13 @@ class BlobReader:
             raise
         return block
 
-    def _touch(self, number: int) -> None:
-        if self._local.known.place(self.blob_id, number) == "cache":
+    def _hit(self, number: int, length: int) -> None:
+        """Bytes were read of a block that was found here, the first of this read."""
+        # It was opened just now, and so is known; unless it is gone already.
+        place = self._local.known.place(self.blob_id, number) or "home"
+        self.served_from = self.served_from or place
+        self._local.counters.add(bytes_read=length, hits=1, **{_HITS[place]: 1})
+        if place == "cache":
             self._cache.touch(self.blob_id, number)
 
     def _check(self, start: int, stop: int) -> None:

@@ -26,6 +26,7 @@ from tigrislike.bytecache.verified import Identity, Verified, identity, tag_of
 Buffer = bytes | bytearray | memoryview
 """What reads give: memory of its own, which nobody else changes."""
 Place = Literal["home", "cache", "incoming"]
+"""A tree of this node's disk."""
 
 _NOT_CACHED: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 """RWF_NOWAIT: the pages are not in the cache, or this filesystem cannot tell."""

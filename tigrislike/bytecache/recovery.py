@@ -8,7 +8,7 @@ cannot be opened counts there too, and one that is nowhere as `missing_unhealed`
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
@@ -21,16 +21,17 @@ from tigrislike.bytecache.errors import (
     FillInProgress,
     MissingBlob,
     NotAtSource,
+    NotKept,
     SourceUnavailable,
 )
-from tigrislike.bytecache.fills import Begin, Fills, retrieve
+from tigrislike.bytecache.fills import POLL_S, Begin, Fills, Keeping, retrieve
 from tigrislike.bytecache.footer import FOOTER_BYTES, block_count, block_length, padded
 from tigrislike.bytecache.mending import Mending
 from tigrislike.bytecache.reading import DamagedBlock, Local, OpenBlock, UnreadableBlock
 from tigrislike.bytecache.verified import Identity
 
-_WARM_AT_ONCE: Final = 4
-"""Fills that warming a blob keeps going: enough for a network while a disk writes, few enough to leave readers room."""
+_BLOCKS_AT_ONCE: Final = 4
+"""Fills that a whole blob keeps going: enough for a network while a disk writes, few enough to leave readers room."""
 
 Damage = DamagedBlock | UnreadableBlock
 
@@ -161,37 +162,21 @@ class Recovery:
         Raises:
             SourceUnavailable, NotAtSource: A block cannot be had; or there is no source.
             CacheFull, DiskFull, DiskFailed: A block cannot be kept.
+            NotKept: The source does not let it be kept.
             FillInProgress, BlobBusy: Another process keeps a block, or the index, and no block came here for as long
                 as a source may be silent.
         """
-        loop = asyncio.get_running_loop()
         fetched = 0
-        moved_s = loop.time()
-        numbers = iter(range(block_count(size, self._local.layout.block_size)))
 
-        async def work() -> None:
-            nonlocal fetched, moved_s
-            for number in numbers:
-                length = block_length(size, self._local.layout.block_size, number)
-                while True:
-                    try:
-                        if await self._fetch_missing(blob_id, size, number):
-                            fetched += length
-                        break
-                    except (FillInProgress, BlobBusy):
-                        # Another process is at it, or at the index: look again.
-                        if loop.time() - moved_s > self._fills.timeout_s:
-                            raise
-                moved_s = loop.time()
-                progress(length)
+        async def warm_block(number: int) -> None:
+            nonlocal fetched
+            length = block_length(size, self._local.layout.block_size, number)
+            if await self._fetch_missing(blob_id, size, number):
+                fetched += length
+            progress(length)
 
-        tasks = [asyncio.create_task(work()) for _ in range(_WARM_AT_ONCE)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        count = block_count(size, self._local.layout.block_size)
+        await for_each_block(count, warm_block, (FillInProgress, BlobBusy), self._fills.timeout_s)
         return fetched
 
     async def _fetch_missing(self, blob_id: bytes, size: int, number: int) -> bool:
@@ -217,10 +202,14 @@ class Recovery:
         if damage is not None and damage.place != "cache":
             claim = partial(self._claim, padded(length) + FOOTER_BYTES)
             return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who, claim)
+        if not self._fills.keeps(blob_id):
+            return partial(_refuse, blob_id)
         return partial(self._cache.begin, blob_id, number, length)
 
     def _ahead(self, blob_id: bytes, size: int, number: int) -> None:
-        """Have the block that will be read next on its way, unless it is here in some tree."""
+        """Have the block that will be read next on its way, unless it is here in some tree, or would not be kept."""
+        if not self._fills.keeps(blob_id):
+            return
 
         def is_missing() -> bool:
             try:
@@ -271,3 +260,47 @@ class Recovery:
         except asyncio.CancelledError:
             running.add_done_callback(retrieve)
             raise
+
+
+def _refuse(blob_id: bytes) -> Keeping:
+    raise NotKept(f"blob {blob_id.hex()} may not be kept on this node")
+
+
+async def for_each_block(
+    count: int,
+    do: Callable[[int], Awaitable[None]],
+    busy: tuple[type[BytesError], ...],
+    patience_s: float,
+) -> None:
+    """Do something for each block of a blob, a few at a time, in about their order.
+
+    Args:
+        count: Of blocks.
+        do: Given a block's number.
+        busy: What it raises where others are at the block just now, and is then called again.
+        patience_s: After so long in which no block was done, what is `busy` is raised too.
+    """
+    loop = asyncio.get_running_loop()
+    moved_s = loop.time()
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        nonlocal moved_s
+        for number in numbers:
+            while True:
+                try:
+                    await do(number)
+                    break
+                except busy:
+                    if loop.time() - moved_s > patience_s:
+                        raise
+                await asyncio.sleep(POLL_S)
+            moved_s = loop.time()
+
+    tasks = [asyncio.create_task(work()) for _ in range(_BLOCKS_AT_ONCE)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

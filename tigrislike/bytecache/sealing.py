@@ -155,6 +155,14 @@ class Disk:
                 return
         raise refusal
 
+    def discard(self, incoming: Incoming) -> None:
+        """Remove an upload. What the disk will not let go of stays, unlocked, for a sweeper."""
+        self.counters.add(uploads=-1)
+        try:
+            incoming.discard()
+        except OSError:
+            incoming.release()
+
     def _refusal(self, wanted_bytes: int) -> DiskFull | None:
         """What there is to say against so many bytes more."""
         space = self.fs.space(self.layout.root)
@@ -185,16 +193,26 @@ class BlockSealer:
         blob_id: 16 bytes.
         digest: Called with each unit before it is written.
         size: Most bytes that the blob can have, if it is known beforehand.
+        create: Makes the directory.
     """
 
-    def __init__(self, disk: Disk, blob_id: bytes, digest: Digest | None, size: int | None = None) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        blob_id: bytes,
+        digest: Digest | None,
+        size: int | None = None,
+        create: Callable[[FileSystem, Layout, bytes], Incoming] = Incoming.create,
+    ) -> None:
         self.buffers = disk.buffers
         self._disk = disk
         self._fs = disk.fs
         self._blob_id = blob_id
         self._digest = digest
         self._size = size
+        self._create_directory = create
         self._incoming: Incoming | None = None
+        self._sealed = False
         self._unsynced: list[int] = []  # descriptors of sealed blocks
         # Of the block being written: its file and whether that is past the page cache, number, bytes, checksums so far.
         self._fd = -1
@@ -218,7 +236,7 @@ class BlockSealer:
                 if self._size is not None:
                     footers = block_count(self._size, self._disk.layout.block_size) * FOOTER_BYTES
                     self._disk.check(padded(self._size) + footers)
-                self._incoming = Incoming.create(self._fs, self._disk.layout, self._blob_id)
+                self._incoming = self._create_directory(self._fs, self._disk.layout, self._blob_id)
                 self._disk.counters.add(uploads=1)
             for index, unit in enumerate(units):
                 self._write_unit(unit, seal=last and index == len(units) - 1)
@@ -232,7 +250,7 @@ class BlockSealer:
                 self._sync_blocks()
                 self._incoming.sync(self._number, self._disk.names)
                 self._disk.held[self._blob_id] = self._incoming
-                self._incoming = None
+                self._sealed = True
         except OSError as error:
             raise from_os_error(error, f"writing block {self._number} of blob {self._blob_id.hex()}") from error
 
@@ -247,13 +265,10 @@ class BlockSealer:
         while self._unsynced:
             with contextlib.suppress(OSError):  # the file is about to be removed
                 self._fs.close(self._unsynced.pop())
-        incoming, self._incoming = self._incoming or self._disk.held.pop(self._blob_id, None), None
-        if incoming is not None:
-            self._disk.counters.add(uploads=-1)
-            try:
-                incoming.discard()
-            except OSError:
-                incoming.release()
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None and (not self._sealed or self._disk.held.get(self._blob_id) is incoming):
+            self._disk.held.pop(self._blob_id, None)
+            self._disk.discard(incoming)
 
     def _write_unit(self, unit: Unit, *, seal: bool) -> None:
         buffer, length = unit.buffer, unit.length
@@ -296,7 +311,8 @@ class BlockSealer:
         block_size = disk.layout.block_size
         length = block_size if self._size is None else block_length(self._size, block_size, self._number)
         disk.claim(padded(length) + FOOTER_BYTES)
-        self._fd = self._create(disk.layout.incoming_block(self._blob_id, self._number))
+        assert self._incoming is not None
+        self._fd = self._create(f"{self._incoming.path}/{self._number}")
         if self._size is None or not disk.preallocate:
             return
         if length > first.length:  # what comes in one write is allocated by it

@@ -39,3 +39,11 @@ class BlobSource(Protocol):
             SourceUnavailable: It cannot be told now.
         """
         ...
+
+    def keeps(self, blob_id: bytes) -> bool:
+        """Whether blocks of the blob may be kept in this node's cache. False, for a blob whose bytes may not lie where
+        this node is: they are passed through to readers. Asked on the event loop before each fetch: answer from memory.
+
+        A source without this attribute lets everything be kept.
+        """
+        return True

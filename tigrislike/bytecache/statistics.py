@@ -19,7 +19,8 @@ class Statistics:
     Attributes:
         bytes_written: Written to blocks by uploads.
         bytes_read: Handed to readers; extents given out for zero-copy count as read.
-        hits: Blocks asked for and found here (home, cache or incoming).
+        hits: Blocks asked for and found here.
+        hits_home, hits_cache, hits_incoming: The same by the tree that they were found in.
         misses: Blocks asked for and not here.
         fills: Blocks fetched from a source and kept.
         fills_joined: Readers that waited for a fill somebody else had begun.
@@ -52,6 +53,9 @@ class Statistics:
     bytes_written: int = 0
     bytes_read: int = 0
     hits: int = 0
+    hits_home: int = 0
+    hits_cache: int = 0
+    hits_incoming: int = 0
     misses: int = 0
     fills: int = 0
     fills_joined: int = 0

@@ -4,6 +4,9 @@ Guarantees. A blob whose writer's `finish()` returned survives a power cut. Unti
 its own, locked by its live owner; a sweep by anybody settles the directories of dead owners, and of no others. A reader
 finds a committed blob before, during and after publication. Bytes are verified before their first serve.
 
+A blob becomes durable here in one of three ways: it is uploaded, received as a copy of what is uploaded elsewhere
+(`copies.py`), or adopted later (`homing.py`, which also lets it go).
+
 Beside what is durable here lies what was fetched from a source and may be dropped at any time (`cache.py`). A read
 finds either; what is nowhere here, or is damaged, it fetches.
 
@@ -23,10 +26,12 @@ from pathlib import Path
 from typing import Final, Literal, ParamSpec, TypeVar
 
 from tigrislike.bytecache.cache import Cache, CachedBlock, Reconciled, Usage
-from tigrislike.bytecache.errors import BlobBusy, BytesError, DiskFailed, MissingBlob, from_os_error
+from tigrislike.bytecache.copies import Copy, receive, take_over
+from tigrislike.bytecache.errors import BlobBusy, BlobGone, BytesError, DiskFailed, MissingBlob, from_os_error
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.fills import Fills, retrieve
 from tigrislike.bytecache.footer import ID_BYTES, block_count
+from tigrislike.bytecache.homing import Gate, Homing
 from tigrislike.bytecache.incoming import NEW, Incoming, remove_draft
 from tigrislike.bytecache.layout import Layout, open_layout, parse_blob_name, parse_block_name
 from tigrislike.bytecache.policies import named
@@ -126,7 +131,9 @@ class BlockStore:
             fill_bytes=fill_bytes,
             timeout_s=fill_timeout_s,
         )
-        self._recovery = Recovery(self._local, cache, self._fills, self._fillers, self._index, claim=self._disk.claim)
+        hands = self._local, cache, self._fills, self._fillers, self._index
+        self._recovery = Recovery(*hands, claim=self._disk.claim)
+        self._homing = Homing(*hands, claim=self._disk.claim)
 
     @classmethod
     def open(
@@ -268,6 +275,87 @@ class BlockStore:
             self.counters.add(uploads=-1)
             incoming.release()
 
+    async def receive_copy(self, blob_id: bytes, size: int, pieces: BlobSource) -> Copy:
+        """Store a blob that another node receives and has not committed yet. It is durable here when this returns, and
+        held as an upload of this process until the copy is published, released or aborted.
+
+        Args:
+            blob_id, size: The blob and its size in bytes.
+            pieces: Gives its bytes; `lives` is not asked.
+
+        Returns:
+            The copy; also where the blob is here already.
+
+        Raises:
+            BlobBusy: The blob is in `incoming/`, and its owner lives.
+            SourceUnavailable, NotAtSource: Its bytes cannot be had, or not all of them.
+            DiskFull, DiskFailed, TooManyOpenFiles
+        """
+        if not await self._run(f"looking for blob {blob_id.hex()}", take_over, self._disk, blob_id, size):
+            sealer = BlockSealer(self._disk, blob_id, None, size, Incoming.receive)
+            writer = BlobWriter(blob_id, self.block_size, sealer, self._writers, self._in_flight, size=size)
+            await receive(writer, size, self._fills, pieces)
+        return Copy(blob_id, self.publish, self.release, self._discard)
+
+    async def adopt(
+        self,
+        blob_id: bytes,
+        size: int,
+        *,
+        source: BlobSource | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        gate: Gate | None = None,
+    ) -> int:
+        """Have every block of a committed blob durably in `home/`, whichever of them are there, in the cache or
+        elsewhere. May be cut off at any moment, and done again.
+
+        Args:
+            blob_id, size: The blob and its size in bytes.
+            source: Who has what is not here; None: whom all is fetched from.
+            progress: Called on the loop with the bytes of each block that turned out to be there or has come there.
+            gate: Awaited with the bytes of each block before it is fetched, to limit the rate.
+
+        Returns:
+            Bytes that were fetched.
+
+        Raises:
+            BlobGone: The blob is deleted, says the source; nothing of it is left here.
+            SourceUnavailable, NotAtSource: A block cannot be had; or there is no source.
+            BlobBusy, FillInProgress, CacheFull: Others are at it, keep the index or hold the memory for fills, and no
+                block has come for as long as a source may be silent.
+            DiskFull, DiskFailed: A block cannot be written; those that came stay.
+        """
+        await self.publish(blob_id)
+        try:
+            return await self._homing.adopt(blob_id, size, source, progress, gate)
+        except BlobGone:
+            await self.delete_blob(blob_id, size)
+            raise
+
+    async def demote(self, blob_id: bytes, size: int, *, keep: bool = True) -> int:
+        """Have no block of a blob in `home/`, for others are its homes now. May be cut off at any moment, and done
+        again. Readers go on: what they have open they keep, and what they open is in the cache, or fetched.
+
+        Args:
+            blob_id, size: The blob and its size in bytes.
+            keep: Whether its blocks go to the cache, as evictable as any (or pinned, if the blob is). One that the
+                cache has no room for is removed, and so are all if the source lets none be kept, or False is said:
+                then the cache is emptied of them too.
+
+        Returns:
+            Bytes that left `home/`.
+
+        Raises:
+            BlobBusy, FillInProgress: Others are at it, or keep the index.
+            DiskFailed
+        """
+        await self.publish(blob_id)
+        released = await self._homing.demote(blob_id, size, keep)
+        if not keep:
+            remove = partial(self._cache.remove_blob, blob_id, "request")
+            await self._run_indexed(f"removing blob {blob_id.hex()} from the cache", remove)
+        return released
+
     async def delete_blob(self, blob_id: bytes, size: int | None = None) -> None:
         """Remove every block of a dead blob, durably, from the cache too, with its pin. Blocks that are not there are
         fine; what is being fetched of it will not be kept.
@@ -283,7 +371,8 @@ class BlockStore:
         doing = f"deleting blob {blob_id.hex()}"
         await self._run(doing, self._delete_upload, blob_id)
         await self._run_indexed(doing, self._cache.remove_blob, blob_id, "deleted")
-        await self._run(doing, self._delete_home, blob_id, size)
+        if await self._run(doing, self._delete_home, blob_id, size):
+            await self._run_indexed(doing, self._cache.remove_blob, blob_id, "deleted")
 
     # What operators ask of the cache.
 
@@ -468,11 +557,20 @@ class BlockStore:
         except FileNotFoundError:
             pass
 
-    def _delete_home(self, blob_id: bytes, size: int | None) -> None:
+    async def _discard(self, blob_id: bytes) -> None:
+        """Remove a blob that this process holds in `incoming/`, if it does."""
+        incoming = self._disk.held.pop(blob_id, None)
+        if incoming is not None:
+            await self._run(f"removing blob {blob_id.hex()}", self._disk.discard, incoming)
+
+    def _delete_home(self, blob_id: bytes, size: int | None) -> bool:
+        """Whether some of the blob is in the cache again: it was demoted since that was emptied."""
         shard = self.layout.shard(blob_id)
         if size is None:
-            names = map(parse_block_name, self.fs.listdir(shard))
-            numbers = sorted(name[1] for name in names if name is not None and name[0] == blob_id)
+            # In all that is renamed to there and from there.
+            paths = (shard, self.layout.filling)
+            names = [parse_block_name(name) for path in paths for name in self.fs.listdir(path)]
+            numbers = sorted({name[1] for name in names if name is not None and name[0] == blob_id})
         else:
             numbers = list(range(block_count(size, self.block_size)))
         # Descending, so that what an interrupted removal leaves is a blob cut short, never one with a hole.
@@ -483,6 +581,7 @@ class BlockStore:
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.unlink(path)
         sync_directory(self.fs, shard)
+        return any(os.path.exists(self.layout.cache_block(blob_id, number)) for number in numbers)
 
     async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""

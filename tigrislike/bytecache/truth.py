@@ -73,17 +73,22 @@ def verify_block(local: Local, blob_id: bytes, size: int, number: int) -> None:
     """
     block = OpenBlock.open(local, blob_id, size, number)
     try:
-        footer = block.read_footer()
-        buffer = memoryview(mmap.mmap(-1, CHUNK))
-        device = DeviceReader(local.fs, block.fd)
-        for start in range(0, padded(block.length), CHUNK):
-            chunk = buffer[: min(CHUNK, padded(block.length) - start)]
-            if device.read(chunk, start) != len(chunk):
-                raise block.damaged(f"its file ends inside chunk {start // CHUNK}")
-            if not matches(footer, start // CHUNK, chunk):
-                raise block.damaged(f"chunk {start // CHUNK} fails its checksum")
+        verify_open(local, block)
     finally:
         block.close()
+
+
+def verify_open(local: Local, block: OpenBlock) -> None:
+    """The same for a block that is open."""
+    footer = block.read_footer()
+    buffer = memoryview(mmap.mmap(-1, CHUNK))
+    device = DeviceReader(local.fs, block.fd)
+    for start in range(0, padded(block.length), CHUNK):
+        chunk = buffer[: min(CHUNK, padded(block.length) - start)]
+        if device.read(chunk, start) != len(chunk):
+            raise block.damaged(f"its file ends inside chunk {start // CHUNK}")
+        if not matches(footer, start // CHUNK, chunk):
+            raise block.damaged(f"chunk {start // CHUNK} fails its checksum")
 
 
 def _describe(fs: FileSystem, layout: Layout, blob_id: bytes, place: Place, files: dict[int, str]) -> StoredBlob:
