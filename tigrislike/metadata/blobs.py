@@ -235,7 +235,8 @@ async def commit_blob(
 
 
 async def settle_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
-    """Decide a blob whose writer is dead. True: it was committed, keep it. False: it is dead for ever, unlink it.
+    """Decide a blob whose writer is dead. True: it was committed, keep it. False: it is dead for ever, or was committed
+    without this node, unlink it.
 
     The row of a dead blob is forgotten by the ``reclaim_blob`` item enqueued here, after the grace: no commit that
     was under way when the writer died can still arrive then.
@@ -243,10 +244,24 @@ async def settle_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
     key = ctx.keys.blob(blob_id)
     raw = await tr.get(key)
     if raw is not None:
-        return blob_codec.decode(raw).state == LIVE
+        blob = blob_codec.decode(raw)
+        return blob.state == LIVE and await _is_holder(tr, ctx, blob)
     tr.set(key, blob_codec.encode(Blob(DEAD, node=ctx.home.node, changed_ns=ctx.now_ns())))
     await owe_blob(tr, ctx, ctx.home.node, b"", blob_id)
     return False
+
+
+async def _is_holder(tr: Transaction, ctx: Context, blob: Blob) -> bool:
+    """Whether this node is one of those that a live blob was committed to, or that became its homes."""
+    if blob.node == ctx.home.node:
+        return True
+    stored, row = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
+    raw, part = await stored, await row
+    others = list(part_codec.decode(part).others) if part is not None else []
+    if raw is not None:
+        content = content_codec.decode(raw)
+        others += [*content.homes, *content.pending]
+    return any(home.node == ctx.home.node for home in others)
 
 
 def ask_owed_blob(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes) -> owed.Asked:

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .deciding import QUEUE, QueueParameters
+from .deciding import QUEUE, SECOND, QueueParameters
 from .errors import InvalidArgument, KeyTooLong, MetadataError, NoSuchBucket
 from .keyspace import MAX_KEY_BYTES, MIN_STAMP, Keyspace
 from .kv.engine import Transaction
@@ -25,7 +25,8 @@ COUNT_SHARDS = 16
 @dataclass(frozen=True, slots=True)
 class Context:
     """`cluster` is the low byte of every stamp; `home` is this node; `grace_ns` is how long unreferenced bytes stay;
-    `queue` is how the queue of work owed is paced; `regions` is what policies mean."""
+    `queue` is how the queue of work owed is paced; `regions` is what policies mean; `decay_ns` is how long a replica
+    stays that was made on demand and is not read."""
 
     keys: Keyspace
     cluster: int
@@ -34,6 +35,7 @@ class Context:
     grace_ns: int
     queue: QueueParameters = QUEUE
     regions: Regions = field(default_factory=Regions)
+    decay_ns: int = 7 * 86400 * SECOND
 
     def stamp(self, previous: int) -> int:
         """A stamp of now, but after `previous` (0 where there is none)."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import TypeVar
 
 from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
 from .caches import ManifestCache, RecordCache
@@ -58,6 +59,8 @@ from .records import blob as blob_codec
 from .records import cluster as cluster_codec
 from .records import content as content_codec
 from .secrets import MasterKey
+
+T = TypeVar("T")
 
 PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
@@ -109,12 +112,14 @@ class Metadata:
         cluster_number: int = 0,
         reclaim_grace_s: float = 3600,
         regions: Regions | None = None,
+        replica_decay_s: float = 7 * 86400,
     ) -> Metadata:
         """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
-        exceed the longest read. `regions` is what the names in policies mean.
+        exceed the longest read. `regions` is what the names in policies mean, `replica_decay_s` how long a replica
+        stays that was made on demand and is not read.
 
         Raises:
             FormatTooNew, WrongMasterKey.
@@ -127,7 +132,8 @@ class Metadata:
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
         regions = regions or Regions(known=[region])
-        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, regions=regions)
+        decay_ns = int(replica_decay_s * 1_000_000_000)
+        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, regions=regions, decay_ns=decay_ns)
         if cluster.format < FORMAT:
             # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
             with contextlib.suppress(StoreSealed):
@@ -611,6 +617,10 @@ class Metadata:
         check_key(key)
         content_id = uploads.parse_upload_id(upload_id)
         await self.engine.transact(uploads.abort_upload, self.context, bucket, key, content_id)
+
+    async def background(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Run a transaction function that nobody waits for."""
+        return await self._background.transact(fn, *args)
 
     # --- nodes, and what they hold
 

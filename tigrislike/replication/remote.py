@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Final, Protocol, TypeVar
 
 from tigrislike.bytecache import NotAtSource, SourceUnavailable
+from tigrislike.bytecache.source import BlobSource
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.homes import Located
 from tigrislike.metadata.kv import EngineError
@@ -70,7 +71,7 @@ class RemoteSource:
             NotAtSource: nobody holds the blob, or whoever does says that it has it not.
             SourceUnavailable: a node that holds it does not answer, or the database does not.
         """
-        located = await self._locate(blob_id)
+        located = await self.locate(blob_id)
         failure: SourceUnavailable | None = None
         for member, gather in self._order(located, blob_id):
             began_s = self._clock_s()
@@ -120,7 +121,8 @@ class RemoteSource:
 
     # --- whom to ask
 
-    async def _locate(self, blob_id: bytes) -> Located:
+    async def locate(self, blob_id: bytes) -> Located:
+        """Who holds a blob, as of half a minute ago at most. Raises NotAtSource, SourceUnavailable."""
         known = self._located.get(blob_id)
         if known is not None and self._clock_s() - known[1] < _LOOKUP_S:
             return known[0]
@@ -149,6 +151,36 @@ class RemoteSource:
 
     def _answers(self, node: bytes) -> bool:
         return bool(self._members.reachable([node]))
+
+
+class PeerSource:
+    """What one other node has, whatever the database says of it: for blobs that are not committed."""
+
+    def __init__(self, members: Members, peers: BlockReader) -> None:
+        self._members = members
+        self._peers = peers
+
+    def of(self, node: bytes) -> BlobSource:
+        """The blobs on a node's disk. Raises SourceUnavailable: it is not known, or known to be dead."""
+        found = self._members.reachable([node])
+        if not found:
+            raise SourceUnavailable(f"node {node.hex()} cannot be reached")
+        return _OnePeer(self._peers, found[0])
+
+
+class _OnePeer:
+    def __init__(self, peers: BlockReader, peer: Member) -> None:
+        self._peers = peers
+        self._peer = peer
+
+    def read(self, blob_id: bytes, size: int, start: int, stop: int) -> AsyncIterator[Buffer]:
+        return self._peers.read(self._peer, blob_id, size, start, stop)
+
+    async def lives(self, blob_id: bytes) -> bool:
+        return True
+
+    def keeps(self, blob_id: bytes) -> bool:
+        return True
 
 
 def _remember(table: OrderedDict[bytes, T], blob_id: bytes, value: T) -> None:

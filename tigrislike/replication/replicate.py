@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from tigrislike.bytecache import BlockStore
-from tigrislike.metadata import Metadata, homes
+from tigrislike.metadata import Metadata, homes, placing
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
-from tigrislike.metadata.records import Item
+from tigrislike.metadata.records import LIVE, Item
 
 from .membership import Members
 
@@ -54,12 +56,12 @@ class Moving:
                 del self._waiting[content_id], self._locks[content_id]
 
 
-class Replicate:
-    """Make this node, or the one of its region whose turn it is, a home of a content."""
+class Copying:
+    """Becoming a home of contents, for the tasks that do so.
 
-    name = homes.REPLICATE
-    priority = homes.REPLICATE_PRIORITY
-    concurrency = COPIES_AT_ONCE
+    Args:
+        gate: waited for before bytes are fetched: the node's rate limit.
+    """
 
     def __init__(self, metadata: Metadata, blocks: BlockStore, members: Members, moving: Moving, gate: Gate) -> None:
         self._metadata = metadata
@@ -69,6 +71,106 @@ class Replicate:
         self._gate = gate
         self.copied = 0
         self.copied_bytes = 0
+        """Contents that this node has become a home of, and bytes fetched for them."""
+
+    async def become_home(self, content_id: bytes) -> Effect | None:
+        """Make a content's bytes durable here; the effect that records it. None: it is gone, or held here already.
+
+        Raises:
+            BytesError: they could not be had, or not be kept.
+        """
+        async with self._moving.of(content_id):
+            held = await self._metadata.begin_home(content_id)
+            if held is None:
+                return None
+            for blob_id, size in held.blobs:
+                self.copied_bytes += await self._blocks.adopt(blob_id, size, gate=self._gate)
+        alive = self._members.alive()
+
+        async def record(tr: Transaction, ctx: Context) -> None:
+            content = await homes.add_home(tr, ctx, content_id, alive)
+            if content is not None:
+                for source in held.sources:  # what lends it parts is to be here as well
+                    await homes.owe_hold(tr, ctx, ctx.home.node, content.bucket, source)
+
+        self.copied += 1
+        return record
+
+
+class Replicate:
+    """See to it that this region has a home of a content: here, or on the node of the region whose turn it is."""
+
+    name = homes.REPLICATE
+    priority = homes.REPLICATE_PRIORITY
+    concurrency = COPIES_AT_ONCE
+
+    def __init__(self, metadata: Metadata, members: Members, copying: Copying) -> None:
+        self._metadata = metadata
+        self._members = members
+        self._copying = copying
 
     async def run(self, item: Item) -> Effect | None:
-        raise NotImplementedError
+        content = await self._metadata.content(item.subject)
+        if content is None or content.state != LIVE:
+            return None
+        alive = self._members.alive()
+        region = self._members.region
+        if any(alive[home.node] == region for home in placing.whole_homes(content, alive)):
+            return None
+        chosen = self._members.chosen(item.subject, region)
+        if not chosen:
+            raise NoTaker(f"no node of region {region} takes replicas now")
+        node = chosen[0].node
+        if node == self._members.own:
+            return await self._copying.become_home(item.subject)
+
+        async def pass_on(tr: Transaction, ctx: Context) -> None:
+            await homes.owe_hold(tr, ctx, node, item.bucket, item.subject)
+
+        return pass_on
+
+
+class Hold:
+    """Make this node a home of a content."""
+
+    name = homes.HOLD
+    priority = homes.REPLICATE_PRIORITY
+    concurrency = COPIES_AT_ONCE
+
+    def __init__(self, copying: Copying) -> None:
+        self._copying = copying
+
+    async def run(self, item: Item) -> Effect | None:
+        return await self._copying.become_home(item.subject)
+
+
+class Release:
+    """Let this node be a home of a content no longer, if enough others are: its blocks become cache."""
+
+    name = homes.RELEASE
+    priority = homes.RELEASE_PRIORITY
+    concurrency = 1
+
+    def __init__(self, metadata: Metadata, blocks: BlockStore, members: Members, moving: Moving) -> None:
+        self._metadata = metadata
+        self._blocks = blocks
+        self._members = members
+        self._moving = moving
+        self.released = 0
+        self.kept = 0
+        """Contents given up, and those of which this node had to stay a home."""
+
+    async def run(self, item: Item) -> Effect | None:
+        async with self._moving.of(item.subject):
+            held = await self._metadata.held(item.subject)
+            if held is None:
+                return None  # whoever reclaims it removes the bytes
+            if not await self._metadata.drop_home(item.subject, self._members.alive()):
+                self.kept += 1
+                return None
+            content = await self._metadata.content(item.subject)
+            keep = content is not None and self._metadata.regions.allow(content.regions, self._members.region)
+            for blob_id, size in held.blobs:
+                await self._blocks.demote(blob_id, size, keep=keep)
+            self.released += 1
+        return None
