@@ -15,7 +15,7 @@ from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
 from tigrislike.bytecache.copies import Copy
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.kv import EngineError
-from tigrislike.metadata.records import LIVE, Home
+from tigrislike.metadata.records import Home
 
 from .membership import Member, Members
 from .remote import PeerSource
@@ -106,27 +106,28 @@ class Receiver:
         task.add_done_callback(self._settling.discard)
 
     async def _settle(self, copy: Copy, blob_id: bytes) -> None:
-        """Publish the copy once its blob is committed. What is not within the time is the sweep's to settle."""
+        """Publish the copy once its blob is committed with this node as a home; remove it if that cannot come any more.
+        What is undecided when the time is over is the sweep's to settle."""
         try:
             async with asyncio.timeout(COMMIT_WAIT_S):
-                while True:
-                    try:
-                        blob = await self._metadata.blob(blob_id)
-                    except EngineError as error:
-                        log.warning(
-                            "whether blob %s was committed, the database does not tell: %s", blob_id.hex(), error
-                        )
-                        blob = None
-                    if blob is not None:
-                        break
+                while not await self._is_decided(blob_id):
                     await asyncio.sleep(_LOOK_S)
-            if blob.state == LIVE:
-                await copy.publish()
-                return
-        except (TimeoutError, BytesError) as error:
+                if await self._metadata.settle_blob(blob_id):
+                    await copy.publish()
+                else:
+                    await copy.abort()
+        except (TimeoutError, BytesError, EngineError) as error:
             log.info("the copy of blob %s is left to the sweep: %s", blob_id.hex(), error or "no commit came")
         finally:
             copy.release()
+
+    async def _is_decided(self, blob_id: bytes) -> bool:
+        """Whether the database knows by now what became of a blob."""
+        try:
+            return await self._metadata.blob(blob_id) is not None
+        except EngineError as error:
+            log.warning("what became of blob %s, the database does not tell: %s", blob_id.hex(), error)
+            return False
 
     async def aclose(self) -> None:
         """Let go of every copy that is not settled."""
