@@ -110,7 +110,7 @@ class Receiver:
         What is undecided when the time is over is the sweep's to settle."""
         try:
             async with asyncio.timeout(COMMIT_WAIT_S):
-                while not await self._is_decided(blob_id):
+                while not await self._is_decided(blob_id):  # noqa: ASYNC110  # nothing tells
                     await asyncio.sleep(_LOOK_S)
                 if await self._metadata.settle_blob(blob_id):
                     await copy.publish()
