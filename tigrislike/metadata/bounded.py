@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 
 import msgspec
@@ -49,8 +50,7 @@ def parse_read_mode(text: str) -> str:
     """
     if text == STRONG:
         return STRONG
-    match = _BOUNDED.fullmatch(text)
-    bound_ms = float(match[1]) * _UNIT_MS[match[2]] if match else 0
+    bound_ms = _bound_ms(text)
     if bound_ms != int(bound_ms) or not 1 <= bound_ms <= MAX_BOUND_MS:
         raise InvalidArgument("ReadMode", text, "A read mode is strong, or bounded=10s: from 1ms to 1h")
     whole, thousandths = divmod(int(bound_ms), 1000)
@@ -61,8 +61,13 @@ def parse_read_mode(text: str) -> str:
 def bound_ns(read_mode: str) -> int:
     """For how long records of a bucket with this read mode are used again; 0: not at all. So is a mode that only a
     newer release knows."""
-    match = _BOUNDED.fullmatch(read_mode)
-    return round(float(match[1]) * _UNIT_MS[match[2]]) * 1_000_000 if match else 0
+    return int(_bound_ms(read_mode) * 1_000_000)
+
+
+def _bound_ms(text: str) -> Decimal:
+    """0 where it is no bound."""
+    match = _BOUNDED.fullmatch(text)
+    return Decimal(match[1]) * _UNIT_MS[match[2]] if match else Decimal()
 
 
 @dataclass(frozen=True)
