@@ -17,7 +17,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.kv.memory_engine import MemoryEngine
 from tests.metadata.test_round_trips import counted
 from tests.metadata.world import MASTER, large, no_combine, no_composite, part, small
-from tigrislike.metadata import Bucket, CompletedPart, Found, Metadata, NoSuchKey, ObjectVersion, UploadDraft
+from tigrislike.metadata import (
+    Bucket,
+    CompletedPart,
+    Found,
+    Metadata,
+    NoSuchBucket,
+    NoSuchKey,
+    ObjectVersion,
+    UploadDraft,
+)
 from tigrislike.metadata.bounded import Bounds, Recalled, Recollection, bound_ns, parse_read_mode
 from tigrislike.metadata.errors import InvalidArgument, RecordsChanged
 from tigrislike.metadata.kv import EngineUnavailable, Faults, ManualClock
@@ -384,6 +393,89 @@ def test_records_that_were_dropped_for_a_change_elsewhere_still_answer_an_outage
             await ask(nodes.here, "k")
 
     play(story)
+
+
+def test_what_was_learned_of_a_record_holds_in_an_outage_too() -> None:
+    async def story(nodes: Nodes) -> None:
+        key = await nodes.elsewhere.create_access_key("me")
+        await nodes.elsewhere.put_object(await bucket_of(nodes.elsewhere), "k", small(b"1"))
+        await nodes.here.refresh()
+        await nodes.here.access_key(key.key_id)
+        await ask(nodes.here, "k")
+        await nodes.elsewhere.delete_access_key(key.key_id)
+        await nodes.here.refresh()
+        assert nodes.here.recall("bucket", "k", None, key.key_id, whole=True) is not None  # it may be true still
+        assert await nodes.here.access_key(key.key_id) is None
+        assert nodes.here.recall("bucket", "k", None, key.key_id, whole=True) is None
+        await nodes.elsewhere.delete_object(await bucket_of(nodes.elsewhere), "k")
+        await nodes.elsewhere.delete_bucket("bucket")
+        with pytest.raises(NoSuchBucket):
+            await bucket_of(nodes.here)
+        nodes.faults.cut_off = True
+        assert nodes.here.recall("bucket", "k", None, None, whole=True) is None
+
+    play(story)
+
+
+def test_a_key_is_as_old_as_it_is_however_often_others_read_the_object() -> None:
+    async def story(nodes: Nodes) -> None:
+        key = await nodes.elsewhere.create_access_key("me")
+        await nodes.elsewhere.put_object(await bucket_of(nodes.elsewhere), "k", small(b"1"))
+        await nodes.here.refresh()
+        await nodes.here.access_key(key.key_id)
+        await ask(nodes.here, "k")
+        await nodes.elsewhere.delete_access_key(key.key_id)
+        for _ in range(4):
+            nodes.clock.advance(BOUND // 2 + SECOND)
+            await nodes.here.refresh()
+            await ask(nodes.here, "k")
+            await ask(nodes.here, "k")
+        recalled = nodes.here.recall("bucket", "k", None, None, whole=True)
+        assert recalled is not None
+        assert recalled.fresh
+        recalled = nodes.here.recall("bucket", "k", None, key.key_id, whole=True)
+        assert recalled is not None
+        assert not recalled.fresh
+        assert await nodes.here.renew(recalled, "bucket", key.key_id, whole=True) is None
+
+    play(story)
+
+
+def test_what_a_slow_read_finds_is_as_old_as_the_read() -> None:
+    async def story(nodes: Nodes) -> None:
+        await nodes.elsewhere.put_object(await bucket_of(nodes.elsewhere), "k", small(b"1"))
+        bucket = await bucket_of(nodes.here)
+        engine = nodes.here.engine
+        found, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*args: object) -> object:
+            value = await nodes.engine.read(*args)  # type: ignore[arg-type]
+            found.set()
+            await go_on.wait()
+            return value
+
+        nodes.here._records._engine = Slow(engine, slowly)  # type: ignore[assignment]
+        read = asyncio.create_task(nodes.here.find_object(bucket, "k", prove=True))
+        await found.wait()
+        nodes.here._records._engine = engine
+        nodes.clock.advance(8 * SECOND)
+        await nodes.elsewhere.put_object(await bucket_of(nodes.elsewhere), "k", small(b"2"))
+        await nodes.here.refresh()
+        go_on.set()
+        await read
+        recalled = nodes.here.recall("bucket", "k", None, None, whole=True)
+        assert recalled is not None
+        assert recalled.age_ns >= 8 * SECOND
+
+    play(story)
+
+
+class Slow:
+    """An engine that reads in a way of the test's."""
+
+    def __init__(self, engine: object, read: object) -> None:
+        self._engine = engine
+        self.read = read
 
 
 def test_a_change_of_the_bucket_elsewhere_is_noticed_within_the_bound() -> None:

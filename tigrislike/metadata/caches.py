@@ -97,7 +97,7 @@ class RecordCache:
         """Drop everything if the metadata version has moved on."""
         self._begun += 1
         mine = self._begun
-        began_ns, epoch = self._monotonic_ns(), self._epoch
+        began_ns = self._monotonic_ns()
         version = await self._engine.read(_metadata_version)
         if mine < self._applied:
             return  # a refresh that began later has been applied already: what it saw is newer
@@ -105,9 +105,7 @@ class RecordCache:
         if version != self._version:
             self.clear()
             self._version = version
-            self._true_ns = began_ns
-        elif epoch == self._epoch:
-            self._true_ns = max(self._true_ns, began_ns)
+        self._true_ns = max(self._true_ns, began_ns)
 
     @property
     def version(self) -> bytes | None:
@@ -123,10 +121,10 @@ class RecordCache:
         Raises:
             RecordsChanged: refresh, and decide again.
         """
-        began_ns, epoch = self._monotonic_ns(), self._epoch
+        began_ns = self._monotonic_ns()
         found = await self._engine.read(Proof(fn, self._version), *args)
-        if epoch == self._epoch and began_ns > self._true_ns:
-            self._true_ns = began_ns
+        # Where the version has moved on meanwhile, what is of the new one has been true since later.
+        self._true_ns = max(self._true_ns, began_ns)
         return found
 
     def known_bucket(self, name: str) -> tuple[Bucket, int] | None:

@@ -468,6 +468,11 @@ class Metadata:
                 raise
             return self._recollection.keep(place, version_id, version, found, true_ns, reading)
 
+    def is_bounded(self, bucket_name: str) -> bool:
+        """Whether the bucket is known to be bounded: else there is nothing to recall."""
+        known = self._records.known_bucket(bucket_name)
+        return known is not None and bound_ns(known[0].read_mode) > 0
+
     def recall(
         self, bucket_name: str, key: str, version_id: str | None, key_id: str | None, *, whole: bool
     ) -> Recalled | None:

@@ -143,7 +143,22 @@ class Gateway:
         if operation.name not in _PROVING:
             await self._metadata.refresh()
             return await self._perform(request, claimed, operation)
-        return await self._reuse(request, claimed, operation) or await self._prove(request, claimed, operation)
+        if self._metadata.is_bounded(request.bucket):
+            reused = await self._reuse(request, claimed, operation)
+            if reused is not None:
+                return reused
+        for _ in range(_ATTEMPTS):
+            version = self._metadata.record_version
+            try:
+                return await self._perform(request, claimed, operation)
+            except EngineError:
+                raise  # no refusal; and to ask a database that is away once more takes as long again
+            except Exception as exception:
+                # A refusal may rest on an outdated key or bucket as well: it stands only if they were current.
+                await self._metadata.refresh()
+                if not isinstance(exception, RecordsChanged) and self._metadata.record_version == version:
+                    raise
+        raise S3Error("SlowDown")
 
     async def _reuse(self, request: Request, claimed: Claim | None, operation: Operation) -> Response | None:
         """What a read is answered from what this process knows, as far as the read mode of the bucket allows it.
@@ -172,20 +187,6 @@ class Gateway:
         headers.append((b"age", b"%d" % age_s))
         headers.append((b"cache-status", b"tigrislike; hit; ttl=%d" % left_s))
         return status, headers, body
-
-    async def _prove(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
-        for _ in range(_ATTEMPTS):
-            version = self._metadata.record_version
-            try:
-                return await self._perform(request, claimed, operation)
-            except EngineError:
-                raise  # no refusal; and to ask a database that is away once more takes as long again
-            except Exception as exception:
-                # A refusal may rest on an outdated key or bucket as well: it stands only if they were current.
-                await self._metadata.refresh()
-                if not isinstance(exception, RecordsChanged) and self._metadata.record_version == version:
-                    raise
-        raise S3Error("SlowDown")
 
     async def _perform(
         self, request: Request, claimed: Claim | None, operation: Operation, recalled: Recalled | None = None
