@@ -291,6 +291,27 @@ class Settings:
         name="sweep-interval",
         shown="5m",
     )
+    bounded_memory: int = _setting(
+        64 * _MIB,
+        parse_size,
+        "Memory a worker gives to records that reads of bounded buckets use again, small objects' bytes included.",
+        shown="64MiB",
+    )
+    bounded_outage_s: float = _setting(
+        3600.0,
+        parse_duration,
+        "Greatest age of a record that answers reads of bounded buckets while the database is out of reach.",
+        name="bounded-outage",
+        shown="1h",
+    )
+    bounded_wait_s: float = _setting(
+        0.5,
+        _positive(parse_duration),
+        "How long a read of a bounded bucket, whose answer is known, waits for the database before it is taken to be "
+        "out of reach.",
+        name="bounded-wait",
+        shown="500ms",
+    )
     max_connections: int = _setting(
         4096,
         _positive(_parse_count),

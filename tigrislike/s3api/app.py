@@ -4,6 +4,9 @@ A request travels one way: address (`request`), route (`protocol`), authenticate
 (`authorisation`), admit (`admission`), parse (`protocol`), perform (`operations`), serialise and send. Whatever goes
 wrong on that way ends in `_refuse`, as an S3 error document.
 
+A read of an object in a bounded bucket first looks at what this process knows (`_reuse`): that decides who asks,
+whether they may, and what they get, all by records of a stated age.
+
 The service's own names (`/healthz`, `/readyz`, `/_tigrislike/...`) live on the service's own host only; under
 `bucket.domain` every path is a key.
 """
@@ -21,7 +24,8 @@ from starlette.routing import Route
 from tigrislike.bytecache import BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.errors import RecordsChanged
+from tigrislike.metadata.bounded import Recalled
+from tigrislike.metadata.errors import MetadataError, RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
@@ -49,6 +53,7 @@ RESERVED = frozenset({b"healthz", b"readyz", b"_tigrislike"})
 # Reads whose own transaction proves that the records they rest on are current, so that nothing is read before it.
 _PROVING = frozenset({"GetObject", "HeadObject"})
 _ATTEMPTS = 8
+CONSISTENT = "x-tigris-consistent"
 MAX_BUFFERED_BODY = 2 * 1024 * 1024
 _PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
 RETRY_AFTER_S = "1"
@@ -106,6 +111,9 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, new_request_id())
         request.notes["request_id"] = request.request_id
+        await self._respond(request, send)
+
+    async def _respond(self, request: Request, send: Send) -> None:
         try:
             request.address(self._domains)
             status, headers, body = await self._answer(request)
@@ -115,7 +123,12 @@ class Gateway:
         try:
             await self._send(request, status, headers, body, send)
         except BytesError as error:
-            await self._refuse(request, error, send)
+            if request.notes.pop("reused", None) == "fresh":
+                # The record was within its bound, and its bytes are gone already: what is there now?
+                request.headers[CONSISTENT] = "true"
+                await self._respond(request, send)
+            else:
+                await self._refuse(request, error, send)
 
     # --- from a request to a response
 
@@ -130,6 +143,10 @@ class Gateway:
         if operation.name not in _PROVING:
             await self._metadata.refresh()
             return await self._perform(request, claimed, operation)
+        if self._metadata.is_bounded(request.bucket):
+            reused = await self._reuse(request, claimed, operation)
+            if reused is not None:
+                return reused
         for _ in range(_ATTEMPTS):
             version = self._metadata.record_version
             try:
@@ -143,11 +160,41 @@ class Gateway:
                     raise
         raise S3Error("SlowDown")
 
-    async def _perform(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
+    async def _reuse(self, request: Request, claimed: Claim | None, operation: Operation) -> Response | None:
+        """What a read is answered from what this process knows, as far as the read mode of the bucket allows it.
+
+        None: ask the database. While that answers, it also decides about whatever would be refused here.
+        """
+        key_id = None if claimed is None else claimed.access_key_id
+        whole = operation.name == "GetObject" or "partNumber" in request.query
+        version_id = request.query.get("versionId")
+        recalled = self._metadata.recall(request.bucket, request.key, version_id, key_id, whole=whole)
+        if recalled is None or request.headers.get(CONSISTENT, "").lower() == "true":
+            return None
+        if not recalled.fresh:
+            recalled = await self._metadata.renew(recalled, request.bucket, key_id, whole=whole)
+            if recalled is None:
+                return None
+        try:
+            status, headers, body = await self._perform(request, claimed, operation, recalled)
+        except (S3Error, MetadataError):
+            if recalled.fresh:
+                return None
+            raise
+        request.notes["reused"] = "fresh" if recalled.fresh else "stale"
+        age_s = recalled.age_ns // 1_000_000_000
+        left_s = (recalled.bound_ns - recalled.age_ns) // 1_000_000_000
+        headers.append((b"age", b"%d" % age_s))
+        headers.append((b"cache-status", b"tigrislike; hit; ttl=%d" % left_s))
+        return status, headers, body
+
+    async def _perform(
+        self, request: Request, claimed: Claim | None, operation: Operation, recalled: Recalled | None = None
+    ) -> Response:
         verified = None
         if claimed is not None:
-            verified = await authenticate(self._metadata, request, claimed, self._body_sha256)
-        bucket = await self._authorise(request, operation)
+            verified = await authenticate(recalled or self._metadata, request, claimed, self._body_sha256)
+        bucket = await self._authorise(request, operation, recalled)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
                 "KeyTooLongError",
@@ -179,9 +226,11 @@ class Gateway:
                 inp = await asyncio.to_thread(operation.parse, *arguments)
             else:
                 inp = operation.parse(*arguments)
-            output = await handler(Context(self._services, request, bucket, payload), inp)
+            output = await handler(Context(self._services, request, bucket, payload, recalled), inp)
         content = output.pop("Body", None)
+        own_headers = output.pop("Headers", ())
         status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
+        headers.extend(own_headers)
         return status, headers, document if content is None else content
 
     async def _body_sha256(self, request: Request) -> str:
@@ -193,7 +242,9 @@ class Gateway:
         with self._admission.admit_unverified(MAX_BUFFERED_BODY):
             return await request.buffer_body(MAX_BUFFERED_BODY)
 
-    async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
+    async def _authorise(
+        self, request: Request, operation: Operation, recalled: Recalled | None = None
+    ) -> Bucket | None:
         """The bucket that the request addresses, None where it addresses none (yet).
 
         Raises:
@@ -206,7 +257,7 @@ class Gateway:
         authorise_name(identity, operation.name, request.bucket)
         if operation.name == "CreateBucket":
             return None
-        bucket = await self._metadata.bucket(request.bucket)
+        bucket = await (recalled or self._metadata).bucket(request.bucket)
         authorise_bucket(identity, operation.name, bucket)
         expected = request.headers.get("x-amz-expected-bucket-owner")
         if expected is not None and expected != self._services.owner(bucket.owner)["ID"]:

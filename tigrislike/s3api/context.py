@@ -8,6 +8,7 @@ from urllib.parse import quote
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import Bucket
 from tigrislike.metrics import Metrics
 from tigrislike.s3api.payload import Payload
@@ -37,13 +38,24 @@ class Services:
 
 
 class Context:
-    """One request on its way through an operation."""
+    """One request on its way through an operation.
 
-    __slots__ = ("_bucket", "_payload", "blocks", "metadata", "request", "services", "settings", "token_key")
+    `objects` is where a read of an object finds it: in the database, or in what was recalled of it.
+    """
 
-    def __init__(self, services: Services, request: Request, bucket: Bucket | None, payload: Payload | None) -> None:
+    __slots__ = ("_bucket", "_payload", "blocks", "metadata", "objects", "request", "services", "settings", "token_key")
+
+    def __init__(
+        self,
+        services: Services,
+        request: Request,
+        bucket: Bucket | None,
+        payload: Payload | None,
+        recalled: Recalled | None = None,
+    ) -> None:
         self.services = services
         self.metadata = services.metadata
+        self.objects: Metadata | Recalled = recalled or services.metadata
         self.blocks = services.blocks
         self.settings = services.settings
         self.token_key = services.token_key

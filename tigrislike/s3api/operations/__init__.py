@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tigrislike.s3api.context import Context
 
 Input = dict[str, Any]
-# Beside the model's members, `Body` is what a read sends, and `StatusCode` a status that is not the operation's own.
+# Beside the model's members, `Body` is what a read sends, `StatusCode` a status that is not the operation's own, and
+# `Headers` are headers that S3's model lacks.
 Output = dict[str, Any]
 Handler = Callable[["Context", Input], Awaitable[Output]]
 

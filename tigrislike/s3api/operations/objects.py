@@ -128,10 +128,10 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
         raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
     found = None
     if body or part_number is not None:
-        found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
+        found = await ctx.objects.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
         version = found.version
     else:
-        version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
+        version = await ctx.objects.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
     output = describe(version, versioned=versioned, output={})
     for member, overridden in _OVERRIDES:
         if member in inp:
