@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
@@ -91,9 +91,36 @@ def _parse_block_size(text: str) -> int:
     return size
 
 
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far an SQLite file is made to be, for a region in a laboratory: `metadata/kv/distance.py`."""
+
+    round_trip_s: float
+    cut_while: Path | None
+    timeout_s: float
+
+
+def parse_distance(query: str) -> Distance | None:
+    """What an SQLite URL's query says: `round-trip=80ms&cut-while=PATH&timeout=1s`, each optional; None: nothing."""
+    if not query:
+        return None
+    given = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
+    options = dict(given)
+    if len(options) < len(given) or not options.keys() <= {"round-trip", "cut-while", "timeout"}:
+        raise ValueError("the options of SQLite are round-trip, cut-while and timeout, each once")
+    return Distance(
+        round_trip_s=parse_duration(options.get("round-trip", "0")),
+        cut_while=_path(options["cut-while"]) if "cut-while" in options else None,
+        timeout_s=parse_duration(options.get("timeout", "1s")),
+    )
+
+
 def _parse_url(text: str) -> str:
     if not text.startswith(("sqlite:///", "fdb:///")):
         raise ValueError("expected sqlite:///FILE or fdb:///CLUSTERFILE")
+    parts = urlsplit(text)
+    if parts.scheme == "sqlite":
+        parse_distance(parts.query)
     return text
 
 
