@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -129,6 +130,20 @@ def _parse_domain(text: str) -> str:
     if domain and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", domain):
         raise ValueError("expected a host name such as s3.example.com")
     return domain
+
+
+def _parse_endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    # `port` raises ValueError where it is none.
+    if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
+        raise ValueError("expected a URL such as http://10.0.0.1:9000")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("expected a URL of scheme, host and port only")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _parse_address(text: str) -> str:
+    return str(ip_address(text))
 
 
 def _parse_capacity(text: str) -> int | None:
@@ -350,6 +365,11 @@ class Settings:
     max_requests_per_key: int = _setting(
         512, _positive(_parse_count), "Requests in flight in a worker for one access key; beyond it 503 SlowDown."
     )
+    max_peer_requests: int = _setting(
+        256,
+        _positive(_parse_count),
+        "Requests of other nodes in flight in a worker, beside those of clients; beyond it 503.",
+    )
     max_body_memory_bytes: int = _setting(
         512 * _MIB,
         _positive(parse_size),
@@ -398,6 +418,31 @@ class Settings:
         "How long requests in flight may go on after SIGTERM; then they are cut.",
         name="drain-timeout",
         shown="30s",
+    )
+    advertise: str = _setting(
+        "",
+        _parse_endpoint,
+        "URL at which other nodes reach this one, if it is not that of --host and --port.",
+        shown="--host and --port; this machine's primary address where --host is every address",
+    )
+    peer_ca: Path | None = _setting(
+        None,
+        _path,
+        "PEM file of the authorities to trust for other nodes' https endpoints, and no others.",
+        shown="those of the system",
+    )
+    peer_source_address: str = _setting(
+        "",
+        _parse_address,
+        "Address of this machine to reach other nodes from, where it has several.",
+        shown="as the system routes",
+    )
+    peer_connect_timeout_s: float = _setting(
+        2.0,
+        _positive(parse_duration),
+        "How long connecting to another node may take.",
+        name="peer-connect-timeout",
+        shown="2s",
     )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -29,24 +28,23 @@ from tigrislike.metadata.errors import MetadataError, RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
+from tigrislike.replication.epochs import Epochs
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.internal import ReceiveCopy, internal_route
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
-from tigrislike.s3api.reading import Buffer, read_extents, segments_of
-from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
-from tigrislike.s3api.sendfile import FileFailed
+from tigrislike.s3api.reading import Buffer, read_extents, segments_of, send_pieces
+from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, Send, bucket_of_host, new_request_id
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
 
 log = logging.getLogger("tigrislike.s3api")
-
-Send = Callable[[Message], Awaitable[None]]
 
 # Where no bucket may lie: the service's own paths.
 RESERVED = frozenset({b"healthz", b"readyz", b"_tigrislike"})
@@ -64,11 +62,25 @@ _XML = (b"content-type", b"application/xml")
 
 
 def create_app(
-    *, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+    *,
+    metadata: Metadata,
+    blocks: BlockStore,
+    settings: Settings,
+    metrics: Metrics | None = None,
+    epochs: Epochs | None = None,
+    receive_copy: ReceiveCopy | None = None,
 ) -> Starlette:
-    """The application over an open node's parts; they stay the caller's to close."""
+    """The application over an open node's parts; they stay the caller's to close.
+
+    Args:
+        epochs: the node's; without them other nodes are not answered.
+        receive_copy: what takes a blob that another node has and this one is to have.
+    """
     services = Services(metadata, blocks, settings, metrics)
-    return S3Application(Gateway(services), service_routes(services))
+    routes = service_routes(services)
+    if epochs is not None:
+        routes.append(internal_route(services, epochs, receive_copy))
+    return S3Application(Gateway(services), routes)
 
 
 class S3Application(Starlette):
@@ -283,11 +295,7 @@ class Gateway:
     async def _send_extents(
         self, request: Request, status: int, headers: Headers, extents: list[Extent], send: Send
     ) -> None:
-        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied.
-
-        The first piece is verified before the status goes out: what fails there still gets a proper error. What fails
-        later cuts the connection, so that the client cannot take the part for the whole.
-        """
+        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied."""
         blocks = self._services.blocks
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if len(extents) == 1 and extents[0].size <= INLINE_SEND_BYTES:
@@ -298,40 +306,9 @@ class Gateway:
                 await send(start)
                 await send({"type": "http.response.body", "body": data})
                 return
-        started = False
         pieces: AsyncGenerator[Segment | Buffer, None]
         pieces = segments_of(blocks, extents) if request.zero_copy else read_extents(blocks, extents)
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if not started:
-                        started = True
-                        await send(start)
-                    if isinstance(piece, Segment):
-                        message = {
-                            "type": "http.response.zerocopysend",
-                            "file": piece.fd,
-                            "offset": piece.offset,
-                            "count": piece.length,
-                            "ahead": piece.ahead,
-                            "unchanged": piece.unchanged,
-                            "more_body": True,
-                        }
-                        try:
-                            await send(message)
-                        except FileFailed as failure:
-                            log.warning("request %s: %s", request.request_id, failure)
-                            piece.stopped_at(failure.sent, failure.error)
-                    else:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if not started:
-                await send(start)
-            await send({"type": "http.response.body", "body": b""})
-        except BytesError as error:
-            if not started:
-                raise
-            log.error("request %s: %s; the connection is cut", request.request_id, error)
-            raise ResponseCut from error
+        await send_pieces(request.request_id, start, pieces, send)
 
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
@@ -359,10 +336,6 @@ class Gateway:
 Headers = list[tuple[bytes, bytes]]
 Body = bytes | list[Extent]
 Response = tuple[int, Headers, Body]
-
-
-class ResponseCut(Exception):
-    """A response that had begun cannot be completed: the server closes the connection."""
 
 
 def _set_length(headers: Headers, length: int) -> None:
