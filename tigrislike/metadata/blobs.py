@@ -130,14 +130,14 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
         return True
     if await refs:
         return False
-    holders = {home.node for home in (*content.homes, *content.pending)}
+    holders = {home.node for home in (*content.homes, *content.pending, *content.leaving)}
     if content.parts:
         parts = await load_parts(tr, ctx, content_id)
         own = [part for part in parts if not part.source]
         holders.update(node for part in own for node in (part.node, *(home.node for home in part.others)) if node)
     others = sorted(holders - {ctx.home.node})
     homes = tuple(Home("", node) for node in (ctx.home.node, *others))
-    dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=())
+    dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=(), leaving=())
     tr.set(ctx.keys.content(content_id), content_codec.encode(dead))
     for node in others:
         await owe_reclaim(tr, ctx, node, content.bucket, content_id, at_once=True)
@@ -260,7 +260,7 @@ async def _is_holder(tr: Transaction, ctx: Context, blob: Blob) -> bool:
     others = list(part_codec.decode(part).others) if part is not None else []
     if raw is not None:
         content = content_codec.decode(raw)
-        others += [*content.homes, *content.pending]
+        others += [*content.homes, *content.pending, *content.leaving]
     return any(home.node == ctx.home.node for home in others)
 
 

@@ -2,10 +2,11 @@
 
 Gaining one: the node announces itself (`begin_home`), makes the bytes durable, and is recorded (`add_home`) in the
 transaction that finishes the work. Losing one: `drop_home` proves, with a conflicting read of the content, that what is
-wanted of the content holds without it, and only then do the files go. So a crash in between leaves bytes too many and
-never too few, and of two homes that give up at once one is told to stay.
+wanted of the content holds without it, and only then do the files go, which `left_home` notes. So a crash in between
+leaves bytes too many and never too few, and of two homes that give up at once one is told to stay.
 
-Whoever is a home, or has announced that it will be, is reached when the content is reclaimed (`blobs.condemn_content`).
+Whoever is a home, has announced that it will be, or has not yet noted that it is none any more, is reached when the
+content is reclaimed (`blobs.condemn_content`).
 """
 
 from __future__ import annotations
@@ -74,15 +75,15 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
         asked, part_raw = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
         stored = await asked
         part = await part_raw
-    born = Home("", blob.node)
+    others = part_codec.decode(part).others if part is not None else ()
     if stored is None:  # of an upload that is not complete
-        others = part_codec.decode(part).others if part is not None else ()
-        return Located(blob.content, (born, *others), ())
+        return Located(blob.content, (Home("", blob.node), *others), ())
     content = content_codec.decode(stored)
+    if content.state != LIVE:
+        return None
+    holders = {blob.node, *(home.node for home in others)}
     whole = tuple(home for home in content.homes if home.whole)
-    partly = tuple(home for home in content.homes if not home.whole and home.node == blob.node)
-    if part is not None and partly:
-        partly += tuple(home for home in part_codec.decode(part).others if home not in whole)
+    partly = tuple(home for home in content.homes if not home.whole and home.node in holders)
     return Located(blob.content, whole + partly, content.regions)
 
 
@@ -121,9 +122,8 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     content = await read_content(tr, ctx, content_id)
     if content is None:
         return None
-    homes = tuple(home for home in content.homes if home.node != ctx.home.node)
-    pending = tuple(home for home in content.pending if home.node != ctx.home.node)
-    content = replace(content, homes=(*homes, ctx.home), pending=pending)
+    content = _without(content, ctx.home.node)
+    content = replace(content, homes=(*content.homes, ctx.home))
     _put(tr, ctx, content_id, content)
     tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
     for home in placing.surplus(content, alive, ctx.regions):
@@ -132,7 +132,8 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
 
 
 async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> bool:
-    """Give up this node's home of a content. False: it has to stay, for others are too few.
+    """Give up this node's home of a content. False: it has to stay, for others are too few, or it is about to become
+    one. Once its files are gone, call `left_home`.
 
     True also where the node is no home, or the content is gone.
     """
@@ -141,20 +142,34 @@ async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Ali
         return True
     if ctx.home in content.pending or not placing.may_lose(content, ctx.home.node, alive, ctx.regions):
         return False
-    remove_home(tr, ctx, content_id, content, ctx.home.node)
+    left = remove_home(tr, ctx, content_id, content, ctx.home.node)
+    _put(tr, ctx, content_id, replace(left, leaving=(*left.leaving, ctx.home)))
     return True
+
+
+async def left_home(tr: Transaction, ctx: Context, content_id: bytes) -> None:
+    """Note that this node, whose home was dropped, has no files of it any more."""
+    content = await read_content(tr, ctx, content_id)
+    if content is not None and ctx.home in content.leaving:
+        leaving = tuple(home for home in content.leaving if home != ctx.home)
+        _put(tr, ctx, content_id, replace(content, leaving=leaving))
 
 
 def remove_home(tr: Transaction, ctx: Context, content_id: bytes, content: Content, node: bytes) -> Content:
     """Take a node out of a content's homes, which the caller has found right."""
-    left = replace(
-        content,
-        homes=tuple(home for home in content.homes if home.node != node),
-        pending=tuple(home for home in content.pending if home.node != node),
-    )
+    left = _without(content, node)
     _put(tr, ctx, content_id, left)
     tr.clear(ctx.keys.home(node, content_id))
     return left
+
+
+def _without(content: Content, node: bytes) -> Content:
+    def others(homes: tuple[Home, ...]) -> tuple[Home, ...]:
+        return tuple(home for home in homes if home.node != node)
+
+    return replace(
+        content, homes=others(content.homes), pending=others(content.pending), leaving=others(content.leaving)
+    )
 
 
 def _put(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:

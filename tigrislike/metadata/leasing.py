@@ -185,6 +185,8 @@ async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect
         return False
     if effect is not None:
         await effect(tr, ctx)
+        item = _leased(await _ask(tr, ctx, claimed), claimed)  # it may have owed the same again
+        assert item is not None, "an effect only owes"
     again = deciding.finished(item)
     put_item(tr, ctx, claimed.zone, claimed.id, item, again)
     if again is None:

@@ -25,6 +25,8 @@ GEOGRAPHIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 MAX_REGIONS = 16
+GLOBAL = "global"
+"""The policy that names no region."""
 
 Alive = Mapping[bytes, str]
 """Nodes that may be counted on, by id, and their regions."""
@@ -52,10 +54,10 @@ class Regions:
         Raises:
             InvalidArgument: it is no list of region names.
         """
-        names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
-        if names in (("",), ("global",)):
+        if text.strip().lower() in ("", GLOBAL):
             return ()
-        if len(names) > MAX_REGIONS or not all(is_region(name) for name in names):
+        names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
+        if len(names) > MAX_REGIONS or GLOBAL in names or not all(is_region(name) for name in names):
             raise InvalidArgument("X-Tigris-Regions", text, "Regions are names separated by commas, at most 16")
         return names
 
@@ -73,9 +75,9 @@ class Regions:
         return 2 if len(self.expand(names)) > 1 else 1
 
     def allow(self, names: Iterable[str], region: str) -> bool:
-        """Whether bytes under such a policy may be kept in `region`."""
-        wanted = self.expand(names)
-        return not wanted or region in wanted
+        """Whether bytes under such a policy may be kept in `region`. A geography without nodes allows none."""
+        names = tuple(names)
+        return not names or region in self.expand(names)
 
 
 class Wanted(NamedTuple):

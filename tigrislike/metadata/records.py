@@ -215,9 +215,9 @@ class Content(Struct, frozen=True, array_like=True):
 
     A content with `parts` 0 is one blob whose id is the content's own; otherwise its manifest lies in ``part`` rows.
 
-    `homes` is who holds it durably, `pending` who is about to: both are told when it is to go. `regions` is where its
-    bucket's policy wants it, as `placing.Regions` reads it, and `copies` how many nodes are to hold it; what buckets
-    that share it want adds up.
+    `homes` is who holds it durably, `pending` who is about to, `leaving` who did and may still have its files: all are
+    told when it is to go. `regions` is where its bucket's policy wants it, as `placing.Regions` reads it, and `copies`
+    how many nodes are to hold it; what buckets that share it want adds up.
     """
 
     size: int
@@ -230,6 +230,7 @@ class Content(Struct, frozen=True, array_like=True):
     pending: tuple[Home, ...] = ()
     regions: tuple[str, ...] = ()
     copies: int = 1
+    leaving: tuple[Home, ...] = ()
 
 
 class Referrer(Struct, frozen=True, array_like=True):

@@ -194,7 +194,13 @@ async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, cont
 async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts: Sequence[Part]) -> None:
     """Owe the deletion of parts' blobs. A slice owns none; the reference on its source, which other slices may need
     too, is for the caller to drop."""
-    blobs = [(part.node, extent.blob) for part in parts if not part.source for extent in part.extents]
+    blobs = [
+        (node, extent.blob)
+        for part in parts
+        if not part.source
+        for node in (part.node, *(home.node for home in part.others))
+        for extent in part.extents
+    ]
     asked = [ask_owed_blob(tr, ctx, node, bucket_id, blob) for node, blob in blobs]
     for (node, blob), reads in zip(blobs, asked, strict=True):
         await owe_blob(tr, ctx, node, bucket_id, blob, reads)
@@ -475,9 +481,9 @@ async def complete_upload(
     if not any(home.whole for home in homes):
         # Its parts are scattered: this node gathers them, and the others may then let go of theirs.
         await owe_hold(tr, ctx, ctx.home.node, bucket.id, content_id)
-    for part in chosen:
-        if part.source and wanted.regions:
-            await share(tr, ctx, part.source, await live_content(tr, ctx, part.source), wanted)
+    if wanted.regions:
+        for source in sorted({part.source for part in chosen if part.source}):
+            await share(tr, ctx, source, await live_content(tr, ctx, source), wanted)
     return version
 
 

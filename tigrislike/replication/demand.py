@@ -97,8 +97,9 @@ async def owe_decay(tr: Transaction, ctx: Context, region: str, bucket_id: bytes
 async def demanded(tr: Transaction, ctx: Context, region: str, content_id: bytes) -> int:
     """Reads of a content in a region within the time for which an unused replica stays."""
     last = ctx.now_ns() // PERIOD_NS
-    first = max(0, last - ctx.decay_ns // PERIOD_NS)
-    asked = [tr.get(ctx.keys.demand(period, region, content_id), snapshot=True) for period in range(first, last + 1)]
+    # Whole periods, this one too: what made the replica, a decay ago, does not keep it for another.
+    periods = range(last - max(1, ctx.decay_ns // PERIOD_NS) + 1, last + 1)
+    asked = [tr.get(ctx.keys.demand(period, region, content_id), snapshot=True) for period in periods]
     return sum([int.from_bytes(await read or b"", "little") for read in asked])
 
 

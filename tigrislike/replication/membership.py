@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import Alive, ranked
 from tigrislike.metadata.records import REMOVED, UP, Beat, Node
 
@@ -38,7 +39,7 @@ class Member:
         state: of its record: up, draining or removed.
         count: of its last beat, 0 where there is none.
         at_ns: what its clock said at that beat.
-        seen_s: when that beat was first seen here (monotonic).
+        seen_s: when that beat was first seen here (monotonic), later by as long as the database was away since.
         moving: it has been seen to beat, not only to have beaten.
         dead: it has missed its beats for too long.
     """
@@ -75,26 +76,35 @@ class Members:
         self._clock_s = clock_s
         self._members: dict[bytes, Member] = {}
         self._latency_s: dict[bytes, float] = {}
+        self._looked_s = clock_s()
+        self._blind = False
         self.own = metadata.context.home.node
         self.region = metadata.context.home.region
 
     async def refresh(self) -> None:
         """Look again. Raises what the database raises when it cannot serve; the view then stays as it was."""
-        listed = await self._metadata.nodes()
+        try:
+            listed = await self._metadata.nodes()
+        except EngineError:
+            self._blind = True
+            raise
         now_s = self._clock_s()
-        self._members = {node.node: self._seen(node, beat, now_s) for node, beat in listed}
+        # Nobody could beat while the database was away: that silence is nobody's.
+        excused_s = now_s - self._looked_s if self._blind else 0.0
+        self._looked_s, self._blind = now_s, False
+        self._members = {node.node: self._seen(node, beat, now_s, excused_s) for node, beat in listed}
         self._latency_s = {node: s for node, s in self._latency_s.items() if node in self._members}
         self._metadata.regions.known = frozenset(
             {self.region, *(each.region for each in self._members.values() if each.state != REMOVED)}
         )
 
-    def _seen(self, node: Node, beat: Beat | None, now_s: float) -> Member:
+    def _seen(self, node: Node, beat: Beat | None, now_s: float, excused_s: float) -> Member:
         old = self._members.get(node.node)
         count, at_ns, epoch = (beat.count, beat.at_ns, beat.epoch) if beat is not None else (0, 0, b"")
         seen_s, moving = now_s, False
         if old is not None:
             moved = count != old.count
-            seen_s = now_s if moved else old.seen_s
+            seen_s = now_s if moved else old.seen_s + excused_s
             moving = old.moving or moved
         dead = now_s - seen_s > self._dead_after_s
         return Member(

@@ -8,9 +8,11 @@ area once for all of them: it is asked before any node of another region.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
 from tigrislike.bytecache import NotAtSource, SourceUnavailable
@@ -19,7 +21,6 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.homes import Located
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import ranked
-from tigrislike.metadata.records import LIVE
 
 from .membership import Member, Members
 
@@ -71,27 +72,31 @@ class RemoteSource:
             NotAtSource: nobody holds the blob, or whoever does says that it has it not.
             SourceUnavailable: a node that holds it does not answer, or the database does not.
         """
+        remembered = blob_id in self._located
         located = await self.locate(blob_id)
-        failure: SourceUnavailable | None = None
-        for member, gather in self._order(located, blob_id):
-            began_s = self._clock_s()
-            try:
-                async for piece in self._peers.read(member, blob_id, size, start, stop, gather=gather):
-                    if began_s:
-                        self._members.measured(member.node, self._clock_s() - began_s)
-                        began_s = 0.0
-                    _remember(self._served, blob_id, member.region)
-                    yield piece
-                    start += len(piece)
-                if start >= stop:
-                    return
-                failure = SourceUnavailable(f"node {member.node.hex()} gave too little of blob {blob_id.hex()}")
-            except NotAtSource:
-                log.info("node %s has no blob %s", member.node.hex(), blob_id.hex())
-            except SourceUnavailable as error:
-                log.warning("blob %s from node %s: %s", blob_id.hex(), member.node.hex(), error)
-                failure = error
-        self._located.pop(blob_id, None)
+        while True:
+            failure: SourceUnavailable | None = None
+            for member, gather in self._order(located, blob_id):
+                try:
+                    async with aclosing(self._from(member, blob_id, size, start, stop, gather)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                            start += len(piece)
+                    if start >= stop:
+                        return
+                    failure = SourceUnavailable(f"node {member.node.hex()} gave too little of blob {blob_id.hex()}")
+                except NotAtSource:
+                    log.info("node %s has no blob %s", member.node.hex(), blob_id.hex())
+                except SourceUnavailable as error:
+                    log.warning("blob %s from node %s: %s", blob_id.hex(), member.node.hex(), error)
+                    failure = error
+            _remember(self._located, blob_id, (located, -math.inf))
+            if not remembered:
+                break
+            remembered, before = False, located
+            located = await self.locate(blob_id)
+            if located.homes == before.homes:
+                break  # it has not moved since it was last looked for
         if failure is not None:
             raise SourceUnavailable(str(failure)) from failure
         silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
@@ -100,15 +105,31 @@ class RemoteSource:
             raise SourceUnavailable(f"blob {blob_id.hex()} is held by nodes that do not answer: {where}")
         raise NotAtSource(f"no other node has blob {blob_id.hex()}")
 
-    async def lives(self, blob_id: bytes) -> bool:
-        """Whether the blob is wanted. Raises SourceUnavailable."""
+    async def _from(
+        self, member: Member, blob_id: bytes, size: int, start: int, stop: int, gather: bool
+    ) -> AsyncGenerator[Buffer, None]:
+        """What one node gives; how long its first piece takes is how far away it is, unless it has to gather it."""
+        began_s: float | None = None if gather else self._clock_s()
+        pieces = self._peers.read(member, blob_id, size, start, stop, gather=gather)
         try:
-            blob = await self._metadata.blob(blob_id)
+            async for piece in pieces:
+                if began_s is not None:
+                    self._members.measured(member.node, self._clock_s() - began_s)
+                    began_s = None
+                _remember(self._served, blob_id, member.region)
+                yield piece
+        finally:
+            if (close := getattr(pieces, "aclose", None)) is not None:
+                await close()
+
+    async def lives(self, blob_id: bytes) -> bool:
+        """Whether the blob is wanted: neither it nor its content is dead. Raises SourceUnavailable."""
+        try:
+            return await self._metadata.locate(blob_id) is not None
         except EngineError as error:
             raise SourceUnavailable(
                 f"the database does not tell whether blob {blob_id.hex()} lives: {error}"
             ) from error
-        return blob is not None and blob.state == LIVE
 
     def keeps(self, blob_id: bytes) -> bool:
         """Whether copies of the blob may be kept here, as far as its policy is known yet."""

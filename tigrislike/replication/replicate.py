@@ -173,4 +173,8 @@ class Release:
             for blob_id, size in held.blobs:
                 await self._blocks.demote(blob_id, size, keep=keep)
             self.released += 1
-        return None
+
+        async def left(tr: Transaction, ctx: Context) -> None:
+            await homes.left_home(tr, ctx, item.subject)
+
+        return left

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
@@ -58,22 +59,23 @@ class Spreader:
         wanted = self._metadata.regions.expand(regions)
         candidates = self._members.chosen(blob_id, beside=[self._members.own])
         candidates = [each for each in candidates if not wanted or each.region in wanted]
-        have = {self._members.region}
         spread: list[Home] = []
-        lacking = copies - 1
-        while lacking > len(spread):
-            candidates.sort(key=lambda each: bool(wanted) and each.region in have)
-            asked = candidates[: lacking - len(spread)]
-            if not asked:
+        while (lacking := copies - 1 - len(spread)) > 0:
+            if lacking > len(candidates):
                 raise TooFewHomes(
-                    f"{1 + len(spread)} of the {copies} nodes that must hold this object could be reached"
+                    f"only {1 + len(spread)} of the {copies} nodes that must hold this object have it, "
+                    f"and {len(candidates)} others can be asked"
                 )
-            candidates = candidates[len(asked) :]
+            have = {self._members.region, *(home.region for home in spread)}
+            asked: list[Member] = []
+            while len(asked) < lacking:
+                # Of regions without a copy first; `min` takes the first of equals.
+                best = min(candidates, key=lambda each: bool(wanted) and each.region in have)
+                candidates.remove(best)
+                asked.append(best)
+                have.add(best.region)
             outcomes = await asyncio.gather(*(self._ask(each, blob_id, size) for each in asked))
-            for member, done in zip(asked, outcomes, strict=True):
-                if done:
-                    spread.append(Home(member.region, member.node))
-                    have.add(member.region)
+            spread += [Home(each.region, each.node) for each, done in zip(asked, outcomes, strict=True) if done]
         return tuple(spread)
 
     async def _ask(self, member: Member, blob_id: bytes, size: int) -> bool:
@@ -86,12 +88,27 @@ class Spreader:
 
 
 class Receiver:
-    """Takes copies that other nodes send, and sees them through to their commit."""
+    """Takes copies that other nodes send, and sees them through to their commit.
 
-    def __init__(self, metadata: Metadata, blocks: BlockStore, source: PeerSource) -> None:
+    Args:
+        wait_s: how long it waits for a commit.
+        sleep: waits for seconds between two looks; for tests, which do not.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        blocks: BlockStore,
+        source: PeerSource,
+        *,
+        wait_s: float = COMMIT_WAIT_S,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._metadata = metadata
         self._blocks = blocks
         self._source = source
+        self._wait_s = wait_s
+        self._sleep = sleep
         self._settling: set[asyncio.Task[None]] = set()
 
     async def receive(self, blob_id: bytes, size: int, sender: bytes) -> None:
@@ -106,28 +123,30 @@ class Receiver:
         task.add_done_callback(self._settling.discard)
 
     async def _settle(self, copy: Copy, blob_id: bytes) -> None:
-        """Publish the copy once its blob is committed with this node as a home; remove it if that cannot come any more.
-        What is undecided when the time is over is the sweep's to settle."""
+        """Publish the copy once its blob is committed with this node among its homes, remove it when it is decided
+        otherwise. What is not decided within the time is the sweep's to settle."""
         try:
-            async with asyncio.timeout(COMMIT_WAIT_S):
-                while not await self._is_decided(blob_id):  # noqa: ASYNC110  # nothing tells
-                    await asyncio.sleep(_LOOK_S)
-                if await self._metadata.settle_blob(blob_id):
-                    await copy.publish()
-                else:
-                    await copy.abort()
-        except (TimeoutError, BytesError, EngineError) as error:
-            log.info("the copy of blob %s is left to the sweep: %s", blob_id.hex(), error or "no commit came")
+            async with asyncio.timeout(self._wait_s):
+                while (wanted := await self._decided(blob_id)) is None:
+                    await self._sleep(_LOOK_S)
+            if wanted:
+                await copy.publish()
+            else:
+                await copy.abort()
+        except (TimeoutError, BytesError) as error:
+            log.info("the copy of blob %s is left to the sweep: %s", blob_id.hex(), str(error) or "no commit came")
         finally:
             copy.release()
 
-    async def _is_decided(self, blob_id: bytes) -> bool:
-        """Whether the database knows by now what became of a blob."""
+    async def _decided(self, blob_id: bytes) -> bool | None:
+        """Whether a blob is to stay here, None while that is not decided, or not known."""
         try:
-            return await self._metadata.blob(blob_id) is not None
+            if await self._metadata.blob(blob_id) is None:
+                return None
+            return await self._metadata.settle_blob(blob_id)
         except EngineError as error:
-            log.warning("what became of blob %s, the database does not tell: %s", blob_id.hex(), error)
-            return False
+            log.warning("whether blob %s was committed, the database does not tell: %s", blob_id.hex(), error)
+            return None
 
     async def aclose(self) -> None:
         """Let go of every copy that is not settled."""
