@@ -13,7 +13,7 @@ import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
 from .caches import ManifestCache, RecordCache
@@ -25,7 +25,7 @@ from .kv.engine import Engine, Transaction
 from .kv.errors import StoreSealed
 from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
 from .migrating import FORMAT, migrate
-from .placing import Alive, Regions
+from .placing import LOCAL, Alive, Regions, policy_fields
 from .queue import Queue
 from .records import (
     DEFAULT_STORAGE_CLASS,
@@ -64,6 +64,9 @@ T = TypeVar("T")
 
 PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
+
+WARM_BATCH = 100
+"""Keys whose warming one transaction owes."""
 
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
@@ -238,43 +241,38 @@ class Metadata:
         public_list: bool = False,
         versioning: str = NEVER,
         region_policy: str = "",
+        durability: str = LOCAL,
         storage_class: str = DEFAULT_STORAGE_CLASS,
         documents: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Bucket:
         """A bucket with configuration documents, by their kinds.
 
         Raises:
-            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists.
+            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists, InvalidArgument (regions, durability).
         """
-        bucket = self._new_bucket(name, owner, public, public_list, versioning, region_policy, storage_class)
-        return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
-
-    def _new_bucket(
-        self,
-        name: str,
-        owner: str,
-        public: bool = False,
-        public_list: bool = False,
-        versioning: str = NEVER,
-        region_policy: str = "",
-        storage_class: str = DEFAULT_STORAGE_CLASS,
-    ) -> Bucket:
-        buckets.check_bucket_name(name)
-        return Bucket(
-            secrets.token_bytes(16),
+        bucket = self._new_bucket(
             name,
             owner,
-            0,
             versioning=versioning,
             public=public,
             public_list=public_list,
             region_policy=region_policy,
+            durability=durability,
             storage_class=storage_class,
         )
+        return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
 
-    async def create_storage(self, name: str, owner: str, public: bool = False) -> tuple[Bucket, AccessKey]:
+    def _new_bucket(self, name: str, owner: str, **fields: Any) -> Bucket:
+        buckets.check_bucket_name(name)
+        return Bucket(secrets.token_bytes(16), name, owner, 0, **policy_fields(fields, self.regions))
+
+    async def create_storage(
+        self, name: str, owner: str, public: bool = False, region_policy: str = "", durability: str = LOCAL
+    ) -> tuple[Bucket, AccessKey]:
         """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
-        bucket = self._new_bucket(name, owner, public, public)
+        bucket = self._new_bucket(
+            name, owner, public=public, public_list=public, region_policy=region_policy, durability=durability
+        )
         key = self._new_key(owner, name)
 
         async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
@@ -315,7 +313,14 @@ class Metadata:
         return await self.engine.transact(buckets.set_versioning, self.context, name, status)
 
     async def change_bucket(self, name: str, **changes: object) -> Bucket:
-        """Replace fields of the bucket's record (public, public_list, region_policy, ...). Raises NoSuchBucket."""
+        """Replace fields of the bucket's record (public, public_list, region_policy, ...).
+
+        Policies hold for what is written from then on.
+
+        Raises:
+            NoSuchBucket, InvalidArgument (regions, durability).
+        """
+        changes = policy_fields(changes, self.regions)
         return await self.engine.transact(buckets.change_bucket, self.context, name, changes)
 
     async def bucket_config(self, name: str, kind: str) -> bytes | None:
@@ -670,6 +675,12 @@ class Metadata:
     async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Contents that a node holds, in the order of their ids, after the id `after`."""
         return await self._background.read(homes.homes_of, self.context, node, after, limit)
+
+    async def owe_warm_objects(self, bucket: Bucket, keys: Sequence[str]) -> None:
+        """Have copies of what the live versions of `keys` consist of fetched into the caches of this region, in the
+        background. What is asked for twice is owed once."""
+        for start in range(0, len(keys), WARM_BATCH):
+            await self.engine.transact(homes.owe_warm_objects, self.context, bucket, keys[start : start + WARM_BATCH])
 
     # --- blobs and contents: nobody waits for these
 

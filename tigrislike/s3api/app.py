@@ -18,23 +18,25 @@ from contextlib import aclosing
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from tigrislike.bytecache import BlockStore, BytesError, Segment
+from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.errors import RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.extensions import SERVED_FROM
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
-from tigrislike.s3api.reading import Buffer, read_extents, segments_of
+from tigrislike.s3api.reading import Buffer, open_extent, read_extents, segments_of
 from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
 from tigrislike.s3api.sendfile import FileFailed
 from tigrislike.s3api.service import service_routes
@@ -59,10 +61,15 @@ _XML = (b"content-type", b"application/xml")
 
 
 def create_app(
-    *, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+    *,
+    metadata: Metadata,
+    blocks: BlockStore,
+    settings: Settings,
+    metrics: Metrics | None = None,
+    regional: Regional | None = None,
 ) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close."""
-    services = Services(metadata, blocks, settings, metrics)
+    services = Services(metadata, blocks, settings, metrics, regional)
     return S3Application(Gateway(services), service_routes(services))
 
 
@@ -94,6 +101,7 @@ class Gateway:
         self._handlers = load_operations()
         self._domains = (settings.domain,) if settings.domain else ()
         self._admission = Admission.from_settings(settings)
+        self._served_here = (SERVED_FROM, services.metadata.context.home.region.encode())
 
     def is_own(self, scope: Scope) -> bool:
         """Whether a request addresses one of the service's own paths, on the service's own host."""
@@ -182,6 +190,8 @@ class Gateway:
             output = await handler(Context(self._services, request, bucket, payload), inp)
         content = output.pop("Body", None)
         status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
+        if operation.name in _PROVING and not isinstance(content, list):
+            headers.append(self._served_here)
         return status, headers, document if content is None else content
 
     async def _body_sha256(self, request: Request) -> str:
@@ -232,29 +242,34 @@ class Gateway:
     async def _send_extents(
         self, request: Request, status: int, headers: Headers, extents: list[Extent], send: Send
     ) -> None:
-        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied.
+        """Send stored bytes, one at least: small ones in one write, large ones from their files, where the server can,
+        uncopied.
 
-        The first piece is verified before the status goes out: what fails there still gets a proper error. What fails
-        later cuts the connection, so that the client cannot take the part for the whole.
+        The first piece is verified before the status goes out: what fails there still gets a proper error, and where it
+        came from is said. What fails later cuts the connection, so that the client cannot take the part for the whole.
         """
-        blocks = self._services.blocks
+        blocks, regional = self._services.blocks, self._services.regional
         start = {"type": "http.response.start", "status": status, "headers": headers}
-        if len(extents) == 1 and extents[0].size <= INLINE_SEND_BYTES:
-            extent = extents[0]
-            reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        extent = extents[0]
+        if regional is not None:
+            regional.demand.count(extent.blob)
+        reader = open_extent(blocks, extent)
+        if len(extents) == 1 and extent.size <= INLINE_SEND_BYTES:
             data = reader.read_cached(extent.offset, extent.offset + extent.size)
             if data is not None:
+                headers.append(self._served_here)
                 await send(start)
                 await send({"type": "http.response.body", "body": data})
                 return
         started = False
         pieces: AsyncGenerator[Segment | Buffer, None]
-        pieces = segments_of(blocks, extents) if request.zero_copy else read_extents(blocks, extents)
+        pieces = (segments_of if request.zero_copy else read_extents)(blocks, extents, reader)
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     if not started:
                         started = True
+                        headers.append(self._served_from(reader))
                         await send(start)
                     if isinstance(piece, Segment):
                         message = {
@@ -273,14 +288,19 @@ class Gateway:
                             piece.stopped_at(failure.sent, failure.error)
                     else:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if not started:
-                await send(start)
             await send({"type": "http.response.body", "body": b""})
         except BytesError as error:
             if not started:
                 raise
             log.error("request %s: %s; the connection is cut", request.request_id, error)
             raise ResponseCut from error
+
+    def _served_from(self, reader: BlobReader) -> tuple[bytes, bytes]:
+        """The header that says where the first bytes came from which `reader` gave out."""
+        regional = self._services.regional
+        if reader.served_from != "source" or regional is None:
+            return self._served_here
+        return SERVED_FROM, regional.source.served_from(reader.blob_id).encode()
 
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 
-from tigrislike.bytecache import BlockStore, Segment
+from tigrislike.bytecache import BlobReader, BlockStore, Segment
 from tigrislike.metadata.records import Extent, Found
 
 Buffer = bytes | bytearray | memoryview
@@ -35,25 +35,36 @@ def _cut(extent: Extent, start: int, stop: int) -> Extent:
     return Extent(extent.blob, extent.offset + start, stop - start, extent.blob_size or extent.size)
 
 
-async def read_extents(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Buffer, None]:
+def open_extent(blocks: BlockStore, extent: Extent) -> BlobReader:
+    """A reader of the blob that an extent lies in."""
+    return blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+
+
+async def read_extents(
+    blocks: BlockStore, extents: Iterable[Extent], first: BlobReader | None = None
+) -> AsyncGenerator[Buffer, None]:
     """The bytes of `extents`, in pieces of the block store's choosing.
+
+    `first` is the reader of the first of them, if the caller has opened it.
 
     Raises:
         CorruptBlock, MissingBlob: before a wrong byte leaves; nobody else has the right ones.
         SourceUnavailable: whoever has them does not answer.
     """
     for extent in extents:
-        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        reader, first = first or open_extent(blocks, extent), None
         async with aclosing(reader.read(extent.offset, extent.offset + extent.size)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-async def segments_of(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Segment | Buffer, None]:
+async def segments_of(
+    blocks: BlockStore, extents: Iterable[Extent], first: BlobReader | None = None
+) -> AsyncGenerator[Segment | Buffer, None]:
     """The same bytes as verified extents of open files, for a connection that can send from a file; and as bytes where
     they are not in one."""
     for extent in extents:
-        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        reader, first = first or open_extent(blocks, extent), None
         async with aclosing(reader.segments(extent.offset, extent.offset + extent.size)) as segments:
             async for segment in segments:
                 yield segment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from tigrislike.metadata.errors import BucketNotEmpty, NoSuchUpload
+from tigrislike.metadata.placing import LOCAL
 from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
@@ -66,6 +67,8 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
         name,
         ctx.request.identity.owner,
         public=_BUCKET_ACLS[acl],
+        region_policy=inp.get("Regions", ""),
+        durability=inp.get("Durability", LOCAL),
         documents={TAGGING: tagging_document({"TagSet": tags})} if tags else {},
     )
     return {"Location": f"/{name}"}
@@ -73,7 +76,13 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
 
 @operation("HeadBucket")
 async def head_bucket(ctx: Context, inp: Input) -> Output:
-    return {"BucketRegion": ctx.settings.region, "AccessPointAlias": False}
+    bucket = ctx.bucket
+    return {
+        "BucketRegion": ctx.settings.region,
+        "AccessPointAlias": False,
+        "Regions": bucket.region_policy or None,
+        "Durability": bucket.durability if bucket.durability != LOCAL else None,
+    }
 
 
 @operation("DeleteBucket")
