@@ -35,7 +35,7 @@ from .kv.errors import EngineError, EngineUnavailable, StoreSealed
 from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
 from .migrating import FORMAT, migrate
 from .outage import Outage
-from .placing import Alive, Regions
+from .placing import LOCAL, Alive, Regions, policy_fields
 from .queue import Queue
 from .records import (
     DEFAULT_STORAGE_CLASS,
@@ -74,6 +74,9 @@ T = TypeVar("T")
 
 PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
+
+WARM_BATCH = 100
+"""Keys whose warming one transaction owes."""
 
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
@@ -280,13 +283,15 @@ class Metadata:
         versioning: str = NEVER,
         region_policy: str = "",
         read_mode: str = STRONG,
+        durability: str = LOCAL,
         storage_class: str = DEFAULT_STORAGE_CLASS,
         documents: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Bucket:
         """A bucket with configuration documents, by their kinds.
 
         Raises:
-            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists, InvalidArgument (read mode).
+            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists, InvalidArgument (regions, durability,
+            read mode).
         """
         bucket = self._new_bucket(
             name,
@@ -296,20 +301,34 @@ class Metadata:
             public_list=public_list,
             region_policy=region_policy,
             read_mode=parse_read_mode(read_mode),
+            durability=durability,
             storage_class=storage_class,
         )
         return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
 
     def _new_bucket(self, name: str, owner: str, **fields: Any) -> Bucket:
         buckets.check_bucket_name(name)
-        return Bucket(secrets.token_bytes(16), name, owner, 0, **fields)
+        return Bucket(secrets.token_bytes(16), name, owner, 0, **policy_fields(fields, self.regions))
 
     async def create_storage(
-        self, name: str, owner: str, public: bool = False, read_mode: str = STRONG
+        self,
+        name: str,
+        owner: str,
+        public: bool = False,
+        region_policy: str = "",
+        durability: str = LOCAL,
+        read_mode: str = STRONG,
     ) -> tuple[Bucket, AccessKey]:
         """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
-        mode = parse_read_mode(read_mode)
-        bucket = self._new_bucket(name, owner, public=public, public_list=public, read_mode=mode)
+        bucket = self._new_bucket(
+            name,
+            owner,
+            public=public,
+            public_list=public,
+            region_policy=region_policy,
+            durability=durability,
+            read_mode=parse_read_mode(read_mode),
+        )
         key = self._new_key(owner, name)
 
         async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
@@ -353,9 +372,12 @@ class Metadata:
     async def change_bucket(self, name: str, **changes: object) -> Bucket:
         """Replace fields of the bucket's record (public, public_list, region_policy, ...).
 
+        Policies hold for what is written from then on.
+
         Raises:
-            NoSuchBucket, InvalidArgument (read mode).
+            NoSuchBucket, InvalidArgument (regions, durability, read mode).
         """
+        changes = policy_fields(changes, self.regions)
         if isinstance(mode := changes.get("read_mode"), str):
             changes["read_mode"] = parse_read_mode(mode)
         return await self._change(name, buckets.change_bucket, self.context, name, changes)
@@ -821,6 +843,12 @@ class Metadata:
     async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Contents that a node holds, in the order of their ids, after the id `after`."""
         return await self._background.read(homes.homes_of, self.context, node, after, limit)
+
+    async def owe_warm_objects(self, bucket: Bucket, keys: Sequence[str]) -> None:
+        """Have copies of what the live versions of `keys` consist of fetched into the caches of this region, in the
+        background. What is asked for twice is owed once."""
+        for start in range(0, len(keys), WARM_BATCH):
+            await self.engine.transact(homes.owe_warm_objects, self.context, bucket, keys[start : start + WARM_BATCH])
 
     # --- blobs and contents: nobody waits for these
 

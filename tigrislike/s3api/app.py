@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from tigrislike.bytecache import BlockStore, BytesError, Segment
+from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.bounded import Recalled
@@ -29,17 +29,19 @@ from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.extensions import SERVED_FROM
 from tigrislike.s3api.internal import ReceiveCopy, internal_route
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
-from tigrislike.s3api.reading import Buffer, read_extents, segments_of, send_pieces
+from tigrislike.s3api.reading import Buffer, open_extent, read_extents, segments_of, send_pieces
 from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, Send, bucket_of_host, new_request_id
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
@@ -69,14 +71,16 @@ def create_app(
     metrics: Metrics | None = None,
     epochs: Epochs | None = None,
     receive_copy: ReceiveCopy | None = None,
+    regional: Regional | None = None,
 ) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close.
 
     Args:
         epochs: the node's; without them other nodes are not answered.
         receive_copy: what takes a blob that another node has and this one is to have.
+        regional: what is known of other nodes and regions.
     """
-    services = Services(metadata, blocks, settings, metrics)
+    services = Services(metadata, blocks, settings, metrics, regional)
     routes = service_routes(services)
     if epochs is not None:
         routes.append(internal_route(services, epochs, receive_copy))
@@ -111,6 +115,7 @@ class Gateway:
         self._handlers = load_operations()
         self._domains = (settings.domain,) if settings.domain else ()
         self._admission = Admission.from_settings(settings)
+        self._served_here = (SERVED_FROM, services.metadata.context.home.region.encode())
 
     def is_own(self, scope: Scope) -> bool:
         """Whether a request addresses one of the service's own paths, on the service's own host."""
@@ -243,6 +248,8 @@ class Gateway:
         own_headers = output.pop("Headers", ())
         status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
         headers.extend(own_headers)
+        if operation.name in _PROVING and not isinstance(content, list):
+            headers.append(self._served_here)
         return status, headers, document if content is None else content
 
     async def _body_sha256(self, request: Request) -> str:
@@ -295,20 +302,31 @@ class Gateway:
     async def _send_extents(
         self, request: Request, status: int, headers: Headers, extents: list[Extent], send: Send
     ) -> None:
-        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied."""
-        blocks = self._services.blocks
+        """Send stored bytes, one at least: small ones in one write, large ones from their files, where the server can,
+        uncopied. Where the first piece came from is said in the headers."""
+        blocks, regional = self._services.blocks, self._services.regional
         start = {"type": "http.response.start", "status": status, "headers": headers}
-        if len(extents) == 1 and extents[0].size <= INLINE_SEND_BYTES:
-            extent = extents[0]
-            reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        extent = extents[0]
+        if regional is not None:
+            regional.demand.count(extent.blob)
+        reader = open_extent(blocks, extent)
+        if len(extents) == 1 and extent.size <= INLINE_SEND_BYTES:
             data = reader.read_cached(extent.offset, extent.offset + extent.size)
             if data is not None:
+                headers.append(self._served_here)
                 await send(start)
                 await send({"type": "http.response.body", "body": data})
                 return
         pieces: AsyncGenerator[Segment | Buffer, None]
-        pieces = segments_of(blocks, extents) if request.zero_copy else read_extents(blocks, extents)
-        await send_pieces(request.request_id, start, pieces, send)
+        pieces = (segments_of if request.zero_copy else read_extents)(blocks, extents, reader)
+        await send_pieces(request.request_id, start, pieces, send, lambda: headers.append(self._served_from(reader)))
+
+    def _served_from(self, reader: BlobReader) -> tuple[bytes, bytes]:
+        """The header that says where the first bytes came from which `reader` gave out."""
+        regional = self._services.regional
+        if reader.served_from != "source" or regional is None:
+            return self._served_here
+        return SERVED_FROM, regional.source.served_from(reader.blob_id).encode()
 
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)

@@ -11,20 +11,28 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import Bucket
 from tigrislike.metrics import Metrics
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
 
 class Services:
-    """The parts of a node that operations work on; one per process. Without `metrics` none are shown."""
+    """The parts of a node that operations work on; one per process. Without `metrics` none are shown, and without
+    `regional` there is one node and nothing elsewhere."""
 
     def __init__(
-        self, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+        self,
+        metadata: Metadata,
+        blocks: BlockStore,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        regional: Regional | None = None,
     ) -> None:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
         self.metrics = metrics
+        self.regional = regional
         self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 

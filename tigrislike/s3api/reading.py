@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 
-from tigrislike.bytecache import BlockStore, BytesError, Segment
+from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
 from tigrislike.metadata.records import Extent, Found
 from tigrislike.s3api.request import Message, Send
 from tigrislike.s3api.sendfile import FileFailed
@@ -44,34 +44,50 @@ def _cut(extent: Extent, start: int, stop: int) -> Extent:
     return Extent(extent.blob, extent.offset + start, stop - start, extent.blob_size or extent.size)
 
 
-async def read_extents(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Buffer, None]:
+def open_extent(blocks: BlockStore, extent: Extent) -> BlobReader:
+    """A reader of the blob that an extent lies in."""
+    return blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+
+
+async def read_extents(
+    blocks: BlockStore, extents: Iterable[Extent], first: BlobReader | None = None
+) -> AsyncGenerator[Buffer, None]:
     """The bytes of `extents`, in pieces of the block store's choosing.
+
+    `first` is the reader of the first of them, if the caller has opened it.
 
     Raises:
         CorruptBlock, MissingBlob: before a wrong byte leaves; nobody else has the right ones.
         SourceUnavailable: whoever has them does not answer.
     """
     for extent in extents:
-        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        reader, first = first or open_extent(blocks, extent), None
         async with aclosing(reader.read(extent.offset, extent.offset + extent.size)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-async def segments_of(blocks: BlockStore, extents: Iterable[Extent]) -> AsyncGenerator[Segment | Buffer, None]:
+async def segments_of(
+    blocks: BlockStore, extents: Iterable[Extent], first: BlobReader | None = None
+) -> AsyncGenerator[Segment | Buffer, None]:
     """The same bytes as verified extents of open files, for a connection that can send from a file; and as bytes where
     they are not in one."""
     for extent in extents:
-        reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        reader, first = first or open_extent(blocks, extent), None
         async with aclosing(reader.segments(extent.offset, extent.offset + extent.size)) as segments:
             async for segment in segments:
                 yield segment
 
 
 async def send_pieces(
-    request_id: str, start: Message, pieces: AsyncGenerator[Segment | Buffer, None], send: Send
+    request_id: str,
+    start: Message,
+    pieces: AsyncGenerator[Segment | Buffer, None],
+    send: Send,
+    before_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send a response of stored bytes: from their files where they come as segments.
+    """Send a response of stored bytes: from their files where they come as segments. `before_start` may still change
+    `start` when the first piece is there.
 
     The first piece is verified before `start`, with the status, goes out: what fails there still gets a proper error.
     What fails later cuts the connection, so that the client cannot take the part for the whole.
@@ -86,6 +102,7 @@ async def send_pieces(
             async for piece in pieces:
                 if not started:
                     started = True
+                    before_start()
                     await send(start)
                 if isinstance(piece, Segment):
                     message = {

@@ -6,6 +6,7 @@ import contextlib
 
 from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.errors import BucketNotEmpty, NoSuchUpload
+from tigrislike.metadata.placing import LOCAL
 from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
@@ -69,6 +70,8 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
         ctx.request.identity.owner,
         public=_BUCKET_ACLS[acl],
         read_mode=ctx.request.headers.get(READ_MODE, STRONG),
+        region_policy=inp.get("Regions", ""),
+        durability=inp.get("Durability", LOCAL),
         documents={TAGGING: tagging_document({"TagSet": tags})} if tags else {},
     )
     return {"Location": f"/{name}"}
@@ -76,10 +79,13 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
 
 @operation("HeadBucket")
 async def head_bucket(ctx: Context, inp: Input) -> Output:
+    bucket = ctx.bucket
     return {
         "BucketRegion": ctx.settings.region,
         "AccessPointAlias": False,
-        "Headers": [(READ_MODE.encode(), ctx.bucket.read_mode.encode())],
+        "Regions": bucket.region_policy or None,
+        "Durability": bucket.durability if bucket.durability != LOCAL else None,
+        "Headers": [(READ_MODE.encode(), bucket.read_mode.encode())],
     }
 
 
