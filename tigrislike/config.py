@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from tigrislike.metadata.placing import GEOGRAPHIES, is_region
+
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
 _SIZE_UNITS = {
@@ -155,6 +157,23 @@ def _parse_capacity(text: str) -> int | None:
     return size
 
 
+def _parse_region(text: str) -> str:
+    if not is_region(text):
+        raise ValueError("a region is lowercase letters, digits and hyphens, at most 32 of them")
+    return text
+
+
+def _parse_geographies(text: str) -> Mapping[str, tuple[str, ...]]:
+    geographies = {}
+    for entry in filter(None, text.replace(" ", "").split(",")):
+        name, equals, regions = entry.partition("=")
+        members = tuple(regions.split("+"))
+        if not equals or not all(map(is_region, (name, *members))):
+            raise ValueError("expected NAME=REGION+REGION,...")
+        geographies[name] = members
+    return geographies
+
+
 def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse_positive(text: str) -> Any:
         value = parse(text)
@@ -232,7 +251,7 @@ class Settings:
         shown="one per CPU core",
     )
     region: str = _setting(
-        "local", _text, "Region this node is in. Clients may sign for any region name, `auto` included."
+        "local", _parse_region, "Region this node is in. Clients may sign for any region name, `auto` included."
     )
     domain: str = _setting(
         "", _parse_domain, "Host name under which BUCKET.DOMAIN addresses a bucket; path-style always works.",
@@ -325,6 +344,49 @@ class Settings:
         "How long the bytes of a deleted or overwritten object are kept; longer than the longest download.",
         name="reclaim-grace",
         shown="1h",
+    )
+    replicate_after: int = _setting(
+        3,
+        _positive(_parse_count),
+        "Reads of an object within an hour, in a region that only has copies of it, after which it gets a durable "
+        "replica there.",
+    )
+    replica_decay_s: float = _setting(
+        7 * 86400.0,
+        _positive(parse_duration),
+        "How long a replica that was made because of reads stays without any.",
+        name="replica-decay",
+        shown="7d",
+    )
+    replication_rate: int = _setting(
+        0, parse_size, "Bytes a second that a node fetches for replicas at most; 0 is no limit.", shown="no limit"
+    )
+    repair_after_s: float = _setting(
+        900.0,
+        _positive(parse_duration),
+        "How long a node may show no life before what it held is copied again from other homes.",
+        name="repair-after",
+        shown="15m",
+    )
+    dead_after_s: float = _setting(
+        12.0,
+        _positive(parse_duration),
+        "How long a node may miss its beats (one every two seconds) before others stop asking it.",
+        name="dead-after",
+        shown="12s",
+    )
+    max_clock_skew_s: float = _setting(
+        300.0,
+        _positive(parse_duration),
+        "How far this machine's clock may be from other nodes': with more, the node refuses to start.",
+        name="max-clock-skew",
+        shown="5m",
+    )
+    geographies: Mapping[str, tuple[str, ...]] = _setting(
+        GEOGRAPHIES,
+        _parse_geographies,
+        "Names for several regions in buckets' policies: NAME=REGION+REGION,...",
+        shown="usa=sjc+ord+iad,eur=ams+fra",
     )
     sweep_interval_s: float = _setting(
         300.0,

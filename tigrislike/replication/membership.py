@@ -16,6 +16,8 @@ from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import Alive, ranked
 from tigrislike.metadata.records import REMOVED, UP, Beat, Node
 
+from .peers import Peer
+
 BEAT_S = 2.0
 """How often a node shows life, and looks for others."""
 
@@ -28,14 +30,10 @@ _UNKNOWN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(Peer):
     """A node as seen from here.
 
     Attributes:
-        node: 16 bytes.
-        region: where it is.
-        endpoint: the URL at which it serves other nodes.
-        epoch: what requests to it are signed for; b"" before its first beat.
         state: of its record: up, draining or removed.
         count: of its last beat, 0 where there is none.
         at_ns: what its clock said at that beat.
@@ -44,10 +42,6 @@ class Member:
         dead: it has missed its beats for too long.
     """
 
-    node: bytes
-    region: str
-    endpoint: str
-    epoch: bytes
     state: str
     count: int
     at_ns: int
