@@ -40,6 +40,7 @@ _KEEP_ALIVE_S: Final = (
     60.0  # less than what a node's --idle-timeout is by default, so that few meet a closed connection
 )
 _MAX_DOCUMENT: Final = 64 * 1024
+_SHOWN: Final = 500
 _READ_BUFFER: Final = 512 * 1024
 _HEADERS: Final = {"User-Agent": "tigrislike", "Accept-Encoding": "identity"}
 
@@ -235,7 +236,8 @@ class Peers:
             try:
                 present = verify_answer(self._key, signature, answer.status, _content_range(answer), body, signed)
             except BadSignature as error:
-                raise SourceUnavailable(f"{_named(peer)} answers {answer.status}: {error}") from error
+                told = f"{_named(peer)} answers {answer.status}, unsigned: {body[:_SHOWN]!r}"
+                raise SourceUnavailable(told) from error
             self._epochs[peer.node] = present
         except BaseException:
             answer.close()
@@ -245,10 +247,10 @@ class Peers:
 
 @contextlib.contextmanager
 def _translated(peer: Peer) -> Iterator[None]:
-    """What a connection can raise, as what the block store knows."""
+    """What a connection can raise, as what the block store knows; ValueError is an endpoint that is no URL."""
     try:
         yield
-    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise SourceUnavailable(f"{_named(peer)}: {str(error) or type(error).__name__}") from error
 
 
