@@ -137,7 +137,7 @@ def _parse_domain(text: str) -> str:
 def _parse_endpoint(text: str) -> str:
     parts = urlsplit(text)
     # `port` raises ValueError where it is none.
-    if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("expected a URL such as http://10.0.0.1:9000")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("expected a URL of scheme, host and port only")

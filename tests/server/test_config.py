@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from tigrislike.config import (
     parse_size,
     unknown_variables,
 )
+from tigrislike.server import peer_endpoint, primary_address
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,17 @@ def test_parts_can_be_put_elsewhere(tmp_path: Path) -> None:
         ("log_level", "loud"),
         ("data_dir", ""),
         ("inline_bytes", "1MiB"),
+        ("max_peer_requests", "0"),
+        ("peer_source_address", "host.example"),
+        ("peer_connect_timeout_s", "0"),
+        ("peer_ca", ""),
+        ("advertise", "10.0.0.1:9000"),
+        ("advertise", "ftp://10.0.0.1"),
+        ("advertise", "http://"),
+        ("advertise", "http://10.0.0.1:0"),
+        ("advertise", "http://10.0.0.1:99999"),
+        ("advertise", "http://10.0.0.1/path"),
+        ("advertise", "http://user@10.0.0.1"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(name: str, value: str) -> None:
@@ -203,3 +218,29 @@ def test_a_cache_that_could_not_work_is_refused(attribute: str, text: str) -> No
 def test_scrubbing_can_be_turned_off() -> None:
     assert load_settings({"scrub_interval_s": "0"}, {}).scrub_interval_s == 0
     assert load_settings({}, {}).scrub_interval_s == 14 * 86400
+
+
+def test_what_a_node_advertises_is_a_url_without_a_path() -> None:
+    for told, kept in (
+        ("http://10.0.0.1:9000/", "http://10.0.0.1:9000"),
+        ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+        ("https://a.example", "https://a.example"),
+    ):
+        assert load_settings({"advertise": told}, {}).advertise == kept
+    assert load_settings({"peer_source_address": "2001:db8:0::1"}, {}).peer_source_address == "2001:db8::1"
+
+
+def test_a_node_is_reached_where_it_serves_unless_it_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peer_endpoint(Settings(host="10.0.0.1"), 9000) == "http://10.0.0.1:9000"
+    assert peer_endpoint(Settings(host="::1"), 9000) == "http://[::1]:9000"
+    assert peer_endpoint(Settings(host="0.0.0.0", advertise="https://a.example"), 9000) == "https://a.example"
+    secure = Settings(host="::", tls_cert=Path("/c"), tls_key=Path("/k"))
+    assert peer_endpoint(secure, 9000) == f"https://{primary_address()}:9000"
+    with socket.socket() as listening:
+        listening.bind((primary_address(), 0))  # it is an address of this machine
+
+    def unreachable(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "no route")
+
+    monkeypatch.setattr(socket, "socket", lambda *_: contextlib.nullcontext(SimpleNamespace(connect=unreachable)))
+    assert primary_address() == "127.0.0.1"
