@@ -161,7 +161,7 @@ class Node:
         """
         return Consumer(
             self.metadata.queue,
-            self.blocks.node_id,
+            [self.blocks.node_id],
             reclaim_tasks(self.metadata, self.blocks),
             gate=lambda: passing(self.settings.cache_dir),
         )
