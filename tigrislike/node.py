@@ -24,6 +24,7 @@ from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.kv import (
     AmbiguousCommit,
     Engine,
@@ -121,6 +122,7 @@ class Node:
                     node_id=blocks.node_id,
                     region=settings.region,
                     reclaim_grace_s=settings.reclaim_grace_s,
+                    queue=queue_parameters(settings),
                 )
                 node = cls(settings, engine, metadata, blocks)
                 if open_source is not None:
@@ -157,12 +159,13 @@ class Node:
     def consumer(self) -> Consumer:
         """A consumer of what is owed to this node: the space of what nothing refers to and whose grace is over.
 
-        It begins no batch while a backup is being made.
+        It begins nothing while a backup is being made.
         """
         return Consumer(
             self.metadata.queue,
             [self.blocks.node_id],
             reclaim_tasks(self.metadata, self.blocks),
+            workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
         )
 
@@ -217,6 +220,25 @@ class Node:
 
 
 OpenSource = Callable[[Node], BlobSource]
+
+
+def queue_parameters(settings: Settings) -> QueueParameters:
+    """How the queue of work owed is paced, as the settings have it."""
+
+    def ns(duration_s: float) -> int:
+        return round(duration_s * 1e9)
+
+    return QueueParameters(
+        pointer_lease_ns=ns(settings.queue_pointer_lease_s),
+        item_lease_ns=ns(settings.queue_item_lease_s),
+        poll_ns=ns(settings.queue_poll_s),
+        scan_ns=ns(settings.queue_scan_s),
+        min_inactive_ns=ns(settings.queue_min_inactive_s),
+        batch=settings.queue_batch,
+        back_off_ns=ns(settings.queue_back_off_s),
+        max_back_off_ns=ns(settings.queue_max_back_off_s),
+        max_attempts=settings.queue_attempts,
+    )
 
 
 def load_master_key(settings: Settings) -> MasterKey:

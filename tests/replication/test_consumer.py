@@ -525,7 +525,7 @@ def test_zones_that_were_left_for_want_of_room_are_taken_from_when_there_is() ->
             claims += 1
             return await real(*args)
 
-        metadata.queue.claim = claim  # type: ignore[method-assign]
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
         task, other = Blocking("task"), Scripted("other")
         consumer = consumer_of(metadata, task, other)
         consumer._pause_s = lambda next_ns: 0.0  # type: ignore[method-assign]

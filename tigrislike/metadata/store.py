@@ -17,6 +17,7 @@ from types import MappingProxyType
 from . import access, blobs, buckets, listing, objects, uploads
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
+from .deciding import QUEUE, QueueParameters
 from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
@@ -104,12 +105,13 @@ class Metadata:
         region: str,
         cluster_number: int = 0,
         reclaim_grace_s: float = 3600,
+        queue: QueueParameters = QUEUE,
     ) -> Metadata:
         """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
-        exceed the longest read.
+        exceed the longest read. `queue` is how the queue of work owed is paced.
 
         Raises:
             FormatTooNew, WrongMasterKey.
@@ -118,10 +120,10 @@ class Metadata:
         home = Home(region, node_id)
         grace_ns = int(reclaim_grace_s * 1_000_000_000)
         keys = Keyspace(engine.prefix)
-        founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
+        founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns, queue)
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
-        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns)
+        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, queue)
         if cluster.format < FORMAT:
             # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
             with contextlib.suppress(StoreSealed):

@@ -92,7 +92,7 @@ class Consumer:
         self._destinations = list(destinations)
         self._lanes = {task.name: _Lane(task, queue.parameters.batch) for task in tasks}
         self._unknown = _Lane(None, queue.parameters.batch)
-        self._workers = max(workers, len(self._lanes))
+        self.workers = max(workers, len(self._lanes))
         self._gate = gate
         self._sleep = sleep
         self._rng = rng or random.Random()
@@ -293,7 +293,7 @@ class Consumer:
         left = lane.concurrency - lane.running
         if lane.task is None:
             return left  # there is no work in it
-        free = self._workers - sum([max(each.running, 1) for each in self._lanes.values()])
+        free = self.workers - sum([max(each.running, 1) for each in self._lanes.values()])
         return min(left, free + (lane.running == 0))
 
     def _room(self, lane: _Lane) -> int:
