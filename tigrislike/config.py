@@ -557,7 +557,7 @@ def _check_together(settings: Settings) -> None:
 def _check_queue(settings: Settings) -> None:
     if settings.queue_item_lease_s < 3:
         raise ConfigError(
-            f"setting queue-item-lease: {settings.queue_item_lease_s:g} s: at least 3s, for it is extended every third of it"
+            f"setting queue-item-lease: {settings.queue_item_lease_s:g} s: at least 3s, for it is extended every third"
         )
     if settings.queue_poll_s >= settings.queue_pointer_lease_s:
         raise ConfigError("setting queue-poll must be less than queue-pointer-lease")

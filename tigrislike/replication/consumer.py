@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 
 from tigrislike.metadata.kv import AmbiguousCommit, EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.kv.engine import Watch
+from tigrislike.metadata.leasing import Batch
 from tigrislike.metadata.queue import Queue
 from tigrislike.metadata.records import Claimed
 
@@ -119,9 +120,9 @@ class Consumer:
                 for zone in vested:
                     await self._until(self._has_room)
                     if self._is_useful(zone):
-                        taken |= await self._take(zone)
+                        taken |= await self._take(zone) is not None
                 if not taken:
-                    if vested:  # others were faster, or the gate is closed: there may be more any moment
+                    if vested:  # but not by us: there may be more any moment
                         next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
                     await self._rest(self._pause_s(next_ns))
 
@@ -136,8 +137,10 @@ class Consumer:
                 if not zones:
                     return
                 for zone in sorted(zones):
-                    while await self._take(zone, early_ns=early_ns):
+                    while batch := await self._take(zone, early_ns=early_ns):
                         await self._until(lambda: not self._runs)
+                        if not (batch.claimed or batch.set_back):
+                            break
                 seen |= zones
 
     # --- being at work
@@ -258,26 +261,26 @@ class Consumer:
             if not bell.cancelled() and bell.result():
                 self._bells.pop(destination).cancel()
 
-    async def _take(self, zone: bytes, *, early_ns: int = 0) -> bool:
-        """Claim what there is room for of a zone, and begin with it. False: there was nothing for us."""
+    async def _take(self, zone: bytes, *, early_ns: int = 0) -> Batch | None:
+        """Claim what there is room for of a zone, and begin with it. None: others were faster, or the gate is shut."""
         with self._gate() as is_open:
             if not is_open:
-                return False
+                return None
             pointer_lease = await self._queue.lease(zone, early_ns=early_ns)
             if pointer_lease is None:
-                return False
+                return None
             room = {name: self._room(lane) for name, lane in self._lanes.items()}
             batch = await self._queue.claim(zone, pointer_lease, room)
         self._left.pop(zone, None)
         if batch is None:
-            return False
+            return None
         if batch.left and not batch.claimed:  # else there may be more that there is room for
             self._left[zone] = batch.left
         self._leases.add(batch.claimed)
         for claimed in batch.claimed:
             self._lane(claimed.item.task).waiting.append(claimed)
         self._begin()
-        return bool(batch.claimed or batch.set_back)
+        return batch
 
     # --- lanes
 
