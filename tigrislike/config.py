@@ -416,6 +416,70 @@ class Settings:
         name="bounded-wait",
         shown="500ms",
     )
+    queue_workers: int = _setting(
+        16,
+        _positive(_parse_count),
+        "Pieces of work owed that the agent does at a time, of all kinds; each kind has a bound of its own below this, "
+        "and one place is kept for each.",
+    )
+    queue_item_lease_s: float = _setting(
+        30.0,
+        parse_duration,
+        "How long a piece of work stays with a node that died before others take it up; at least 3s.",
+        name="queue-item-lease",
+        shown="30s",
+    )
+    queue_pointer_lease_s: float = _setting(
+        5.0,
+        parse_duration,
+        "How long a node may take to choose its work from a zone of the queue before others may; longer than the "
+        "slowest two commits.",
+        name="queue-pointer-lease",
+        shown="5s",
+    )
+    queue_poll_s: float = _setting(
+        0.1,
+        _positive(parse_duration),
+        "How soon a zone of the queue that had work a moment ago is looked at again.",
+        name="queue-poll",
+        shown="100ms",
+    )
+    queue_scan_s: float = _setting(
+        1.0,
+        _positive(parse_duration),
+        "How often an idle agent looks for work by itself; otherwise it is woken.",
+        name="queue-scan",
+        shown="1s",
+    )
+    queue_batch: int = _setting(
+        10,
+        _positive(_parse_count),
+        "Most pieces of work that are taken from a zone of the queue at once; at most 100.",
+    )
+    queue_back_off_s: float = _setting(
+        1.0,
+        _positive(parse_duration),
+        "How long a piece of work waits after its first failure; then twice as long each time.",
+        name="queue-back-off",
+        shown="1s",
+    )
+    queue_max_back_off_s: float = _setting(
+        60.0,
+        _positive(parse_duration),
+        "How long it waits at most.",
+        name="queue-max-back-off",
+        shown="1m",
+    )
+    queue_attempts: int = _setting(
+        10, _positive(_parse_count), "Failures in a row after which it is put aside as a dead letter."
+    )
+    queue_min_inactive_s: float = _setting(
+        60.0,
+        parse_duration,
+        "How long an empty zone of the queue is kept: one that is used every now and then is not made anew each time.",
+        name="queue-min-inactive",
+        shown="1m",
+    )
     max_connections: int = _setting(
         4096,
         _positive(_parse_count),
@@ -639,6 +703,23 @@ def _check_together(settings: Settings) -> None:
             "setting master-key-file (or the environment variable TIGRISLIKE_MASTER_KEY) must be given with "
             "FoundationDB, so that every node has the same one"
         )
+    _check_queue(settings)
     if settings.inline_bytes > 90_000:
         # One database value holds at most 100,000 bytes on every engine.
         raise ConfigError(f"setting inline-size: {settings.inline_bytes} bytes: at most 90000 fit beside a record")
+
+
+def _check_queue(settings: Settings) -> None:
+    if settings.queue_item_lease_s < 3:
+        raise ConfigError(
+            f"setting queue-item-lease: {settings.queue_item_lease_s:g} s: at least 3s, for it is extended every third"
+        )
+    if settings.queue_poll_s >= settings.queue_pointer_lease_s:
+        raise ConfigError("setting queue-poll must be less than queue-pointer-lease")
+    if settings.queue_poll_s > settings.queue_scan_s:
+        raise ConfigError("setting queue-poll must not be more than queue-scan")
+    if settings.queue_back_off_s > settings.queue_max_back_off_s:
+        raise ConfigError("setting queue-back-off must not be more than queue-max-back-off")
+    if settings.queue_batch > 100:
+        # A claim reads and writes so many items in one transaction, and looks at three times as many.
+        raise ConfigError(f"setting queue-batch: {settings.queue_batch}: at most 100 fit into one claim")

@@ -26,6 +26,7 @@ from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
 from tigrislike.metadata.bounded import Bounds
+from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
 from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import (
@@ -147,6 +148,7 @@ class Node:
                     bounds=Bounds(
                         settings.bounded_memory, int(settings.bounded_outage_s * 1e9), settings.bounded_wait_s
                     ),
+                    queue=queue_parameters(settings),
                 )
                 async with contextlib.aclosing(metadata):
                     peers = Peers.of(settings, metadata.derive_key(KEY_PURPOSE), blocks.node_id)
@@ -250,7 +252,7 @@ class Node:
     def consumer(self) -> Consumer:
         """A consumer of what is owed to this node, to its region, and to anybody.
 
-        It begins no batch while a backup is being made.
+        It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
         moving = Moving()
@@ -263,8 +265,13 @@ class Node:
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
         ]
-        destinations = [blocks.node_id, region_destination(self.settings.region), ANYBODY]
-        return Consumer(metadata.queue, destinations, tasks, gate=lambda: passing(self.settings.cache_dir))
+        return Consumer(
+            metadata.queue,
+            [blocks.node_id, region_destination(self.settings.region), ANYBODY],
+            tasks,
+            workers=self.settings.queue_workers,
+            gate=lambda: passing(self.settings.cache_dir),
+        )
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)
@@ -320,6 +327,25 @@ class Node:
 
 
 OpenSource = Callable[[Node], BlobSource]
+
+
+def queue_parameters(settings: Settings) -> QueueParameters:
+    """How the queue of work owed is paced, as the settings have it."""
+
+    def ns(duration_s: float) -> int:
+        return round(duration_s * 1e9)
+
+    return QueueParameters(
+        pointer_lease_ns=ns(settings.queue_pointer_lease_s),
+        item_lease_ns=ns(settings.queue_item_lease_s),
+        poll_ns=ns(settings.queue_poll_s),
+        scan_ns=ns(settings.queue_scan_s),
+        min_inactive_ns=ns(settings.queue_min_inactive_s),
+        batch=settings.queue_batch,
+        back_off_ns=ns(settings.queue_back_off_s),
+        max_back_off_ns=ns(settings.queue_max_back_off_s),
+        max_attempts=settings.queue_attempts,
+    )
 
 
 def load_master_key(settings: Settings) -> MasterKey:

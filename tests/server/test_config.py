@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -23,6 +24,9 @@ from tigrislike.config import (
     parse_size,
     unknown_variables,
 )
+from tigrislike.metadata.deciding import QUEUE, QueueParameters
+from tigrislike.node import Node, queue_parameters
+from tigrislike.replication.consumer import WORKERS
 from tigrislike.server import peer_endpoint, primary_address
 
 
@@ -113,6 +117,12 @@ def test_parts_can_be_put_elsewhere(tmp_path: Path) -> None:
         ("advertise", "http://10.0.0.1:99999"),
         ("advertise", "http://10.0.0.1/path"),
         ("advertise", "http://user@10.0.0.1"),
+        ("queue_workers", "0"),
+        ("queue_item_lease_s", "2"),
+        ("queue_poll_s", "0"),
+        ("queue_batch", "0"),
+        ("queue_batch", "101"),
+        ("queue_attempts", "0"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(name: str, value: str) -> None:
@@ -145,6 +155,9 @@ def test_a_refusal_does_not_show_a_secret(monkeypatch: pytest.MonkeyPatch) -> No
         {"tls_cert": "/c"},
         {"tls_key": "/k"},
         {"metadata": "fdb:///etc/fdb.cluster"},
+        {"queue_poll_s": "1s", "queue_pointer_lease_s": "1s"},
+        {"queue_poll_s": "500ms", "queue_scan_s": "400ms"},
+        {"queue_back_off_s": "61s"},
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values: dict[str, str]) -> None:
@@ -213,6 +226,41 @@ def test_a_cache_that_could_not_work_is_refused(attribute: str, text: str) -> No
     (name,) = [option.name for option in options() if option.attribute == attribute]
     with pytest.raises(ConfigError, match=f"setting {name}: '{text}' from the flag --{name}: "):
         load_settings({attribute: text}, {})
+
+
+def test_the_queue_is_paced_as_the_settings_have_it() -> None:
+    assert queue_parameters(Settings()) == QUEUE
+    assert Settings().queue_workers == WORKERS
+    flags = {
+        "queue_item_lease_s": "3s",
+        "queue_pointer_lease_s": "2s",
+        "queue_poll_s": "250ms",
+        "queue_scan_s": "300ms",
+        "queue_batch": "100",
+        "queue_back_off_s": "1m",
+        "queue_attempts": "3",
+        "queue_min_inactive_s": "0",
+    }
+    assert queue_parameters(load_settings(flags, {})) == QueueParameters(
+        item_lease_ns=3 * 10**9,
+        pointer_lease_ns=2 * 10**9,
+        poll_ns=250 * 10**6,
+        scan_ns=300 * 10**6,
+        batch=100,
+        back_off_ns=60 * 10**9,
+        max_attempts=3,
+        min_inactive_ns=0,
+    )
+
+
+def test_a_nodes_queue_goes_by_its_settings(tmp_path: Path) -> None:
+    async def main() -> None:
+        flags = {"data_dir": str(tmp_path / "data"), "queue_batch": "7", "queue_workers": "31"}
+        async with Node.opened(load_settings(flags, {})) as node:
+            assert node.metadata.queue.parameters == QueueParameters(batch=7)
+            assert node.consumer().workers == 31
+
+    asyncio.run(main())
 
 
 def test_scrubbing_can_be_turned_off() -> None:
