@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from tigrislike.metadata.placing import GEOGRAPHIES, is_region
+from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
 
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
@@ -163,7 +163,7 @@ def _parse_region(text: str) -> str:
     return text
 
 
-def _parse_geographies(text: str) -> Mapping[str, tuple[str, ...]]:
+def _parse_geographies(text: str) -> Geographies:
     geographies = {}
     for entry in filter(None, text.replace(" ", "").split(",")):
         name, equals, regions = entry.partition("=")
@@ -171,7 +171,7 @@ def _parse_geographies(text: str) -> Mapping[str, tuple[str, ...]]:
         if not equals or not all(map(is_region, (name, *members))):
             raise ValueError("expected NAME=REGION+REGION,...")
         geographies[name] = members
-    return geographies
+    return tuple(geographies.items())
 
 
 def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -382,7 +382,7 @@ class Settings:
         name="max-clock-skew",
         shown="5m",
     )
-    geographies: Mapping[str, tuple[str, ...]] = _setting(
+    geographies: Geographies = _setting(
         GEOGRAPHIES,
         _parse_geographies,
         "Names for several regions in buckets' policies: NAME=REGION+REGION,...",
