@@ -96,7 +96,7 @@ class Node:
     tls: ssl.SSLContext | None
     healthy: bool = False
     latency_s: float = math.inf
-    unanswered: set[asyncio.Transport] = field(default_factory=set)
+    unanswered: set[_Stream] = field(default_factory=set)
 
     @classmethod
     def parse(cls, region: str, url: str, tls: Callable[[], ssl.SSLContext]) -> Node:
@@ -127,8 +127,9 @@ class Node:
         if self.healthy:
             log.warning("%s (%s) is down: %s", self.url, self.region, reason)
         self.healthy = False
-        for transport in list(self.unanswered):
-            transport.abort()
+        for stream in list(self.unanswered):
+            # A reset also takes back what a node that hangs has not read yet: it must not do it when it wakes up.
+            stream.abort(reset=True)
 
     async def connect(self) -> _Stream:
         """Raises OSError (TimeoutError too)."""
@@ -216,10 +217,6 @@ class _Stream:
         self._ahead = b""
 
     @property
-    def transport(self) -> asyncio.Transport:
-        return self.writer.transport  # type: ignore[return-value]  # uvloop's is no subclass
-
-    @property
     def quiet(self) -> bool:
         """It is open, and nothing has come that nobody asked for."""
         # at_eof() is only true once what came before has been read; idle, there is nothing before.
@@ -271,7 +268,7 @@ class _Stream:
         if reset and (raw := self.writer.get_extra_info("socket")) is not None:
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self.transport.abort()
+        self.writer.transport.abort()
 
 
 class _Body:
@@ -453,7 +450,7 @@ class _Client:
                 upstream.writer.write(data)
                 await upstream.writer.drain()
 
-        node.unanswered.add(upstream.transport)
+        node.unanswered.add(upstream)
         try:
             upstream.writer.write(head)
             if not body.done:
@@ -470,7 +467,7 @@ class _Client:
                 safe = request.method in IDEMPOTENT and not sent_body
                 raise _Unanswered(str(error) or type(error).__name__, safe=safe, stale=stale) from None
             finally:
-                node.unanswered.discard(upstream.transport)
+                node.unanswered.discard(upstream)
             response = parse_response(response_head, request.method)
             # Answered before it was whole: whether the rest will come, nobody knows. None of it is read as a request.
             early = not body.done
