@@ -1,5 +1,5 @@
-"""The command line: `serve`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`,
-`evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`,
+`unpin`, `evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -168,6 +168,83 @@ export AWS_REGION=auto
 
 
 app.command("serve")(_with_settings(_serve))
+
+
+@app.command()
+def edge(
+    region: Annotated[
+        list[str],
+        typer.Option(help="A region and the URLs of its nodes; once for each region.", metavar="NAME=URL[,URL...]"),
+    ],
+    *,
+    listen: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.", metavar="HOST:PORT")] = (
+        "127.0.0.1:9080"
+    ),
+    mode: Annotated[
+        str, typer.Option(help="`forward`, or `redirect`: GET, HEAD and PUT are answered 307.", metavar="MODE")
+    ] = "forward",
+    domain: Annotated[
+        str, typer.Option(help="The nodes' --domain, for redirects of BUCKET.DOMAIN.", metavar="NAME")
+    ] = "",
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain: https only.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
+    check_interval: Annotated[
+        str, typer.Option(help="How often each node is asked whether it is ready.", metavar="DURATION")
+    ] = "1s",
+    ready_fd: Annotated[
+        int | None,
+        typer.Option(help="File descriptor to write the URL to when requests are answered.", metavar="N"),
+    ] = None,
+) -> None:
+    """Send each request to the nearest healthy region: for places without anycast or GeoDNS.
+
+    Nodes with https are verified with the system's certificates, or those of AWS_CA_BUNDLE.
+    """
+    import logging
+    import ssl
+
+    from tigrislike.config import parse_duration
+    from tigrislike.edge import EdgeError, parse_regions, serve_edge
+
+    def on_ready(url: str) -> None:
+        typer.echo(f"tigrislike edge {__version__} is ready at {url}")
+        sys.stdout.flush()
+        if ready_fd is not None:
+            with os.fdopen(ready_fd, "w") as announcement:
+                announcement.write(url + "\n")
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        _fail(f"--listen {listen!r}: expected HOST:PORT")
+    if mode not in ("forward", "redirect"):
+        _fail(f"--mode {mode!r}: expected forward or redirect")
+    if (tls_cert is None) != (tls_key is None):
+        _fail("--tls-cert and --tls-key go together")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        interval_s = parse_duration(check_interval)
+        if interval_s <= 0:
+            raise ValueError("must be more than zero")
+    except ValueError as error:
+        _fail(f"--check-interval {check_interval!r}: {error}")
+    try:
+        tls = None
+        if tls_cert is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(tls_cert, tls_key)
+        nodes = parse_regions(region, _ca_bundle())
+        serve_edge(
+            nodes,
+            host.strip("[]"),
+            int(port),
+            mode="redirect" if mode == "redirect" else "forward",
+            domain=domain.strip(".").lower(),
+            tls=tls,
+            check_interval_s=interval_s,
+            on_ready=on_ready,
+        )
+    except (EdgeError, OSError) as error:
+        _fail(str(error))
 
 
 _READ_MODE_HELP = (
