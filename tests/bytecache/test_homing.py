@@ -217,7 +217,8 @@ def test_the_source_that_is_given_is_asked_and_not_the_other(scratch: Path) -> N
 
     async def story() -> None:
         await node.store.adopt(BLOB, SIZE, source=given)
-        assert node.source.asked == node.source.lives_asked == []
+        assert node.source.asked == []
+        assert node.source.lives_asked == []
         assert len(given.asked) == BLOCKS
         await node.at_home()
 
@@ -486,7 +487,7 @@ def test_a_block_that_comes_to_incoming_meanwhile_is_waited_for(scratch: Path) -
                 loop.call_soon_threadsafe(busy.set)
                 raise
 
-        node.store._homing._look = look_and_tell  # type: ignore[method-assign]
+        node.store._homing._look = look_and_tell  # type: ignore[assignment, method-assign]
         # It came after adopting had looked for what there was to publish.
         adopting = asyncio.ensure_future(node.store._homing.adopt(BLOB, SIZE, None, lambda _: None, None))
         await busy.wait()
