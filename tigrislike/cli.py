@@ -1,5 +1,5 @@
-"""The command line: `serve`, `storage create`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`,
-`scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`,
+`evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -34,9 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 storage = typer.Typer(help="Buckets with a key pair of their own.", no_args_is_help=True)
+buckets = typer.Typer(help="How a bucket's objects are kept and read.", no_args_is_help=True)
 admin = typer.Typer(help="For operators, on the node itself.", no_args_is_help=True)
 cache = typer.Typer(help="What is on this node's disk, and what is to be.", no_args_is_help=True)
 app.add_typer(storage, name="storage")
+app.add_typer(buckets, name="buckets")
 app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 
@@ -168,11 +170,20 @@ export AWS_REGION=auto
 app.command("serve")(_with_settings(_serve))
 
 
+_REGIONS_HELP = (
+    "Where its objects are kept: a region, several (`iad,sjc`: a write is acknowledged once two of them have it), a "
+    "geography (`usa`, `eur`), or `global`: where they are written and where they are read."
+)
+_DURABILITY_HELP = "On how many nodes an object is before a write is acknowledged: `local`, on one, or `homes=N`."
+
+
 def _storage_create(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="Name of the bucket to make.", metavar="NAME")],
     *,
     public: Annotated[bool, typer.Option("--public", help="Anyone may read its objects, without a key.")] = False,
+    regions: Annotated[str, typer.Option(help=_REGIONS_HELP, metavar="REGIONS")] = "global",
+    durability: Annotated[str, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY")] = "local",
     env_file: Annotated[
         Path | None,
         typer.Option(help="Write the variables to this new file, readable by you only, not to the screen."),
@@ -198,8 +209,11 @@ def _storage_create(
 
     def create() -> Storage:
         if endpoint is None:
-            return create_local(settings, name, public=public)
-        return create_remote(endpoint, *_root_keys(settings), name, public=public, ca_bundle=_ca_bundle())
+            return create_local(settings, name, public=public, regions=regions, durability=durability)
+        keys = _root_keys(settings)
+        return create_remote(
+            endpoint, *keys, name, public=public, regions=regions, durability=durability, ca_bundle=_ca_bundle()
+        )
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -214,6 +228,33 @@ def _storage_create(
             typer.echo(f"bucket {made.bucket} made; its variables are in {env_file}", err=True)
     except StorageError as error:
         _fail(str(error))
+
+
+def _buckets_set(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
+    *,
+    regions: Annotated[str | None, typer.Option(help=_REGIONS_HELP, metavar="REGIONS", show_default=False)] = None,
+    durability: Annotated[
+        str | None, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY", show_default=False)
+    ] = None,
+) -> None:
+    """Change how a bucket's objects are kept and read; what is not named stays as it is.
+
+    Prints what is so now, as NAME=VALUE lines. Regions and durability hold for what is written from now on. Running
+    nodes need no restart.
+    """
+    from tigrislike.admin.buckets import BucketError, change
+
+    given: dict[str, object] = {"region_policy": regions, "durability": durability}
+    changes = {field: value for field, value in given.items() if value is not None}
+    if not changes:
+        _fail("nothing to change: name at least one setting of the bucket")
+    try:
+        bucket = change(settings, name, changes)
+    except BucketError as error:
+        _fail(str(error))
+    typer.echo(f"regions={bucket.region_policy or 'global'}\ndurability={bucket.durability}")
 
 
 def _root_keys(settings: Settings) -> tuple[str, str]:
@@ -484,6 +525,7 @@ def _cache_scrub(settings: Settings, *, as_json: _AsJson = False) -> None:
 
 
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+buckets.command("set")(_with_settings(_buckets_set, _STORE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
 cache.command("ls")(_with_settings(_cache_ls, _CACHE))
 cache.command("warm")(_with_settings(_cache_warm, _CACHE))

@@ -138,12 +138,14 @@ async def opened(
     clock: Clock | None = None,
     grace_s: float = 0.0,
     around: Callable[[Engine], Engine] | None = None,
+    regional: Any = None,
 ) -> AsyncIterator[InProcessNode]:
     """A node under `data_dir`, laid out as `node.py` lays it out, for the length of a `with` block.
 
     Args:
         vfs: the SQLite VFS to open the database with, where SQLite is the engine.
         around: makes the engine that the node gets out of the one that was opened.
+        regional: the other nodes, as its application sees them.
     """
     settings = Settings(
         data_dir=data_dir,
@@ -169,7 +171,7 @@ async def opened(
             )
             await metadata.ensure_root(KEY_ID, SECRET)
             with mock.patch("tigrislike.s3api.app.load_protocol", _protocol):
-                app = create_app(metadata=metadata, blocks=blocks, settings=settings)
+                app = create_app(metadata=metadata, blocks=blocks, settings=settings, regional=regional)
             caller = Caller(SimpleNamespace(endpoint=f"http://{HOST}"), KEY_ID, SECRET)
             yield InProcessNode(engine, metadata, blocks, app, caller)
         finally:
