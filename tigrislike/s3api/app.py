@@ -245,8 +245,8 @@ class Gateway:
         """Send stored bytes, one at least: small ones in one write, large ones from their files, where the server can,
         uncopied.
 
-        The first piece is verified before the status goes out: what fails there still gets a proper error, and where it
-        came from is said. What fails later cuts the connection, so that the client cannot take the part for the whole.
+        The first piece is verified before the status goes out: what fails there still gets a proper error. What fails
+        later cuts the connection, so that the client cannot take the part for the whole.
         """
         blocks, regional = self._services.blocks, self._services.regional
         start = {"type": "http.response.start", "status": status, "headers": headers}
@@ -264,12 +264,12 @@ class Gateway:
         started = False
         pieces: AsyncGenerator[Segment | Buffer, None]
         pieces = (segments_of if request.zero_copy else read_extents)(blocks, extents, reader)
+        pieces = self._telling(headers, reader, pieces)
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     if not started:
                         started = True
-                        headers.append(self._served_from(reader))
                         await send(start)
                     if isinstance(piece, Segment):
                         message = {
@@ -288,6 +288,8 @@ class Gateway:
                             piece.stopped_at(failure.sent, failure.error)
                     else:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if not started:
+                await send(start)
             await send({"type": "http.response.body", "body": b""})
         except BytesError as error:
             if not started:
@@ -295,8 +297,19 @@ class Gateway:
             log.error("request %s: %s; the connection is cut", request.request_id, error)
             raise ResponseCut from error
 
-    def _served_from(self, reader: BlobReader) -> tuple[bytes, bytes]:
-        """The header that says where the first bytes came from which `reader` gave out."""
+    async def _telling(
+        self, headers: Headers, first: BlobReader, pieces: AsyncGenerator[Segment | Buffer, None]
+    ) -> AsyncGenerator[Segment | Buffer, None]:
+        """The pieces; before the first of them is given out, the headers say where the reader `first` had it from."""
+        told = False
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if not told:
+                    told = True
+                    headers.append(self._served_from(first))
+                yield piece
+
+    def _served_from(self, reader: BlobReader) -> Header:
         regional = self._services.regional
         if reader.served_from != "source" or regional is None:
             return self._served_here
@@ -325,7 +338,8 @@ class Gateway:
         await send({"type": "http.response.body", "body": body})
 
 
-Headers = list[tuple[bytes, bytes]]
+Header = tuple[bytes, bytes]
+Headers = list[Header]
 Body = bytes | list[Extent]
 Response = tuple[int, Headers, Body]
 
