@@ -251,6 +251,11 @@ _READ_MODE_HELP = (
     "`strong`: reads see every write that is over; `bounded=10s`: reads may be that old, and go on while the "
     "database is out of reach."
 )
+_REGIONS_HELP = (
+    "Where its objects are kept: a region, several (`iad,sjc`: a write is acknowledged once two of them have it), a "
+    "geography (`usa`, `eur`), or `global`: where they are written and where they are read."
+)
+_DURABILITY_HELP = "On how many nodes an object is before a write is acknowledged: `local`, on one, or `homes=N`."
 
 
 def _storage_create(
@@ -259,6 +264,8 @@ def _storage_create(
     *,
     public: Annotated[bool, typer.Option("--public", help="Anyone may read its objects, without a key.")] = False,
     read_mode: Annotated[str, typer.Option(help=_READ_MODE_HELP, metavar="MODE")] = "strong",
+    regions: Annotated[str, typer.Option(help=_REGIONS_HELP, metavar="REGIONS")] = "global",
+    durability: Annotated[str, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY")] = "local",
     env_file: Annotated[
         Path | None,
         typer.Option(help="Write the variables to this new file, readable by you only, not to the screen."),
@@ -283,10 +290,11 @@ def _storage_create(
     from tigrislike.storage import StorageError, create_local, create_remote, new_private_file
 
     def create() -> Storage:
+        policies = {"regions": regions, "durability": durability, "read_mode": read_mode}
         if endpoint is None:
-            return create_local(settings, name, public=public, read_mode=read_mode)
+            return create_local(settings, name, public=public, **policies)
         keys = _root_keys(settings)
-        return create_remote(endpoint, *keys, name, public=public, read_mode=read_mode, ca_bundle=_ca_bundle())
+        return create_remote(endpoint, *keys, name, public=public, ca_bundle=_ca_bundle(), **policies)
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -307,6 +315,10 @@ def _buckets_set(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
     *,
+    regions: Annotated[str | None, typer.Option(help=_REGIONS_HELP, metavar="REGIONS", show_default=False)] = None,
+    durability: Annotated[
+        str | None, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY", show_default=False)
+    ] = None,
     read_mode: Annotated[str | None, typer.Option(help=_READ_MODE_HELP, metavar="MODE", show_default=False)] = None,
 ) -> None:
     """Change how a bucket's objects are kept and read; what is not named stays as it is.
@@ -315,7 +327,7 @@ def _buckets_set(
     """
     from tigrislike.admin.buckets import BucketError, change
 
-    given: dict[str, object] = {"read_mode": read_mode}
+    given: dict[str, object] = {"region_policy": regions, "durability": durability, "read_mode": read_mode}
     changes = {field: value for field, value in given.items() if value is not None}
     if not changes:
         _fail("nothing to change: name at least one setting of the bucket")
@@ -323,8 +335,8 @@ def _buckets_set(
         bucket = change(settings, name, changes)
     except BucketError as error:
         _fail(str(error))
-    for field in given:
-        typer.echo(f"{field.replace('_', '-')}={getattr(bucket, field)}")
+    typer.echo(f"regions={bucket.region_policy or 'global'}\ndurability={bucket.durability}")
+    typer.echo(f"read-mode={bucket.read_mode}")
 
 
 def _root_keys(settings: Settings) -> tuple[str, str]:

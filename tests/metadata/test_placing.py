@@ -76,7 +76,9 @@ def test_a_geography_is_its_regions_that_have_nodes() -> None:
 
 
 @given(some_names, names)
-def test_bytes_may_be_kept_where_they_are_wanted_and_anywhere_without_a_policy(policy: tuple[str, ...], at: str) -> None:
+def test_bytes_may_be_kept_where_they_are_wanted_and_anywhere_without_a_policy(
+    policy: tuple[str, ...], at: str
+) -> None:
     assert REGIONS.allow(policy, at) == (not policy or at in REGIONS.expand(policy))
 
 
@@ -184,7 +186,9 @@ def test_giving_up_all_that_is_too_much_one_after_the_other_leaves_enough(
 
 
 @given(node_ids, st.sets(node_ids, min_size=1, max_size=12), node_ids)
-def test_a_node_that_comes_or_goes_moves_only_what_it_gains_or_had(content: bytes, nodes: set[bytes], new: bytes) -> None:
+def test_a_node_that_comes_or_goes_moves_only_what_it_gains_or_had(
+    content: bytes, nodes: set[bytes], new: bytes
+) -> None:
     before = placing.ranked(content, nodes)
     after = placing.ranked(content, {*nodes, new})
     assert sorted(before) == sorted(nodes)

@@ -264,13 +264,9 @@ async def owe_warm_objects(tr: Transaction, ctx: Context, bucket: Bucket, keys: 
     current = ctx.keys.in_bucket(bucket.id).current
     rows = [tr.get(current.key(key)) for key in keys]
     versions = [version_codec.decode(raw) for raw in [await row for row in rows] if raw is not None]
-    contents = dict.fromkeys(version.content for version in versions if version.content)
+    contents = (version.content for version in versions if version.content)
     zone = owed.zone_of(region_destination(ctx.home.region), bucket.id)
-    items = [tr.get(ctx.keys.queue_item(zone, owed.item_id(WARM, content_id))) for content_id in contents]
-    for content_id, item in zip(contents, items, strict=True):
-        # The zone's mark is read anew: the item before may have written it.
-        asked = owed.Asked(zone, item, tr.get(ctx.keys.queue_zone(zone)))
-        await owe_warm(tr, ctx, ctx.home.region, bucket.id, content_id, asked)
+    await owed.enqueue_all(tr, ctx, zone, WARM, contents, priority=WARM_PRIORITY, bucket=bucket.id)
 
 
 async def owe_warm(
