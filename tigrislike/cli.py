@@ -1,5 +1,5 @@
-"""The command line: `serve`, `storage create`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`,
-`scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`,
+`evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -34,9 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 storage = typer.Typer(help="Buckets with a key pair of their own.", no_args_is_help=True)
+buckets = typer.Typer(help="How a bucket's objects are kept and read.", no_args_is_help=True)
 admin = typer.Typer(help="For operators, on the node itself.", no_args_is_help=True)
 cache = typer.Typer(help="What is on this node's disk, and what is to be.", no_args_is_help=True)
 app.add_typer(storage, name="storage")
+app.add_typer(buckets, name="buckets")
 app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 
@@ -168,11 +170,18 @@ export AWS_REGION=auto
 app.command("serve")(_with_settings(_serve))
 
 
+_READ_MODE_HELP = (
+    "`strong`: reads see every write that is over; `bounded=10s`: reads may be that old, and go on while the "
+    "database is out of reach."
+)
+
+
 def _storage_create(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="Name of the bucket to make.", metavar="NAME")],
     *,
     public: Annotated[bool, typer.Option("--public", help="Anyone may read its objects, without a key.")] = False,
+    read_mode: Annotated[str, typer.Option(help=_READ_MODE_HELP, metavar="MODE")] = "strong",
     env_file: Annotated[
         Path | None,
         typer.Option(help="Write the variables to this new file, readable by you only, not to the screen."),
@@ -198,8 +207,9 @@ def _storage_create(
 
     def create() -> Storage:
         if endpoint is None:
-            return create_local(settings, name, public=public)
-        return create_remote(endpoint, *_root_keys(settings), name, public=public, ca_bundle=_ca_bundle())
+            return create_local(settings, name, public=public, read_mode=read_mode)
+        keys = _root_keys(settings)
+        return create_remote(endpoint, *keys, name, public=public, read_mode=read_mode, ca_bundle=_ca_bundle())
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -214,6 +224,30 @@ def _storage_create(
             typer.echo(f"bucket {made.bucket} made; its variables are in {env_file}", err=True)
     except StorageError as error:
         _fail(str(error))
+
+
+def _buckets_set(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
+    *,
+    read_mode: Annotated[str | None, typer.Option(help=_READ_MODE_HELP, metavar="MODE", show_default=False)] = None,
+) -> None:
+    """Change how a bucket's objects are kept and read; what is not named stays as it is.
+
+    Prints what is so now, as NAME=VALUE lines. Running nodes need no restart.
+    """
+    from tigrislike.admin.buckets import BucketError, change
+
+    given: dict[str, object] = {"read_mode": read_mode}
+    changes = {field: value for field, value in given.items() if value is not None}
+    if not changes:
+        _fail("nothing to change: name at least one setting of the bucket")
+    try:
+        bucket = change(settings, name, changes)
+    except BucketError as error:
+        _fail(str(error))
+    for field in given:
+        typer.echo(f"{field.replace('_', '-')}={getattr(bucket, field)}")
 
 
 def _root_keys(settings: Settings) -> tuple[str, str]:
@@ -484,6 +518,7 @@ def _cache_scrub(settings: Settings, *, as_json: _AsJson = False) -> None:
 
 
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+buckets.command("set")(_with_settings(_buckets_set, _STORE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
 cache.command("ls")(_with_settings(_cache_ls, _CACHE))
 cache.command("warm")(_with_settings(_cache_warm, _CACHE))

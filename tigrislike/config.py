@@ -16,9 +16,10 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
@@ -91,9 +92,36 @@ def _parse_block_size(text: str) -> int:
     return size
 
 
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far an SQLite file is made to be, for a region in a laboratory: `metadata/kv/distance.py`."""
+
+    round_trip_s: float
+    cut_while: Path | None
+    timeout_s: float
+
+
+def parse_distance(query: str) -> Distance | None:
+    """What an SQLite URL's query says: `round-trip=80ms&cut-while=PATH&timeout=1s`, each optional; None: nothing."""
+    if not query:
+        return None
+    given = parse_qsl(query, keep_blank_values=True, strict_parsing=True, errors="strict")
+    options = dict(given)
+    if len(options) < len(given) or not options.keys() <= {"round-trip", "cut-while", "timeout"}:
+        raise ValueError("the options of SQLite are round-trip, cut-while and timeout, each once")
+    return Distance(
+        round_trip_s=parse_duration(options.get("round-trip", "0")),
+        cut_while=_path(options["cut-while"]) if "cut-while" in options else None,
+        timeout_s=parse_duration(options.get("timeout", "1s")),
+    )
+
+
 def _parse_url(text: str) -> str:
     if not text.startswith(("sqlite:///", "fdb:///")):
         raise ValueError("expected sqlite:///FILE or fdb:///CLUSTERFILE")
+    parts = urlsplit(text)
+    if parts.scheme == "sqlite":
+        parse_distance(parts.query)
     return text
 
 
@@ -102,6 +130,20 @@ def _parse_domain(text: str) -> str:
     if domain and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", domain):
         raise ValueError("expected a host name such as s3.example.com")
     return domain
+
+
+def _parse_endpoint(text: str) -> str:
+    parts = urlsplit(text)
+    # `port` raises ValueError where it is none.
+    if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
+        raise ValueError("expected a URL such as http://10.0.0.1:9000")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("expected a URL of scheme, host and port only")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _parse_address(text: str) -> str:
+    return str(ip_address(text))
 
 
 def _parse_capacity(text: str) -> int | None:
@@ -291,6 +333,27 @@ class Settings:
         name="sweep-interval",
         shown="5m",
     )
+    bounded_memory: int = _setting(
+        64 * _MIB,
+        parse_size,
+        "Memory a worker gives to records that reads of bounded buckets use again, small objects' bytes included.",
+        shown="64MiB",
+    )
+    bounded_outage_s: float = _setting(
+        3600.0,
+        parse_duration,
+        "Greatest age of a record that answers reads of bounded buckets while the database is out of reach.",
+        name="bounded-outage",
+        shown="1h",
+    )
+    bounded_wait_s: float = _setting(
+        0.5,
+        _positive(parse_duration),
+        "How long a read of a bounded bucket, whose answer is known, waits for the database before it is taken to be "
+        "out of reach.",
+        name="bounded-wait",
+        shown="500ms",
+    )
     max_connections: int = _setting(
         4096,
         _positive(_parse_count),
@@ -301,6 +364,11 @@ class Settings:
     )
     max_requests_per_key: int = _setting(
         512, _positive(_parse_count), "Requests in flight in a worker for one access key; beyond it 503 SlowDown."
+    )
+    max_peer_requests: int = _setting(
+        256,
+        _positive(_parse_count),
+        "Requests of other nodes in flight in a worker, beside those of clients; beyond it 503.",
     )
     max_body_memory_bytes: int = _setting(
         512 * _MIB,
@@ -350,6 +418,31 @@ class Settings:
         "How long requests in flight may go on after SIGTERM; then they are cut.",
         name="drain-timeout",
         shown="30s",
+    )
+    advertise: str = _setting(
+        "",
+        _parse_endpoint,
+        "URL at which other nodes reach this one, if it is not that of --host and --port.",
+        shown="--host and --port; this machine's primary address where --host is every address",
+    )
+    peer_ca: Path | None = _setting(
+        None,
+        _path,
+        "PEM file of the authorities to trust for other nodes' https endpoints, and no others.",
+        shown="those of the system",
+    )
+    peer_source_address: str = _setting(
+        "",
+        _parse_address,
+        "Address of this machine to reach other nodes from, where it has several.",
+        shown="as the system routes",
+    )
+    peer_connect_timeout_s: float = _setting(
+        2.0,
+        _positive(parse_duration),
+        "How long connecting to another node may take.",
+        name="peer-connect-timeout",
+        shown="2s",
     )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."

@@ -45,7 +45,7 @@ _LOG = logging.getLogger("tigrislike.metrics")
 
 NO_OPERATION: Final = "none"
 """The operation of what is no S3 request that could be told apart: garbage, unknown paths."""
-SERVICE_OPERATIONS: Final = ("Healthz", "Readyz", "Metrics", "CreateStorage")
+SERVICE_OPERATIONS: Final = ("Healthz", "Readyz", "Metrics", "CreateStorage", "PeerRead", "PeerPing", "PeerCopy")
 STATUSES: Final = (
     0, 200, 201, 204, 206, 301, 303, 304, 307, 400, 403, 404, 405, 408, 409, 411, 412, 413, 415, 416, 417, 431, 500,
     501, 503, 505, 507,
@@ -57,7 +57,8 @@ _PID: Final = 0
 _COUNTERS: Final = slice(1, 1 + CELLS)
 _SENDFILE_BYTES: Final = _COUNTERS.stop
 _SENDFILE_COLD: Final = _COUNTERS.stop + 1
-_REQUESTS: Final = _COUNTERS.stop + 2
+_REUSED: Final = {"fresh": _COUNTERS.stop + 2, "stale": _COUNTERS.stop + 3}
+_REQUESTS: Final = _COUNTERS.stop + 4
 _PER_OPERATION: Final = 2 + len(STATUSES)
 """Bytes received, bytes sent, and requests by status."""
 _GAUGE_CELLS: Final = tuple(1 + COUNTED.index(name) for name in sorted(GAUGES))
@@ -126,6 +127,8 @@ class Row:
         cells[offset] += received
         cells[offset + 1] += sent
         cells[offset + self._statuses.get(status, self._unknown_status)] += 1
+        if (reused := notes.get("reused")) is not None:
+            cells[_REUSED[reused]] += 1
 
     def sendfile(self, sent_bytes: int, cold: int) -> None:
         """Say how much this process has sent by sendfile so far, and how often it had to wait for the disk."""
@@ -266,6 +269,16 @@ class Snapshot:
                 if sums[at]:
                     family.add_metric([operation], sums[at])
             yield family
+        yield CounterMetricFamily(
+            "tigrislike_bounded_hits",
+            "Reads of bounded buckets answered within the bound, without the database.",
+            self._sums[_REUSED["fresh"]],
+        )
+        yield CounterMetricFamily(
+            "tigrislike_bounded_stale",
+            "Reads of bounded buckets answered beyond the bound, for the database was out of reach.",
+            self._sums[_REUSED["stale"]],
+        )
         yield CounterMetricFamily(
             "tigrislike_sendfile_bytes", "Bytes sent from files without a copy.", self._sums[_SENDFILE_BYTES]
         )

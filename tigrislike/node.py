@@ -24,6 +24,7 @@ from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.kv import (
     AmbiguousCommit,
     Engine,
@@ -121,11 +122,15 @@ class Node:
                     node_id=blocks.node_id,
                     region=settings.region,
                     reclaim_grace_s=settings.reclaim_grace_s,
+                    bounds=Bounds(
+                        settings.bounded_memory, int(settings.bounded_outage_s * 1e9), settings.bounded_wait_s
+                    ),
                 )
-                node = cls(settings, engine, metadata, blocks)
-                if open_source is not None:
-                    blocks.fill_from(open_source(node))
-                yield node
+                async with contextlib.aclosing(metadata):
+                    node = cls(settings, engine, metadata, blocks)
+                    if open_source is not None:
+                        blocks.fill_from(open_source(node))
+                    yield node
             finally:
                 await engine.close()
         finally:

@@ -32,6 +32,7 @@ from tigrislike.config import Settings
 from tigrislike.logs import AccessLog, Record, setup_logging
 from tigrislike.metrics import Metrics, Row, Table
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
+from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
@@ -42,6 +43,7 @@ _LOG = logging.getLogger("tigrislike.server")
 # A thread that computes delays the event loop by at most this much (CPython's default is 5 ms).
 _SWITCH_INTERVAL_S = 0.0005
 _CLEANUP_TIMEOUT_S = 5.0
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # and what a client on this machine uses
 # A page of a listing is some ten thousand objects and no cycle: with CPython's default of 700 it would be searched for
 # garbage many times over while it is built, which costs a third of the whole request.
 _GC_THRESHOLDS = (50_000, 20, 100)
@@ -69,11 +71,13 @@ class Shared:
         loads: connections by worker.
         verified: which chunks of which blocks have been verified since the node started.
         metrics: a row for the agent, and then one for each worker.
+        epochs: which requests of other nodes were accepted.
     """
 
     loads: LoadTable
     verified: Verified
     metrics: Table
+    epochs: Epochs
 
     @classmethod
     def of(cls, settings: Settings) -> Shared:
@@ -82,6 +86,7 @@ class Shared:
             LoadTable(settings.workers),
             Verified.shared(),
             Table(1 + settings.workers, [*operations, "PostObject"]),
+            Epochs(),
         )
 
     def open_node(
@@ -169,10 +174,31 @@ def bind(host: str, port: int) -> socket.socket:
 
 def endpoint_url(settings: Settings, port: int) -> str:
     """The URL that a client on this machine uses."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
+    host = _WILDCARDS.get(settings.host, settings.host)
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
     return f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
+
+
+def peer_endpoint(settings: Settings, port: int) -> str:
+    """The URL at which other nodes reach this one, which listens on `port`."""
+    if settings.advertise:
+        return settings.advertise
+    url = endpoint_url(settings, port)
+    if settings.host not in _WILDCARDS:
+        return url
+    return f"{url.partition('://')[0]}://{primary_address()}:{port}"
+
+
+def primary_address() -> str:
+    """The address that this machine's packets have which go by its default route; 127.0.0.1 where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; reserved for documentation (RFC 5737)
+        except OSError:
+            return "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address
 
 
 class WorkerServer(uvicorn.Server):
@@ -269,7 +295,9 @@ async def worker(
             _LOG.error("cannot open the store: %s", error)
             return 1
         metrics = Metrics(shared.metrics, node.blocks)
-        app = create_app(metadata=node.metadata, blocks=node.blocks, settings=settings, metrics=metrics)
+        app = create_app(
+            metadata=node.metadata, blocks=node.blocks, settings=settings, metrics=metrics, epochs=shared.epochs
+        )
         duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S)]
         return await serve_app(app, settings, listener, shared.loads, index, row, duties, announce, lifeline)
 
@@ -346,7 +374,8 @@ async def agent(
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        await node.work(stop)
+        async with repeating([("epochs", shared.epochs.renew, RENEW_S)]):
+            await node.work(stop)
     return 0
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from tigrislike.config import Settings
 
 _TIMEOUT_S = 30.0
+STRONG = "strong"
 
 
 class StorageError(Exception):
@@ -52,7 +53,7 @@ class Storage:
         return "".join(f"{name}={value}\n" for name, value in self.variables.items())
 
 
-def create_local(settings: Settings, name: str, *, public: bool) -> Storage:
+def create_local(settings: Settings, name: str, *, public: bool, read_mode: str = STRONG) -> Storage:
     """Make it in the store of the settings, whether or not a server runs on it.
 
     Raises:
@@ -66,7 +67,7 @@ def create_local(settings: Settings, name: str, *, public: bool) -> Storage:
     async def create() -> Storage:
         async with Node.opened(settings) as node:
             root = await node.ensure_root()
-            bucket, key = await node.metadata.create_storage(name, root.owner, public=public)
+            bucket, key = await node.metadata.create_storage(name, root.owner, public=public, read_mode=read_mode)
             return Storage(bucket.name, endpoint_url(settings, settings.port), key.key_id, key.secret)
 
     try:
@@ -78,7 +79,14 @@ def create_local(settings: Settings, name: str, *, public: bool) -> Storage:
 
 
 def create_remote(
-    endpoint: str, access_key_id: str, secret_access_key: str, name: str, *, public: bool, ca_bundle: str | None = None
+    endpoint: str,
+    access_key_id: str,
+    secret_access_key: str,
+    name: str,
+    *,
+    public: bool,
+    read_mode: str = STRONG,
+    ca_bundle: str | None = None,
 ) -> Storage:
     """Ask a running server, as root.
 
@@ -94,7 +102,10 @@ def create_remote(
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
-    body = json.dumps({"name": name, "public": public}).encode()
+    wanted: dict[str, object] = {"name": name, "public": public}
+    if read_mode != STRONG:  # a server of an older release does not know it
+        wanted["read_mode"] = read_mode
+    body = json.dumps(wanted).encode()
     url = f"{endpoint.rstrip('/')}/_tigrislike/storage"
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:

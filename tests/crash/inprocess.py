@@ -23,7 +23,7 @@ from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.config import Settings
 from tigrislike.metadata import MasterKey, Metadata
-from tigrislike.metadata.kv import Clock, Engine, open_engine
+from tigrislike.metadata.kv import Clock, Engine, Faults, open_engine
 from tigrislike.metadata.kv.sqlite import SqliteEngine
 from tigrislike.s3api.app import create_app
 from tigrislike.s3api.protocol import Protocol, load_protocol
@@ -138,11 +138,15 @@ async def opened(
     clock: Clock | None = None,
     grace_s: float = 0.0,
     around: Callable[[Engine], Engine] | None = None,
+    faults: Faults | None = None,
+    **options: Any,
 ) -> AsyncIterator[InProcessNode]:
     """A node under `data_dir`, laid out as `node.py` lays it out, for the length of a `with` block.
 
     Args:
         vfs: the SQLite VFS to open the database with, where SQLite is the engine.
+        faults: of the engine, where no `vfs` is given.
+        options: for `Metadata.open`.
         around: makes the engine that the node gets out of the one that was opened.
     """
     settings = Settings(
@@ -157,7 +161,7 @@ async def opened(
     try:
         engine: Engine
         if vfs is None:
-            engine = await open_engine(settings.metadata, clock=clock)
+            engine = await open_engine(settings.metadata, clock=clock, faults=faults)
         else:
             assert settings.sqlite_path is not None
             engine = await SqliteEngine.open(str(settings.sqlite_path), vfs=vfs, clock=clock)
@@ -165,13 +169,14 @@ async def opened(
             engine = around(engine)
         try:
             metadata = await Metadata.open(
-                engine, master_key=MASTER, node_id=blocks.node_id, region="here", reclaim_grace_s=grace_s
+                engine, master_key=MASTER, node_id=blocks.node_id, region="here", reclaim_grace_s=grace_s, **options
             )
-            await metadata.ensure_root(KEY_ID, SECRET)
-            with mock.patch("tigrislike.s3api.app.load_protocol", _protocol):
-                app = create_app(metadata=metadata, blocks=blocks, settings=settings)
-            caller = Caller(SimpleNamespace(endpoint=f"http://{HOST}"), KEY_ID, SECRET)
-            yield InProcessNode(engine, metadata, blocks, app, caller)
+            async with contextlib.aclosing(metadata):
+                await metadata.ensure_root(KEY_ID, SECRET)
+                with mock.patch("tigrislike.s3api.app.load_protocol", _protocol):
+                    app = create_app(metadata=metadata, blocks=blocks, settings=settings)
+                caller = Caller(SimpleNamespace(endpoint=f"http://{HOST}"), KEY_ID, SECRET)
+                yield InProcessNode(engine, metadata, blocks, app, caller)
         finally:
             await engine.close()
     finally:

@@ -14,11 +14,12 @@ import pytest
 from tests import clusters
 from tigrislike.metadata.kv import Engine, Faults
 from tigrislike.metadata.kv.clock import Clock
+from tigrislike.metadata.kv.distance import DistantEngine
 
 from .fake_binding import FakeFdb
 from .memory_engine import MemoryEngine
 
-ENGINES = ["memory", "sqlite", "fdb-adapter", pytest.param("fdb", marks=pytest.mark.fdb)]
+ENGINES = ["memory", "sqlite", "sqlite-afar", "fdb-adapter", pytest.param("fdb", marks=pytest.mark.fdb)]
 """For tests that run over every kind. FoundationDB's are skipped where no cluster answers."""
 
 
@@ -26,9 +27,9 @@ ENGINES = ["memory", "sqlite", "fdb-adapter", pytest.param("fdb", marks=pytest.m
 class EngineUnderTest:
     """Opens engines of one kind over one store.
 
-    `name` is memory, sqlite, fdb (a cluster), or fdb-adapter (the FoundationDB engine over a client library that is
-    made up, `fake_binding.py`). `run` runs a test body on a loop of its own, with an engine opened for it and
-    closed after.
+    `name` is memory, sqlite, sqlite-afar (at a distance of nothing, and never cut off), fdb (a cluster), or fdb-adapter
+    (the FoundationDB engine over a client library that is made up, `fake_binding.py`). `run` runs a test body on a loop
+    of its own, with an engine opened for it and closed after.
     """
 
     name: str
@@ -46,10 +47,12 @@ class EngineUnderTest:
             return
         if self.name == "memory":
             engine = MemoryEngine(seed=1, clock=clock, faults=faults)
-        elif self.name == "sqlite":
+        elif self.name in ("sqlite", "sqlite-afar"):
             from tigrislike.metadata.kv.sqlite import SqliteEngine
 
             engine = await SqliteEngine.open(str(self.directory / "metadata.db"), clock=clock, faults=faults)
+            if self.name == "sqlite-afar":
+                engine = DistantEngine(engine, 0, cut_while=self.directory / "cut")
         else:
             from tigrislike.metadata.kv.fdb import FdbEngine
 

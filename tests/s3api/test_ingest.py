@@ -22,6 +22,8 @@ from tigrislike.metadata.kv import (
     StoreSealed,
     TransactionTimedOut,
 )
+from tigrislike.metadata.placing import Regions
+from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.ingest import ingest_bytes
 
 
@@ -37,7 +39,8 @@ def places_after(root: Path, error: BaseException | None) -> list[str]:
     async def main() -> list[str]:
         blocks = BlockStore.open(root)
         try:
-            ctx: Any = SimpleNamespace(blocks=blocks)
+            metadata = SimpleNamespace(regions=Regions())
+            ctx: Any = SimpleNamespace(blocks=blocks, metadata=metadata, bucket=Bucket(b"i" * 16, "b", "me", 0))
             expected = contextlib.nullcontext() if error is None else pytest.raises(type(error))
             with expected:
                 async with ingest_bytes(ctx, b"data" * 10_000, "CRC32") as received:

@@ -88,6 +88,7 @@ _HITS: Final[dict[Place, str]] = {"home": "hits_home", "cache": "hits_cache", "i
 
 class BlobReader:
     """Reads of one blob. Made by `BlockStore.open_blob`; holds nothing open between reads; any number may run at once.
+    Without a `recovery` it reads what is here, and fetches and mends nothing.
 
     Attributes:
         blob_id: 16 bytes.
@@ -97,7 +98,7 @@ class BlobReader:
     """
 
     def __init__(
-        self, local: Local, cache: Cache, recovery: Recovery, pool: Executor, blob_id: bytes, size: int
+        self, local: Local, cache: Cache, recovery: Recovery | None, pool: Executor, blob_id: bytes, size: int
     ) -> None:
         self._local = local
         self._cache = cache
@@ -201,6 +202,8 @@ class BlobReader:
             if number != counted:
                 counted = number
                 add(misses=1)
+            if self._recovery is None:
+                raise failure
             end = min(block_size, offset + stop - start)
             tries += 1
             async with aclosing(

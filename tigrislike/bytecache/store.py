@@ -253,9 +253,14 @@ class BlockStore:
             size=size,
         )
 
-    def open_blob(self, blob_id: bytes, size: int) -> BlobReader:
-        """Read a committed blob of `size` bytes. Does no I/O: a missing block is reported by the read that meets it."""
-        return BlobReader(self._local, self._cache, self._recovery, self._readers, blob_id, size)
+    def open_blob(self, blob_id: bytes, size: int, *, fetch: bool = True) -> BlobReader:
+        """Read a committed blob of `size` bytes. Does no I/O: a missing block is reported by the read that meets it.
+
+        Args:
+            fetch: Whether what is not here, or damaged, is fetched; else reading it raises MissingBlob or CorruptBlock.
+        """
+        recovery = self._recovery if fetch else None
+        return BlobReader(self._local, self._cache, recovery, self._readers, blob_id, size)
 
     async def publish(self, blob_id: bytes) -> None:
         """Move a finished and committed blob to `home/`. Doing it again, or for a blob that is there, does nothing.

@@ -2,7 +2,8 @@
 
 `RecordCache` holds buckets, access keys and configuration documents. They are valid while the database's metadata
 version is unchanged, which `refresh` checks once per request. Whatever changes or removes such a record bumps that
-version in the same transaction; creation does not, because absence is never cached.
+version in the same transaction; creation does not, because absence is never cached. Reads of bounded buckets
+(`bounded`) take them from here too, by the moment at which all of them were last known to be true.
 
 `ManifestCache` holds the part lists of multipart contents, which never change.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from .bounded import elapsed_ns
 from .errors import MetadataError, RecordsChanged
 from .kv.engine import Engine, Transaction
 from .records import AccessKey, Bucket, Part
@@ -61,10 +63,24 @@ class Proof(Generic[R]):
 class RecordCache:
     """Records as they are at one metadata version of the database. Every entry is of exactly that version."""
 
-    __slots__ = ("_applied", "_begun", "_engine", "_epoch", "_version", "access", "buckets", "configs")
+    __slots__ = (
+        "_applied",
+        "_begun",
+        "_engine",
+        "_epoch",
+        "_former_access",
+        "_former_buckets",
+        "_monotonic_ns",
+        "_true_ns",
+        "_version",
+        "access",
+        "buckets",
+        "configs",
+    )
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, monotonic_ns: Callable[[], int] = elapsed_ns) -> None:
         self._engine = engine
+        self._monotonic_ns = monotonic_ns
         self._version: bytes | None = None
         self._epoch = 0
         self._begun = 0
@@ -72,11 +88,16 @@ class RecordCache:
         self.buckets: dict[str, Bucket] = {}
         self.access: dict[str, AccessKey] = {}
         self.configs: dict[tuple[bytes, str], bytes] = {}
+        self._true_ns = 0
+        # What an outage finds of records that were dropped and not asked for since, and when each was last known true.
+        self._former_buckets: dict[str, tuple[Bucket, int]] = {}
+        self._former_access: dict[str, tuple[AccessKey, int]] = {}
 
     async def refresh(self) -> None:
         """Drop everything if the metadata version has moved on."""
         self._begun += 1
         mine = self._begun
+        began_ns = self._monotonic_ns()
         version = await self._engine.read(_metadata_version)
         if mine < self._applied:
             return  # a refresh that began later has been applied already: what it saw is newer
@@ -84,6 +105,7 @@ class RecordCache:
         if version != self._version:
             self.clear()
             self._version = version
+        self._true_ns = max(self._true_ns, began_ns)
 
     @property
     def version(self) -> bytes | None:
@@ -99,13 +121,41 @@ class RecordCache:
         Raises:
             RecordsChanged: refresh, and decide again.
         """
-        return await self._engine.read(Proof(fn, self._version), *args)
+        began_ns = self._monotonic_ns()
+        found = await self._engine.read(Proof(fn, self._version), *args)
+        # Where the version has moved on meanwhile, what is of the new one has been true since later.
+        self._true_ns = max(self._true_ns, began_ns)
+        return found
+
+    def known_bucket(self, name: str) -> tuple[Bucket, int] | None:
+        """The bucket as far as it is known, and when that was last known to be true on the monotonic clock."""
+        bucket = self.buckets.get(name)
+        return (bucket, self._true_ns) if bucket is not None else self._former_buckets.get(name)
+
+    def known_access(self, key_id: str) -> tuple[AccessKey, int] | None:
+        """The same of a key pair."""
+        key = self.access.get(key_id)
+        return (key, self._true_ns) if key is not None else self._former_access.get(key_id)
+
+    def changed(self, *, bucket: str = "", access: str = "") -> None:
+        """This process has changed or removed records, so that all are outdated; and what they were is no help."""
+        self.clear()
+        self._former_buckets.pop(bucket, None)
+        self._former_access.pop(access, None)
 
     def clear(self) -> None:
+        """Drop every record. What it was may still answer reads of bounded buckets while the database is away."""
+        self._retire(self.buckets, self._former_buckets)
+        self._retire(self.access, self._former_access)
         self._epoch += 1
         self.buckets.clear()
         self.access.clear()
         self.configs.clear()
+
+    def _retire(self, dropped: dict[str, V], former: dict[str, tuple[V, int]]) -> None:
+        if len(former) + len(dropped) > RECORDS:
+            former.clear()
+        former.update((name, (record, self._true_ns)) for name, record in dropped.items())
 
     async def load(self, cache: dict[K, V], key: K, fn: Callable[..., Awaitable[R]], *args: object) -> R:
         """Read a record by `fn(tr, *args)`; keep it if it is certain to be of the version that the cache is of."""
@@ -115,7 +165,13 @@ class RecordCache:
             version = tr.metadata_version()
             return await fn(tr, *args), await version
 
-        value, version = await self._engine.read(load_record)
+        former: dict[Any, Any] = self._former_buckets if cache is self.buckets else self._former_access
+        try:
+            value, version = await self._engine.read(load_record)
+        except MetadataError:
+            former.pop(key, None)
+            raise
+        former.pop(key, None)
         if value is not None and version == self._version and epoch == self._epoch:
             if len(cache) >= RECORDS:
                 cache.clear()

@@ -11,6 +11,7 @@ content is reclaimed (`blobs.condemn_content`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,9 +22,10 @@ from .context import Context
 from .keyspace import unpack_bytes
 from .kv.engine import Transaction
 from .placing import Alive, Wanted
-from .records import LIVE, Content, Home, digest16
+from .records import ENABLED, LIVE, Bucket, Content, Home, digest16
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import object_version as version_codec
 from .records import part as part_codec
 
 REPLICATE = "replicate"
@@ -31,8 +33,16 @@ HOLD = "hold"
 RELEASE = "release"
 """Tasks: a region is to have a home of a content, a node is to be one, a node is to be none any more."""
 
+WARM = "warm"
+"""Task: a region is to have a copy of a content in its cache."""
+
 REPLICATE_PRIORITY = 1
 RELEASE_PRIORITY = 2
+WARM_PRIORITY = 2
+
+ACCELERATION = "acceleration"
+"""The kind of a bucket's document that says whether what is written is warmed everywhere: one of S3's words, `ENABLED`
+and `SUSPENDED`."""
 
 
 class Located(NamedTuple):
@@ -232,3 +242,40 @@ async def owe_release(tr: Transaction, ctx: Context, node: bytes, bucket_id: byt
     """Ask a node to give up its home of a content, if it can."""
     zone = owed.zone_of(node, bucket_id)
     await owed.enqueue(tr, ctx, zone, RELEASE, content_id, priority=RELEASE_PRIORITY, bucket=bucket_id)
+
+
+async def owe_warmth(tr: Transaction, ctx: Context, bucket: Bucket, content_id: bytes, content: Content) -> None:
+    """Owe every other region a copy in its cache, where the bucket is accelerated and nothing says where its objects
+    are to be: the regions of a policy get homes."""
+    if ACCELERATION not in bucket.configs or content.regions:
+        return
+    status = tr.get(ctx.keys.config(bucket.id, ACCELERATION))
+    regions = sorted(ctx.regions.known - {ctx.home.region})
+    zones = [owed.zone_of(region_destination(region), bucket.id) for region in regions]
+    asked = [owed.ask(tr, ctx, zone, WARM, content_id) for zone in zones]
+    if await status != ENABLED.encode():
+        return
+    for region, reads in zip(regions, asked, strict=True):
+        await owe_warm(tr, ctx, region, bucket.id, content_id, reads)
+
+
+async def owe_warm_objects(tr: Transaction, ctx: Context, bucket: Bucket, keys: Sequence[str]) -> None:
+    """Owe this region copies of what the live versions of `keys` consist of, in its cache. A hundred keys at most."""
+    current = ctx.keys.in_bucket(bucket.id).current
+    rows = [tr.get(current.key(key)) for key in keys]
+    versions = [version_codec.decode(raw) for raw in [await row for row in rows] if raw is not None]
+    contents = dict.fromkeys(version.content for version in versions if version.content)
+    zone = owed.zone_of(region_destination(ctx.home.region), bucket.id)
+    items = [tr.get(ctx.keys.queue_item(zone, owed.item_id(WARM, content_id))) for content_id in contents]
+    for content_id, item in zip(contents, items, strict=True):
+        # The zone's mark is read anew: the item before may have written it.
+        asked = owed.Asked(zone, item, tr.get(ctx.keys.queue_zone(zone)))
+        await owe_warm(tr, ctx, ctx.home.region, bucket.id, content_id, asked)
+
+
+async def owe_warm(
+    tr: Transaction, ctx: Context, region: str, bucket_id: bytes, content_id: bytes, asked: owed.Asked | None = None
+) -> None:
+    """Owe a region a copy of a content in its cache."""
+    zone = owed.zone_of(region_destination(region), bucket_id)
+    await owed.enqueue(tr, ctx, zone, WARM, content_id, priority=WARM_PRIORITY, bucket=bucket_id, asked=asked)

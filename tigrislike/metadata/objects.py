@@ -15,7 +15,7 @@ from .blobs import commit_blob, live_content
 from .conditions import check_delete, check_read, check_write
 from .context import Context, hold_bucket
 from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, NoSuchVersion
-from .homes import owe_replicas, share
+from .homes import owe_replicas, owe_warmth, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
 from .records import (
@@ -102,6 +102,7 @@ async def put_object(
         for home in homes:
             tr.set(ctx.keys.home(home.node, content_id), b"")
         await owe_replicas(tr, ctx, content_id, content)
+        await owe_warmth(tr, ctx, bucket, content_id, content)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
@@ -292,7 +293,9 @@ async def copy_object(
     draft = draft_from(version)
     if version.content:
         content = await live_content(tr, ctx, version.content)
-        await share(tr, ctx, version.content, content, placing.wanted(bucket, ctx.regions, draft.regions))
+        wanted = placing.wanted(bucket, ctx.regions, draft.regions)
+        await share(tr, ctx, version.content, content, wanted)
+        await owe_warmth(tr, ctx, bucket, version.content, placing.merged(content, wanted))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
 

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -27,6 +27,9 @@ _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 MAX_REGIONS = 16
 GLOBAL = "global"
 """The policy that names no region."""
+
+LOCAL = "local"
+"""The durability of a bucket whose writes are acknowledged once one node holds them."""
 
 Alive = Mapping[bytes, str]
 """Nodes that may be counted on, by id, and their regions."""
@@ -93,12 +96,27 @@ def parse_durability(text: str) -> int:
     Raises:
         InvalidArgument.
     """
-    if text == "local":
+    if text == LOCAL:
         return 1
     match = re.fullmatch(r"homes=([1-9])", text)
     if match is None:
         raise InvalidArgument("X-Tigrislike-Durability", text, "Durability is local or homes=N, N from 1 to 9")
     return int(match[1])
+
+
+def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]:
+    """Fields of a bucket's record with its policies as they are kept, whatever way of writing them was chosen.
+
+    Raises:
+        InvalidArgument.
+    """
+    kept = dict(fields)
+    if "region_policy" in kept:
+        kept["region_policy"] = ",".join(regions.parse(kept["region_policy"]))
+    if "durability" in kept:
+        copies = parse_durability(kept["durability"])
+        kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
+    return kept
 
 
 def wanted(bucket: Bucket, regions: Regions, explicit: tuple[str, ...] = ()) -> Wanted:

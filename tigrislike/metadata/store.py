@@ -11,21 +11,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
+from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
-from .errors import ClockBehind, FormatTooNew, MetadataError, NoSuchBucket, NoSuchUpload, StoreIncomplete
+from .errors import (
+    ClockBehind,
+    FormatTooNew,
+    MetadataError,
+    NoSuchBucket,
+    NoSuchUpload,
+    RecordsChanged,
+    StoreIncomplete,
+)
 from .homes import Held, Located
 from .keyspace import Keyspace
 from .kv.engine import Engine, Transaction
-from .kv.errors import StoreSealed
+from .kv.errors import EngineError, EngineUnavailable, StoreSealed
 from .kv.seal import CLOCK_FLOOR, COPYING, seal_members
 from .migrating import FORMAT, migrate
-from .placing import Alive, Regions
+from .outage import Outage
+from .placing import LOCAL, Alive, Regions, policy_fields
 from .queue import Queue
 from .records import (
     DEFAULT_STORAGE_CLASS,
@@ -65,6 +75,9 @@ T = TypeVar("T")
 PREPARE_PARTS = 50
 """Above this many parts, an object's checksum is computed on a thread before the completing transaction."""
 
+WARM_BATCH = 100
+"""Keys whose warming one transaction owes."""
+
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
 
@@ -89,16 +102,31 @@ async def _open_cluster(tr: Transaction, ctx: Context, fresh: Cluster, master: M
 
 
 class Metadata:
-    """What exists, in one database. Open with `Metadata.open`; the engine stays the caller's to close."""
+    """What exists, in one database. Open with `Metadata.open`; the engine stays the caller's to close, after this.
 
-    def __init__(self, engine: Engine, context: Context, master: MasterKey, cluster: Cluster) -> None:
+    `outage` says whether the database can be reached.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        context: Context,
+        master: MasterKey,
+        cluster: Cluster,
+        bounds: Bounds,
+        monotonic_ns: Callable[[], int],
+    ) -> None:
         self.engine = engine
         self._background = engine.background
         self.context = context
         self.cluster = cluster
         self._master = master
-        self._records = RecordCache(engine)
+        self._monotonic_ns = monotonic_ns
+        self._records = RecordCache(engine, monotonic_ns)
         self._manifests = ManifestCache()
+        self._bounds = bounds
+        self._recollection = Recollection(bounds.memory_bytes)
+        self.outage = Outage(self.ping)
         self.queue = Queue(engine.background, context)
 
     @classmethod
@@ -113,13 +141,16 @@ class Metadata:
         reclaim_grace_s: float = 3600,
         regions: Regions | None = None,
         replica_decay_s: float = 7 * 86400,
+        bounds: Bounds | None = None,
+        monotonic_ns: Callable[[], int] = elapsed_ns,
     ) -> Metadata:
         """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
         exceed the longest read. `regions` is what the names in policies mean, `replica_decay_s` how long a replica
-        stays that was made on demand and is not read.
+        stays that was made on demand and is not read. `bounds` are of reads of bounded buckets, whose
+        ages `monotonic_ns` measures.
 
         Raises:
             FormatTooNew, WrongMasterKey.
@@ -138,7 +169,11 @@ class Metadata:
             # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
             with contextlib.suppress(StoreSealed):
                 cluster = await migrate(engine, context)
-        return cls(engine, context, master_key, cluster)
+        return cls(engine, context, master_key, cluster, bounds or Bounds(), monotonic_ns)
+
+    async def aclose(self) -> None:
+        """End what goes on in the background."""
+        await self.outage.close()
 
     def derive_key(self, purpose: str) -> bytes:
         """32 secret bytes for `purpose`, the same on every node of the cluster; another master key gives others."""
@@ -153,8 +188,13 @@ class Metadata:
         await self.engine.read(_get, self.context.keys.cluster)
 
     async def refresh(self) -> None:
-        """Make the cached records as fresh as the database is now. Call once at the start of a request."""
-        await self._records.refresh()
+        """Make the cached records as fresh as the database is now. Call once at the start of a request.
+
+        Raises:
+            EngineUnavailable: at once, while the database is known to be away.
+        """
+        with self.outage:
+            await self._records.refresh()
 
     @property
     def record_version(self) -> bytes | None:
@@ -172,9 +212,10 @@ class Metadata:
         cached = self._records.access.get(key_id)
         if cached is not None:
             return cached
-        return await self._records.load(
-            self._records.access, key_id, access.read_key, self.context, self._master, key_id
-        )
+        with self.outage:
+            return await self._records.load(
+                self._records.access, key_id, access.read_key, self.context, self._master, key_id
+            )
 
     async def create_access_key(
         self, owner: str, bucket: str = "", *, key_id: str | None = None, secret: str | None = None
@@ -195,7 +236,10 @@ class Metadata:
 
     async def delete_access_key(self, key_id: str) -> None:
         """Raises NoSuchAccessKey."""
-        await self.engine.transact(access.delete_key, self.context, key_id)
+        try:
+            await self.engine.transact(access.delete_key, self.context, key_id)
+        finally:
+            self._records.changed(access=key_id)
 
     async def list_access_keys(self, owner: str, after: str = "", limit: int = 1000) -> list[AccessRecord]:
         """An owner's keys in order of their ids; their secrets stay sealed."""
@@ -238,43 +282,53 @@ class Metadata:
         public_list: bool = False,
         versioning: str = NEVER,
         region_policy: str = "",
+        read_mode: str = STRONG,
+        durability: str = LOCAL,
         storage_class: str = DEFAULT_STORAGE_CLASS,
         documents: Mapping[str, bytes] = MappingProxyType({}),
     ) -> Bucket:
         """A bucket with configuration documents, by their kinds.
 
         Raises:
-            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists.
+            InvalidBucketName, BucketAlreadyOwnedByYou, BucketAlreadyExists, InvalidArgument (regions, durability,
+            read mode).
         """
-        bucket = self._new_bucket(name, owner, public, public_list, versioning, region_policy, storage_class)
-        return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
-
-    def _new_bucket(
-        self,
-        name: str,
-        owner: str,
-        public: bool = False,
-        public_list: bool = False,
-        versioning: str = NEVER,
-        region_policy: str = "",
-        storage_class: str = DEFAULT_STORAGE_CLASS,
-    ) -> Bucket:
-        buckets.check_bucket_name(name)
-        return Bucket(
-            secrets.token_bytes(16),
+        bucket = self._new_bucket(
             name,
             owner,
-            0,
             versioning=versioning,
             public=public,
             public_list=public_list,
             region_policy=region_policy,
+            read_mode=parse_read_mode(read_mode),
+            durability=durability,
             storage_class=storage_class,
         )
+        return await self.engine.transact(buckets.create_bucket, self.context, bucket, documents)
 
-    async def create_storage(self, name: str, owner: str, public: bool = False) -> tuple[Bucket, AccessKey]:
+    def _new_bucket(self, name: str, owner: str, **fields: Any) -> Bucket:
+        buckets.check_bucket_name(name)
+        return Bucket(secrets.token_bytes(16), name, owner, 0, **policy_fields(fields, self.regions))
+
+    async def create_storage(
+        self,
+        name: str,
+        owner: str,
+        public: bool = False,
+        region_policy: str = "",
+        durability: str = LOCAL,
+        read_mode: str = STRONG,
+    ) -> tuple[Bucket, AccessKey]:
         """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
-        bucket = self._new_bucket(name, owner, public, public)
+        bucket = self._new_bucket(
+            name,
+            owner,
+            public=public,
+            public_list=public,
+            region_policy=region_policy,
+            durability=durability,
+            read_mode=parse_read_mode(read_mode),
+        )
         key = self._new_key(owner, name)
 
         async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
@@ -288,11 +342,12 @@ class Metadata:
         cached = self._records.buckets.get(name)
         if cached is not None:
             return cached
-        return await self._records.load(self._records.buckets, name, buckets.read_bucket, self.context, name)
+        with self.outage:
+            return await self._records.load(self._records.buckets, name, buckets.read_bucket, self.context, name)
 
     async def delete_bucket(self, name: str) -> None:
         """Raises NoSuchBucket, BucketNotEmpty."""
-        await self.engine.transact(buckets.delete_bucket, self.context, name)
+        await self._change(name, buckets.delete_bucket, self.context, name)
 
     async def list_buckets(
         self, owner: str | None, bucket_scope: str = "", prefix: str = "", after: str = "", limit: int = 10_000
@@ -312,11 +367,27 @@ class Metadata:
 
     async def set_versioning(self, name: str, status: str) -> Bucket:
         """Raises NoSuchBucket, InvalidArgument."""
-        return await self.engine.transact(buckets.set_versioning, self.context, name, status)
+        return await self._change(name, buckets.set_versioning, self.context, name, status)
 
     async def change_bucket(self, name: str, **changes: object) -> Bucket:
-        """Replace fields of the bucket's record (public, public_list, region_policy, ...). Raises NoSuchBucket."""
-        return await self.engine.transact(buckets.change_bucket, self.context, name, changes)
+        """Replace fields of the bucket's record (public, public_list, region_policy, ...).
+
+        Policies hold for what is written from then on.
+
+        Raises:
+            NoSuchBucket, InvalidArgument (regions, durability, read mode).
+        """
+        changes = policy_fields(changes, self.regions)
+        if isinstance(mode := changes.get("read_mode"), str):
+            changes["read_mode"] = parse_read_mode(mode)
+        return await self._change(name, buckets.change_bucket, self.context, name, changes)
+
+    async def _change(self, name: str, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Change the record of a bucket: whatever becomes of that, what this process knew of it counts no more."""
+        try:
+            return await self.engine.transact(fn, *args)
+        finally:
+            self._records.changed(bucket=name)
 
     async def bucket_config(self, name: str, kind: str) -> bytes | None:
         """The bucket's configuration document of `kind`, None if it has none. Cached. Raises NoSuchBucket."""
@@ -331,11 +402,11 @@ class Metadata:
 
     async def put_bucket_config(self, name: str, kind: str, document: bytes) -> None:
         """Raises NoSuchBucket."""
-        await self.engine.transact(buckets.put_config, self.context, name, kind, document)
+        await self._change(name, buckets.put_config, self.context, name, kind, document)
 
     async def delete_bucket_config(self, name: str, kind: str) -> None:
         """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
-        await self.engine.transact(buckets.delete_config, self.context, name, kind)
+        await self._change(name, buckets.delete_config, self.context, name, kind)
 
     async def usage(self, bucket: Bucket) -> Usage:
         """The bucket's counters of objects, other versions, and bytes."""
@@ -348,9 +419,17 @@ class Metadata:
     ) -> ObjectVersion:
         """Make `draft` the newest version. Raises NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead."""
         check_key(key)
-        return await self.engine.transact(
-            objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
+        return await self._write(
+            bucket, (key,), objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
         )
+
+    async def _write(self, bucket: Bucket, keys: Iterable[str], fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Write objects: whatever becomes of that, reads through this process ask the database for them again."""
+        try:
+            return await self.engine.transact(fn, *args)
+        finally:
+            for key in keys:
+                self._recollection.forget((bucket.id, key))
 
     async def find_object(
         self, bucket: Bucket, key: str, version_id: str | None = None, *, prove: bool = False
@@ -362,10 +441,17 @@ class Metadata:
         Raises:
             NoSuchKey, NoSuchVersion, MethodNotAllowed (a delete marker), InvalidArgument, KeyTooLong.
             RecordsChanged: only with `prove`.
+            EngineUnavailable: with `prove` at once, while the database is known to be away.
         """
         check_key(key)
-        read = self._records.prove if prove else self.engine.read
-        found = await read(objects.find_object, self.context, bucket, key, version_id)
+        if prove and bound_ns(bucket.read_mode):
+            found = (await self._remember(bucket, key, version_id, whole=True)).found
+            assert found is not None
+            return found
+        read = self._prove if prove else self.engine.read
+        return await self._with_manifest(await read(objects.find_object, self.context, bucket, key, version_id))
+
+    async def _with_manifest(self, found: Found) -> Found:
         if found.version.parts:
             return Found(found.version, None, await self._manifest(found.version.content))
         return found
@@ -373,7 +459,8 @@ class Metadata:
     async def _manifest(self, content_id: bytes) -> tuple[Part, ...]:
         parts = self._manifests.get(content_id)
         if parts is None:
-            parts = await self.engine.read(blobs.load_parts, self.context, content_id)
+            with self.outage:
+                parts = await self.engine.read(blobs.load_parts, self.context, content_id)
             self._manifests.put(content_id, parts)
         return parts
 
@@ -382,8 +469,89 @@ class Metadata:
     ) -> ObjectVersion:
         """A version without its bytes or manifest. `prove` and errors as for `find_object`."""
         check_key(key)
-        read = self._records.prove if prove else self.engine.read
+        if prove and bound_ns(bucket.read_mode):
+            return (await self._remember(bucket, key, version_id, whole=False)).version
+        read = self._prove if prove else self.engine.read
         return await read(objects.head_object, self.context, bucket, key, version_id)
+
+    async def _prove(self, fn: Callable[..., Awaitable[T]], *args: object) -> T:
+        with self.outage:
+            return await self._records.prove(fn, *args)
+
+    # --- reads of bounded buckets
+
+    async def _remember(self, bucket: Bucket, key: str, version_id: str | None, *, whole: bool) -> Entry:
+        """Find a version in the database, and keep it; what is not there any more is forgotten."""
+        place = bucket.id, key
+        true_ns = self._monotonic_ns()
+        found = None
+        with self._recollection.reading(place) as reading:
+            try:
+                if whole:
+                    found = await self._prove(objects.find_object, self.context, bucket, key, version_id)
+                    found = await self._with_manifest(found)
+                    version = found.version
+                else:
+                    version = await self._prove(objects.head_object, self.context, bucket, key, version_id)
+            except RecordsChanged:
+                raise  # it says nothing about the object
+            except MetadataError:
+                self._recollection.forget_version(place, version_id)
+                raise
+            return self._recollection.keep(place, version_id, version, found, true_ns, reading)
+
+    def is_bounded(self, bucket_name: str) -> bool:
+        """Whether the bucket is known to be bounded: else there is nothing to recall."""
+        known = self._records.known_bucket(bucket_name)
+        return known is not None and bound_ns(known[0].read_mode) > 0
+
+    def recall(
+        self, bucket_name: str, key: str, version_id: str | None, key_id: str | None, *, whole: bool
+    ) -> Recalled | None:
+        """What a read of an object in a bounded bucket can be answered from without the database, however old.
+
+        None where the bucket is not bounded, or something is not known: `key_id` is the caller's access key (None:
+        nobody's), and `whole` asks for where the bytes are too. What is older than the bucket's bound, and than the
+        limit of an outage, is not known.
+        """
+        known = self._records.known_bucket(bucket_name)
+        if known is None or not (bound := bound_ns(known[0].read_mode)):
+            return None
+        bucket, true_ns = known
+        access_key = None
+        if key_id is not None:
+            known_access = self._records.known_access(key_id)
+            if known_access is None:
+                return None
+            access_key, access_ns = known_access
+            true_ns = min(true_ns, access_ns)
+        entry = self._recollection.get((bucket.id, key), version_id)
+        if entry is None or (whole and entry.found is None):
+            return None
+        age_ns = self._monotonic_ns() - min(true_ns, entry.true_ns)
+        if age_ns > max(bound, self._bounds.outage_ns):
+            return None
+        return Recalled(access_key, bucket, key, version_id, entry, age_ns, bound)
+
+    async def renew(self, recalled: Recalled, bucket_name: str, key_id: str | None, *, whole: bool) -> Recalled | None:
+        """What was recalled, proven anew; as it is where the database is away, or does not answer in time.
+
+        None: only the database can say more, and it answers.
+        """
+        bucket, key, version_id = await recalled.bucket(bucket_name), recalled.key, recalled.version_id
+        if not self.outage.under_way:
+            read = self.find_object if whole else self.head_object
+            try:
+                async with asyncio.timeout(self._bounds.wait_s):
+                    await read(bucket, key, version_id, prove=True)
+            except TimeoutError:
+                self.outage.suspect()
+            except EngineUnavailable:
+                pass  # which `outage` has noticed
+            except (MetadataError, EngineError):
+                return None
+        again = self.recall(bucket_name, key, version_id, key_id, whole=whole)
+        return again if self.outage.under_way or (again is not None and again.fresh) else None
 
     async def object_parts(self, version: ObjectVersion) -> tuple[Part, ...]:
         """The manifest of a multipart object, in order; empty for others."""
@@ -394,8 +562,8 @@ class Metadata:
     ) -> Deletion:
         """Raises NoSuchBucket, InvalidArgument (version id), NoSuchKey and PreconditionFailed (condition)."""
         check_key(key)
-        return await self.engine.transact(
-            objects.delete_object, self.context, bucket, self._token(bucket), key, version_id, condition
+        return await self._write(
+            bucket, (key,), objects.delete_object, self.context, bucket, self._token(bucket), key, version_id, condition
         )
 
     async def delete_objects(
@@ -429,7 +597,8 @@ class Metadata:
             return done
 
         for start in range(0, len(targets), DELETE_BATCH):
-            outcomes += await self.engine.transact(delete_batch, targets[start : start + DELETE_BATCH])
+            some = targets[start : start + DELETE_BATCH]
+            outcomes += await self._write(bucket, [key for key, _, _ in some], delete_batch, some)
         return outcomes
 
     async def copy_object(
@@ -450,7 +619,9 @@ class Metadata:
         """
         check_key(source[1])
         check_key(key)
-        return await self.engine.transact(
+        return await self._write(
+            bucket,
+            (key,),
             objects.copy_object,
             self.context,
             source,
@@ -467,8 +638,8 @@ class Metadata:
     ) -> ObjectVersion:
         """Replace a version's tags (empty: remove them). Raises as `find_object`, NoSuchBucket."""
         check_key(key)
-        return await self.engine.transact(
-            objects.put_tags, self.context, bucket, self._token(bucket), key, version_id, tags
+        return await self._write(
+            bucket, (key,), objects.put_tags, self.context, bucket, self._token(bucket), key, version_id, tags
         )
 
     # --- listings
@@ -580,7 +751,9 @@ class Metadata:
         prepared = None
         if len(parts) > PREPARE_PARTS:
             prepared = await self._prepare(bucket, key, content_id, parts, combine, composite)
-        return await self.engine.transact(
+        return await self._write(
+            bucket,
+            (key,),
             uploads.complete_upload,
             self.context,
             bucket,
@@ -670,6 +843,12 @@ class Metadata:
     async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Contents that a node holds, in the order of their ids, after the id `after`."""
         return await self._background.read(homes.homes_of, self.context, node, after, limit)
+
+    async def owe_warm_objects(self, bucket: Bucket, keys: Sequence[str]) -> None:
+        """Have copies of what the live versions of `keys` consist of fetched into the caches of this region, in the
+        background. What is asked for twice is owed once."""
+        for start in range(0, len(keys), WARM_BATCH):
+            await self.engine.transact(homes.owe_warm_objects, self.context, bucket, keys[start : start + WARM_BATCH])
 
     # --- blobs and contents: nobody waits for these
 

@@ -44,7 +44,7 @@ from .errors import (
     MalformedPartList,
     NoSuchUpload,
 )
-from .homes import owe_hold, owe_replicas, share
+from .homes import owe_hold, owe_replicas, owe_warmth, share
 from .keyspace import pack_bytes
 from .kv.engine import Transaction
 from .records import (
@@ -478,6 +478,7 @@ async def complete_upload(
     for home in homes:
         tr.set(ctx.keys.home(home.node, content_id), b"")
     await owe_replicas(tr, ctx, content_id, content)
+    await owe_warmth(tr, ctx, bucket, content_id, content)
     if not any(home.whole for home in homes):
         # Its parts are scattered: this node gathers them, and the others may then let go of theirs.
         await owe_hold(tr, ctx, ctx.home.node, bucket.id, content_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
 from tigrislike.bytecache.copies import Copy
@@ -31,6 +31,9 @@ _LOOK_S: Final = 0.25
 
 class TooFewHomes(SourceUnavailable):
     """Fewer nodes than a write must reach could be reached."""
+
+    code: ClassVar[str] = "ServiceUnavailable"
+    for_operators: ClassVar[bool] = False
 
 
 class CopyAsker(Protocol):

@@ -4,6 +4,9 @@ A request travels one way: address (`request`), route (`protocol`), authenticate
 (`authorisation`), admit (`admission`), parse (`protocol`), perform (`operations`), serialise and send. Whatever goes
 wrong on that way ends in `_refuse`, as an S3 error document.
 
+A read of an object in a bounded bucket first looks at what this process knows (`_reuse`): that decides who asks,
+whether they may, and what they get, all by records of a stated age.
+
 The service's own names (`/healthz`, `/readyz`, `/_tigrislike/...`) live on the service's own host only; under
 `bucket.domain` every path is a key.
 """
@@ -12,43 +15,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from tigrislike.bytecache import BlockStore, BytesError, Segment
+from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.errors import RecordsChanged
+from tigrislike.metadata.bounded import Recalled
+from tigrislike.metadata.errors import MetadataError, RecordsChanged
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
+from tigrislike.replication.epochs import Epochs
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.extensions import SERVED_FROM
+from tigrislike.s3api.internal import ReceiveCopy, internal_route
 from tigrislike.s3api.operations import load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
-from tigrislike.s3api.reading import Buffer, read_extents, segments_of
-from tigrislike.s3api.request import MAX_KEY_BYTES, Message, Receive, Request, Scope, bucket_of_host, new_request_id
-from tigrislike.s3api.sendfile import FileFailed
+from tigrislike.s3api.reading import Buffer, open_extent, read_extents, segments_of, send_pieces
+from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, Send, bucket_of_host, new_request_id
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
 
 log = logging.getLogger("tigrislike.s3api")
-
-Send = Callable[[Message], Awaitable[None]]
 
 # Where no bucket may lie: the service's own paths.
 RESERVED = frozenset({b"healthz", b"readyz", b"_tigrislike"})
 # Reads whose own transaction proves that the records they rest on are current, so that nothing is read before it.
 _PROVING = frozenset({"GetObject", "HeadObject"})
 _ATTEMPTS = 8
+CONSISTENT = "x-tigris-consistent"
 MAX_BUFFERED_BODY = 2 * 1024 * 1024
 _PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
 RETRY_AFTER_S = "1"
@@ -59,11 +64,27 @@ _XML = (b"content-type", b"application/xml")
 
 
 def create_app(
-    *, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+    *,
+    metadata: Metadata,
+    blocks: BlockStore,
+    settings: Settings,
+    metrics: Metrics | None = None,
+    epochs: Epochs | None = None,
+    receive_copy: ReceiveCopy | None = None,
+    regional: Regional | None = None,
 ) -> Starlette:
-    """The application over an open node's parts; they stay the caller's to close."""
-    services = Services(metadata, blocks, settings, metrics)
-    return S3Application(Gateway(services), service_routes(services))
+    """The application over an open node's parts; they stay the caller's to close.
+
+    Args:
+        epochs: the node's; without them other nodes are not answered.
+        receive_copy: what takes a blob that another node has and this one is to have.
+        regional: what is known of other nodes and regions.
+    """
+    services = Services(metadata, blocks, settings, metrics, regional)
+    routes = service_routes(services)
+    if epochs is not None:
+        routes.append(internal_route(services, epochs, receive_copy))
+    return S3Application(Gateway(services), routes)
 
 
 class S3Application(Starlette):
@@ -94,6 +115,7 @@ class Gateway:
         self._handlers = load_operations()
         self._domains = (settings.domain,) if settings.domain else ()
         self._admission = Admission.from_settings(settings)
+        self._served_here = (SERVED_FROM, services.metadata.context.home.region.encode())
 
     def is_own(self, scope: Scope) -> bool:
         """Whether a request addresses one of the service's own paths, on the service's own host."""
@@ -106,6 +128,9 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, new_request_id())
         request.notes["request_id"] = request.request_id
+        await self._respond(request, send)
+
+    async def _respond(self, request: Request, send: Send) -> None:
         try:
             request.address(self._domains)
             status, headers, body = await self._answer(request)
@@ -115,7 +140,12 @@ class Gateway:
         try:
             await self._send(request, status, headers, body, send)
         except BytesError as error:
-            await self._refuse(request, error, send)
+            if request.notes.pop("reused", None) == "fresh":
+                # The record was within its bound, and its bytes are gone already: what is there now?
+                request.headers[CONSISTENT] = "true"
+                await self._respond(request, send)
+            else:
+                await self._refuse(request, error, send)
 
     # --- from a request to a response
 
@@ -130,6 +160,10 @@ class Gateway:
         if operation.name not in _PROVING:
             await self._metadata.refresh()
             return await self._perform(request, claimed, operation)
+        if self._metadata.is_bounded(request.bucket):
+            reused = await self._reuse(request, claimed, operation)
+            if reused is not None:
+                return reused
         for _ in range(_ATTEMPTS):
             version = self._metadata.record_version
             try:
@@ -143,11 +177,41 @@ class Gateway:
                     raise
         raise S3Error("SlowDown")
 
-    async def _perform(self, request: Request, claimed: Claim | None, operation: Operation) -> Response:
+    async def _reuse(self, request: Request, claimed: Claim | None, operation: Operation) -> Response | None:
+        """What a read is answered from what this process knows, as far as the read mode of the bucket allows it.
+
+        None: ask the database. While that answers, it also decides about whatever would be refused here.
+        """
+        key_id = None if claimed is None else claimed.access_key_id
+        whole = operation.name == "GetObject" or "partNumber" in request.query
+        version_id = request.query.get("versionId")
+        recalled = self._metadata.recall(request.bucket, request.key, version_id, key_id, whole=whole)
+        if recalled is None or request.headers.get(CONSISTENT, "").lower() == "true":
+            return None
+        if not recalled.fresh:
+            recalled = await self._metadata.renew(recalled, request.bucket, key_id, whole=whole)
+            if recalled is None:
+                return None
+        try:
+            status, headers, body = await self._perform(request, claimed, operation, recalled)
+        except (S3Error, MetadataError):
+            if recalled.fresh:
+                return None
+            raise
+        request.notes["reused"] = "fresh" if recalled.fresh else "stale"
+        age_s = recalled.age_ns // 1_000_000_000
+        left_s = (recalled.bound_ns - recalled.age_ns) // 1_000_000_000
+        headers.append((b"age", b"%d" % age_s))
+        headers.append((b"cache-status", b"tigrislike; hit; ttl=%d" % left_s))
+        return status, headers, body
+
+    async def _perform(
+        self, request: Request, claimed: Claim | None, operation: Operation, recalled: Recalled | None = None
+    ) -> Response:
         verified = None
         if claimed is not None:
-            verified = await authenticate(self._metadata, request, claimed, self._body_sha256)
-        bucket = await self._authorise(request, operation)
+            verified = await authenticate(recalled or self._metadata, request, claimed, self._body_sha256)
+        bucket = await self._authorise(request, operation, recalled)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
                 "KeyTooLongError",
@@ -179,9 +243,13 @@ class Gateway:
                 inp = await asyncio.to_thread(operation.parse, *arguments)
             else:
                 inp = operation.parse(*arguments)
-            output = await handler(Context(self._services, request, bucket, payload), inp)
+            output = await handler(Context(self._services, request, bucket, payload, recalled), inp)
         content = output.pop("Body", None)
+        own_headers = output.pop("Headers", ())
         status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
+        headers.extend(own_headers)
+        if operation.name in _PROVING and not isinstance(content, list):
+            headers.append(self._served_here)
         return status, headers, document if content is None else content
 
     async def _body_sha256(self, request: Request) -> str:
@@ -193,7 +261,9 @@ class Gateway:
         with self._admission.admit_unverified(MAX_BUFFERED_BODY):
             return await request.buffer_body(MAX_BUFFERED_BODY)
 
-    async def _authorise(self, request: Request, operation: Operation) -> Bucket | None:
+    async def _authorise(
+        self, request: Request, operation: Operation, recalled: Recalled | None = None
+    ) -> Bucket | None:
         """The bucket that the request addresses, None where it addresses none (yet).
 
         Raises:
@@ -206,7 +276,7 @@ class Gateway:
         authorise_name(identity, operation.name, request.bucket)
         if operation.name == "CreateBucket":
             return None
-        bucket = await self._metadata.bucket(request.bucket)
+        bucket = await (recalled or self._metadata).bucket(request.bucket)
         authorise_bucket(identity, operation.name, bucket)
         expected = request.headers.get("x-amz-expected-bucket-owner")
         if expected is not None and expected != self._services.owner(bucket.owner)["ID"]:
@@ -232,55 +302,31 @@ class Gateway:
     async def _send_extents(
         self, request: Request, status: int, headers: Headers, extents: list[Extent], send: Send
     ) -> None:
-        """Send stored bytes: small ones in one write, large ones from their files, where the server can, uncopied.
-
-        The first piece is verified before the status goes out: what fails there still gets a proper error. What fails
-        later cuts the connection, so that the client cannot take the part for the whole.
-        """
-        blocks = self._services.blocks
+        """Send stored bytes, one at least: small ones in one write, large ones from their files, where the server can,
+        uncopied. Where the first piece came from is said in the headers."""
+        blocks, regional = self._services.blocks, self._services.regional
         start = {"type": "http.response.start", "status": status, "headers": headers}
-        if len(extents) == 1 and extents[0].size <= INLINE_SEND_BYTES:
-            extent = extents[0]
-            reader = blocks.open_blob(extent.blob, extent.blob_size or extent.size)
+        extent = extents[0]
+        if regional is not None:
+            regional.demand.count(extent.blob)
+        reader = open_extent(blocks, extent)
+        if len(extents) == 1 and extent.size <= INLINE_SEND_BYTES:
             data = reader.read_cached(extent.offset, extent.offset + extent.size)
             if data is not None:
+                headers.append(self._served_here)
                 await send(start)
                 await send({"type": "http.response.body", "body": data})
                 return
-        started = False
         pieces: AsyncGenerator[Segment | Buffer, None]
-        pieces = segments_of(blocks, extents) if request.zero_copy else read_extents(blocks, extents)
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    if not started:
-                        started = True
-                        await send(start)
-                    if isinstance(piece, Segment):
-                        message = {
-                            "type": "http.response.zerocopysend",
-                            "file": piece.fd,
-                            "offset": piece.offset,
-                            "count": piece.length,
-                            "ahead": piece.ahead,
-                            "unchanged": piece.unchanged,
-                            "more_body": True,
-                        }
-                        try:
-                            await send(message)
-                        except FileFailed as failure:
-                            log.warning("request %s: %s", request.request_id, failure)
-                            piece.stopped_at(failure.sent, failure.error)
-                    else:
-                        await send({"type": "http.response.body", "body": piece, "more_body": True})
-            if not started:
-                await send(start)
-            await send({"type": "http.response.body", "body": b""})
-        except BytesError as error:
-            if not started:
-                raise
-            log.error("request %s: %s; the connection is cut", request.request_id, error)
-            raise ResponseCut from error
+        pieces = (segments_of if request.zero_copy else read_extents)(blocks, extents, reader)
+        await send_pieces(request.request_id, start, pieces, send, lambda: headers.append(self._served_from(reader)))
+
+    def _served_from(self, reader: BlobReader) -> tuple[bytes, bytes]:
+        """The header that says where the first bytes came from which `reader` gave out."""
+        regional = self._services.regional
+        if reader.served_from != "source" or regional is None:
+            return self._served_here
+        return SERVED_FROM, regional.source.served_from(reader.blob_id).encode()
 
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
@@ -308,10 +354,6 @@ class Gateway:
 Headers = list[tuple[bytes, bytes]]
 Body = bytes | list[Extent]
 Response = tuple[int, Headers, Body]
-
-
-class ResponseCut(Exception):
-    """A response that had begun cannot be completed: the server closes the connection."""
 
 
 def _set_length(headers: Headers, length: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tigrislike.metadata.placing import Regions
 from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.tags import parse_tagging_header
 
@@ -123,6 +124,11 @@ def object_tags(inp: Input) -> dict[str, str]:
     """The tags of an `x-amz-tagging` header."""
     header = inp.get("Tagging")
     return parse_tagging_header(header) if header else {}
+
+
+def object_regions(regions: Regions, inp: Input) -> tuple[str, ...]:
+    """Where an object is to be kept, () where its bucket is to say. Raises InvalidArgument."""
+    return regions.parse(inp.get("Regions", ""))
 
 
 def describe(version: Any, *, versioned: bool, output: Output) -> Output:

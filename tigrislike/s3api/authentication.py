@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import AccessKey
 from tigrislike.s3api.authorisation import Identity
 from tigrislike.s3api.errors import S3Error
@@ -18,7 +19,10 @@ from tigrislike.s3api.sigv4 import Claim, Verified
 
 
 async def authenticate(
-    metadata: Metadata, request: Request, claimed: Claim, body_sha256: Callable[[Request], Awaitable[str]]
+    metadata: Metadata | Recalled,
+    request: Request,
+    claimed: Claim,
+    body_sha256: Callable[[Request], Awaitable[str]],
 ) -> Verified:
     """Check the signature and put the caller's identity into the request.
 
@@ -38,7 +42,7 @@ async def authenticate(
     return verified
 
 
-async def claimed_key(metadata: Metadata, claimed: Claim | PostClaim) -> AccessKey:
+async def claimed_key(metadata: Metadata | Recalled, claimed: Claim | PostClaim) -> AccessKey:
     """The key pair that a signature claims to be made with.
 
     Raises:

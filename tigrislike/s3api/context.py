@@ -8,22 +8,31 @@ from urllib.parse import quote
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import Bucket
 from tigrislike.metrics import Metrics
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
 
 class Services:
-    """The parts of a node that operations work on; one per process. Without `metrics` none are shown."""
+    """The parts of a node that operations work on; one per process. Without `metrics` none are shown, and without
+    `regional` there is one node and nothing elsewhere."""
 
     def __init__(
-        self, metadata: Metadata, blocks: BlockStore, settings: Settings, metrics: Metrics | None = None
+        self,
+        metadata: Metadata,
+        blocks: BlockStore,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        regional: Regional | None = None,
     ) -> None:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
         self.metrics = metrics
+        self.regional = regional
         self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 
@@ -37,13 +46,24 @@ class Services:
 
 
 class Context:
-    """One request on its way through an operation."""
+    """One request on its way through an operation.
 
-    __slots__ = ("_bucket", "_payload", "blocks", "metadata", "request", "services", "settings", "token_key")
+    `objects` is where a read of an object finds it: in the database, or in what was recalled of it.
+    """
 
-    def __init__(self, services: Services, request: Request, bucket: Bucket | None, payload: Payload | None) -> None:
+    __slots__ = ("_bucket", "_payload", "blocks", "metadata", "objects", "request", "services", "settings", "token_key")
+
+    def __init__(
+        self,
+        services: Services,
+        request: Request,
+        bucket: Bucket | None,
+        payload: Payload | None,
+        recalled: Recalled | None = None,
+    ) -> None:
         self.services = services
         self.metadata = services.metadata
+        self.objects: Metadata | Recalled = recalled or services.metadata
         self.blocks = services.blocks
         self.settings = services.settings
         self.token_key = services.token_key

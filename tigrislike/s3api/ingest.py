@@ -1,8 +1,9 @@
 """From a payload to stored bytes awaiting their commit.
 
 A small payload is kept in memory and becomes a row of the metadata; a larger one streams into a blob of the block
-store, hashed by the worker threads that write it. Either way nothing exists for anybody until `Received.commit`
-has run the metadata transaction; leaving the context without it removes every trace.
+store, hashed by the worker threads that write it, and is held by as many nodes as its bucket wants before anybody may
+hear of it. Either way nothing exists for anybody until `Received.commit` has run the metadata transaction; leaving the
+context without it removes every trace.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from tigrislike.bytecache import BlobWriter, BytesError
-from tigrislike.metadata import MetadataError
+from tigrislike.metadata import MetadataError, placing
 from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
-from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Extent, Found
+from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Extent, Found, Home
+from tigrislike.replication.regional import Regional
 from tigrislike.s3api import checksums
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
@@ -29,7 +31,10 @@ log = logging.getLogger("tigrislike.s3api")
 
 
 class Received:
-    """Stored, verified bytes that no record names yet. `blob` is None where they are `inline`."""
+    """Stored, verified bytes that no record names yet.
+
+    `blob` is None where they are `inline`; `others` are the nodes that hold it durably beside this one.
+    """
 
     def __init__(self, ctx: Context, writer: BlobWriter | None) -> None:
         self._ctx = ctx
@@ -40,6 +45,7 @@ class Received:
         self.etag = ""
         self.checksum_algorithm = ""
         self.checksum = ""
+        self.others: tuple[Home, ...] = ()
 
     @property
     def blob(self) -> bytes | None:
@@ -88,19 +94,49 @@ class Received:
         if not self._settled and self._writer is not None:
             await self._writer.abort()
 
+    async def spread(self, reach: Reach | None) -> None:
+        """Have a finished blob held by as many nodes as are to. Raises TooFewHomes."""
+        if reach is not None and self._writer is not None and self.size:
+            regional, wanted = reach
+            self.others = await regional.spread(self._writer.blob_id, self.size, wanted.copies, wanted.regions)
+
     def _describe(self, digests: checksums.Digests, algorithm: str) -> None:
         self.etag = digests.hex("MD5")
         self.checksum_algorithm = algorithm
         self.checksum = digests.base64(algorithm)
 
 
+Reach = tuple[Regional, placing.Wanted]
+"""Who makes a blob durable on further nodes, and on how many and where."""
+
+
+def _reach(ctx: Context, regions: tuple[str, ...]) -> Reach | None:
+    """None where this node is enough. Raises S3Error (ServiceUnavailable) where it knows of no other."""
+    wanted = placing.wanted(ctx.bucket, ctx.metadata.regions, regions)
+    if wanted.copies == 1:
+        return None
+    regional = ctx.services.regional
+    if regional is None:
+        raise S3Error(
+            "ServiceUnavailable",
+            f"This object must be held by {wanted.copies} nodes before it is acknowledged, and there is only this one.",
+        )
+    return regional, wanted
+
+
 @asynccontextmanager
-async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: bool = False) -> AsyncIterator[Received]:
+async def ingest(
+    ctx: Context, payload: Payload, limit: int, *, always_blob: bool = False, regions: tuple[str, ...] = ()
+) -> AsyncIterator[Received]:
     """Receive `payload` (at most `limit` bytes) and hold it ready to be committed.
 
+    `regions` is where the object is to be kept, if the bucket is not to say.
+
     Raises:
-        S3Error: EntityTooLarge, and whatever is wrong with the payload.
+        S3Error: EntityTooLarge, and whatever is wrong with the payload; ServiceUnavailable where it is to be on several
+            nodes and there is only this one.
         DiskFull: the disk has no room; nothing is left behind.
+        TooFewHomes: fewer nodes could be reached than must hold it; nothing is left behind.
     """
     if payload.size > limit:
         raise S3Error("EntityTooLarge", extra={"ProposedSize": str(payload.size), "MaxSizeAllowed": str(limit)})
@@ -115,6 +151,7 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         received._describe(digests, algorithm)
         yield received
         return
+    reach = _reach(ctx, regions)
     digest, beside = digests.apart()
     writer = ctx.blocks.create_blob(digest, beside=beside, size=payload.size if payload.exact else None)
     received = Received(ctx, writer)
@@ -124,14 +161,17 @@ async def ingest(ctx: Context, payload: Payload, limit: int, *, always_blob: boo
         received.size = writer.size
         payload.finish()
         received._describe(digests, algorithm)
+        await received.spread(reach)
         yield received
     finally:
         await received.discard()
 
 
 @asynccontextmanager
-async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterator[Received]:
-    """Hold `data` as a blob ready to be committed, hashed with MD5 and `algorithm`."""
+async def ingest_bytes(
+    ctx: Context, data: bytes, algorithm: str, *, regions: tuple[str, ...] = ()
+) -> AsyncIterator[Received]:
+    """Hold `data` as a blob ready to be committed, hashed with MD5 and `algorithm`. Otherwise as `ingest`."""
     digests = checksums.Digests(sorted({"MD5", algorithm}))
     if not data:
         received = Received(ctx, None)
@@ -139,6 +179,7 @@ async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterat
         received._describe(digests, algorithm)
         yield received
         return
+    reach = _reach(ctx, regions)
     digest, beside = digests.apart()
     writer = ctx.blocks.create_blob(digest, beside=beside, size=len(data))
     received = Received(ctx, writer)
@@ -147,6 +188,7 @@ async def ingest_bytes(ctx: Context, data: bytes, algorithm: str) -> AsyncIterat
         await writer.finish()
         received.size = writer.size
         received._describe(digests, algorithm)
+        await received.spread(reach)
         yield received
     finally:
         await received.discard()

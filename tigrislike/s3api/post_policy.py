@@ -34,7 +34,15 @@ from tigrislike.s3api.sigv4 import ALGORITHM, parse_timestamp, signature_mismatc
 
 # Fields that stand for request headers of PUT Object, beside the x-amz-* ones.
 _HEADERS = frozenset(
-    {"cache-control", "content-type", "content-disposition", "content-encoding", "content-language", "expires"}
+    {
+        "cache-control",
+        "content-type",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "expires",
+        "x-tigris-regions",
+    }
 )
 # Fields of the signature, and headers about the coding of a body, which a form has not.
 _NOT_HEADERS = frozenset(

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 from botocore.loaders import Loader
 
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.extensions import extend
 from tigrislike.s3api.parsing import Input, compile_input
 from tigrislike.s3api.routing import Router
 from tigrislike.s3api.serialising import Header, Output, Writers
@@ -198,11 +199,15 @@ class Protocol:
 
 
 def load_protocol() -> Protocol:
-    """The protocol of the installed botocore's S3 model. Costs some 35 ms, nearly all of it reading the model."""
+    """The protocol of the installed botocore's S3 model, and of `extensions`.
+
+    Costs some 35 ms, nearly all of it reading the model.
+    """
     model = Loader().load_service_model("s3", "service-2")
     for section in ("operations", "shapes"):
         for entry in model[section].values():
             entry.pop("documentation", None)
             for member in entry.get("members", {}).values():
                 member.pop("documentation", None)
+    extend(model["shapes"])
     return Protocol(model)

@@ -16,6 +16,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tigrislike.metadata.bounded import STRONG
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
@@ -32,6 +33,7 @@ class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     public: bool = False
+    read_mode: str = STRONG
 
 
 def service_routes(services: Services) -> list[Route]:
@@ -64,7 +66,9 @@ def service_routes(services: Services) -> list[Route]:
             wanted = msgspec.json.decode(body, type=StorageRequest)
         except msgspec.DecodeError as error:
             raise S3Error("InvalidRequest", f"The body is not a storage request: {error}") from None
-        bucket, key = await services.metadata.create_storage(wanted.name, request.identity.owner, wanted.public)
+        bucket, key = await services.metadata.create_storage(
+            wanted.name, request.identity.owner, wanted.public, wanted.read_mode
+        )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 
     routes = [

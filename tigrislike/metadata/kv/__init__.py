@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tigrislike.config import parse_distance
+
 from .clock import Clock, ManualClock, SystemClock
 from .engine import Engine, Ready, Transaction, Watch
 from .errors import (
@@ -62,12 +64,15 @@ PREFIX_LENGTH = 64
 
 
 async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | None = None) -> Engine:
-    """Open the engine that `url` names: `sqlite:///FILE` or `fdb:///CLUSTERFILE[?prefix=TEXT]`.
+    """Open the engine that `url` names: `sqlite:///FILE` or `fdb:///CLUSTERFILE`, with options after a `?`.
 
     The part after `//` is an absolute path, percent-encoded where need be; `sqlite:FILE` names a relative one.
-    `fdb:///` alone takes the cluster file that FDB_CLUSTER_FILE names, else the default one. `prefix` is where in
-    the cluster this store's keys lie, so that several can share one; none may begin with another's. Open after fork,
-    once per process and event loop.
+    `fdb:///` alone takes the cluster file that FDB_CLUSTER_FILE names, else the default one. Open after fork, once per
+    process and event loop.
+
+    FoundationDB has one option: `prefix=TEXT` is where in the cluster this store's keys lie, so that several can share
+    one; none may begin with another's. SQLite's put the file at a distance, for a region in a laboratory
+    (`distance.py`): `round-trip=80ms`, `cut-while=PATH`, and `timeout=1s`, which is how long to wait while cut off.
 
     Raises:
         ValueError: the URL names no engine, or has parts that are not understood.
@@ -75,14 +80,25 @@ async def open_engine(url: str, *, clock: Clock | None = None, faults: Faults | 
         UnknownFormat, CorruptStore: the SQLite file is not usable.
     """
     parts = urlsplit(url)
-    if parts.netloc or parts.fragment or (parts.query and parts.scheme != "fdb"):
+    if parts.netloc or parts.fragment:
         raise ValueError(f"metadata URL {url!r}: write sqlite:///absolute/path or fdb:///absolute/path, nothing else")
     path = unquote(parts.path)
     match parts.scheme:
         case "sqlite" if path:
+            try:
+                distance = parse_distance(parts.query)
+            except ValueError as error:
+                raise ValueError(f"metadata URL {url!r}: {error}") from error
             from .sqlite import SqliteEngine
 
-            return await SqliteEngine.open(path, clock=clock, faults=faults)
+            near = await SqliteEngine.open(path, clock=clock, faults=faults)
+            if distance is None:
+                return near
+            from .distance import DistantEngine
+
+            return DistantEngine(
+                near, distance.round_trip_s, cut_while=distance.cut_while, timeout_s=distance.timeout_s
+            )
         case "fdb":
             from .fdb import FdbEngine
 

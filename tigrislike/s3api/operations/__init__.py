@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from tigrislike.s3api.context import Context
 
 Input = dict[str, Any]
-# Beside the model's members, `Body` is what a read sends, and `StatusCode` a status that is not the operation's own.
+# Beside the model's members, `Body` is what a read sends, `StatusCode` a status that is not the operation's own, and
+# `Headers` are headers that S3's model lacks.
 Output = dict[str, Any]
 Handler = Callable[["Context", Input], Awaitable[Output]]
 
@@ -36,6 +37,6 @@ def operation(name: str) -> Callable[[Handler], Handler]:
 
 def load_operations() -> dict[str, Handler]:
     """Import every module of operations and return the functions by operation name."""
-    for module in ("buckets", "listing", "objects", "copies", "uploads", "tagging"):
+    for module in ("acceleration", "buckets", "listing", "objects", "copies", "uploads", "tagging"):
         import_module(f"{__name__}.{module}")
     return HANDLERS

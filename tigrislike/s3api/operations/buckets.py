@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
+from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.errors import BucketNotEmpty, NoSuchUpload
+from tigrislike.metadata.placing import LOCAL
 from tigrislike.metadata.records import Bucket
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
@@ -14,6 +16,7 @@ from tigrislike.s3api.operations.tagging import TAGGING, tagging_document
 
 MAX_BUCKETS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListBuckets.html
 _BUCKET_ACLS = {"private": False, "public-read": True}
+READ_MODE = "x-tigrislike-read-mode"  # a header of our own: S3's model has none for it
 _GRANTS = ("GrantFullControl", "GrantRead", "GrantReadACP", "GrantWrite", "GrantWriteACP")
 
 
@@ -66,6 +69,9 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
         name,
         ctx.request.identity.owner,
         public=_BUCKET_ACLS[acl],
+        read_mode=ctx.request.headers.get(READ_MODE, STRONG),
+        region_policy=inp.get("Regions", ""),
+        durability=inp.get("Durability", LOCAL),
         documents={TAGGING: tagging_document({"TagSet": tags})} if tags else {},
     )
     return {"Location": f"/{name}"}
@@ -73,7 +79,14 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
 
 @operation("HeadBucket")
 async def head_bucket(ctx: Context, inp: Input) -> Output:
-    return {"BucketRegion": ctx.settings.region, "AccessPointAlias": False}
+    bucket = ctx.bucket
+    return {
+        "BucketRegion": ctx.settings.region,
+        "AccessPointAlias": False,
+        "Regions": bucket.region_policy or None,
+        "Durability": bucket.durability if bucket.durability != LOCAL else None,
+        "Headers": [(READ_MODE.encode(), bucket.read_mode.encode())],
+    }
 
 
 @operation("DeleteBucket")

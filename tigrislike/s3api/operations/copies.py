@@ -12,6 +12,7 @@ from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Bucket, Draf
 from tigrislike.s3api.attributes import (
     object_class,
     object_headers,
+    object_regions,
     object_tags,
     refuse_unsupported,
     stored_checksum,
@@ -24,6 +25,8 @@ from tigrislike.s3api.ingest import hash_object
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.objects import read_condition, write_condition
 
+# What a copy of an object to itself may be there to change, beside what it replaces.
+_CHANGES = ("StorageClass", "WebsiteRedirectLocation", "ChecksumAlgorithm", "Regions")
 MAX_COPY_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 
 
@@ -78,11 +81,11 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
     refuse_unsupported(inp)
     source = await find_source(ctx, inp)
     replace = inp.get("MetadataDirective") == "REPLACE"
-    replacements = _replacements(inp, replace)
+    replacements = _replacements(inp, replace) | {"regions": object_regions(ctx.metadata.regions, inp)}
     if (
         (source.bucket.id, source.key, source.version_id) == (ctx.bucket.id, inp["Key"], None)
         and not replace
-        and not any(inp.get(name) for name in ("StorageClass", "WebsiteRedirectLocation", "ChecksumAlgorithm"))
+        and not any(inp.get(name) for name in _CHANGES)
     ):
         raise S3Error(
             "InvalidRequest",

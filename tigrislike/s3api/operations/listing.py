@@ -6,14 +6,18 @@ encoding become what S3 documents.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+from tigrislike.metadata.kv import EngineError
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.listing_tokens import open_token, seal_token
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.serialising import Table, url_encode_key
+
+log = logging.getLogger("tigrislike.s3api")
 
 PAGE = 1000  # the most entries S3 puts on one page, whatever is asked for
 
@@ -96,6 +100,8 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
     listing = f"objects/{ctx.bucket.name}"
     after = start_after if token is None else open_token(ctx.token_key, listing, token, "continuation-token")
     page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, after, limit)
+    if inp.get("Prefetch"):
+        await _prefetch(ctx, [key for key, _ in page.entries])
     output: Output = {
         "Name": ctx.bucket.name,
         "Prefix": encode(prefix),
@@ -116,6 +122,16 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
     if "EncodingType" in inp:
         output["EncodingType"] = inp["EncodingType"]
     return output
+
+
+async def _prefetch(ctx: Context, keys: list[str]) -> None:
+    """Have the objects fetched into this region's caches. A hint: where it cannot be heeded, the listing stands."""
+    if len(ctx.metadata.regions.known) <= 1:
+        return
+    try:
+        await ctx.metadata.owe_warm_objects(ctx.bucket, keys)
+    except EngineError as error:
+        log.warning("request %s: nothing is prefetched: %s", ctx.request.request_id, error)
 
 
 @operation("ListObjectVersions")

@@ -11,6 +11,7 @@ from tigrislike.s3api.attributes import (
     describe,
     object_class,
     object_headers,
+    object_regions,
     object_tags,
     refuse_unsupported,
     stored_checksum,
@@ -64,7 +65,8 @@ async def put_object(ctx: Context, inp: Input) -> Output:
     condition = write_condition(inp)
     storage_class = object_class(inp)
     headers, metadata, tags = object_headers(inp), user_metadata(inp), object_tags(inp)
-    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES) as received:
+    regions = object_regions(ctx.metadata.regions, inp)
+    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, regions=regions) as received:
         version = await received.commit(
             ctx.metadata.put_object(
                 ctx.bucket,
@@ -82,6 +84,8 @@ async def put_object(ctx: Context, inp: Input) -> Output:
                     tags=tags,
                     inline=received.inline,
                     blob=received.blob,
+                    others=received.others,
+                    regions=regions,
                 ),
                 condition,
             )
@@ -128,10 +132,10 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
         raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
     found = None
     if body or part_number is not None:
-        found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
+        found = await ctx.objects.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
         version = found.version
     else:
-        version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
+        version = await ctx.objects.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
     output = describe(version, versioned=versioned, output={})
     for member, overridden in _OVERRIDES:
         if member in inp:
@@ -172,7 +176,8 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     output["ContentLength"] = stop - start
     if body:
         assert found is not None
-        output["Body"] = found.inline[start:stop] if found.inline is not None else list(extents_of(found, start, stop))
+        inline = found.inline
+        output["Body"] = inline[start:stop] if inline is not None else list(extents_of(found, start, stop)) or b""
     return output
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from tigrislike.metadata.conditions import check_read
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
-from tigrislike.s3api.attributes import object_class, object_headers, object_tags, refuse_unsupported, user_metadata
+from tigrislike.s3api.attributes import (
+    object_class,
+    object_headers,
+    object_regions,
+    object_tags,
+    refuse_unsupported,
+    user_metadata,
+)
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
@@ -36,6 +43,7 @@ async def create_multipart_upload(ctx: Context, inp: Input) -> Output:
             headers=object_headers(inp),
             metadata=user_metadata(inp),
             tags=object_tags(inp),
+            regions=object_regions(ctx.metadata.regions, inp),
         ),
     )
     output: Output = {"Bucket": ctx.bucket.name, "Key": inp["Key"], "UploadId": upload.upload_id}
@@ -69,7 +77,7 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
         # What the client sends is checked and not kept, as S3 has it since SDKs send CRC32 unasked
         # (localstack/localstack#12401); before, it refused any checksum here.
         ctx.payload.algorithm = DEFAULT_CHECKSUM_ALGORITHM
-    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, always_blob=True) as received:
+    async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, always_blob=True, regions=upload.regions) as received:
         part = Part(
             number=number,
             size=received.size,
@@ -77,6 +85,7 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
             checksum=received.checksum,
             modified_ns=0,
             extents=received.extents,
+            others=received.others,
         )
         part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
     return {"ETag": f'"{part.etag}"', **_part_checksum(part, upload)}
@@ -99,7 +108,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
     algorithm = upload.checksum_algorithm or DEFAULT_CHECKSUM_ALGORITHM
     if found.inline is not None:
         # The bytes lie in the source's metadata row, so the part gets a blob of its own.
-        async with ingest_bytes(ctx, found.inline[start:stop], algorithm) as received:
+        async with ingest_bytes(ctx, found.inline[start:stop], algorithm, regions=upload.regions) as received:
             part = Part(
                 number=number,
                 size=received.size,
@@ -107,6 +116,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
                 checksum=received.checksum,
                 modified_ns=0,
                 extents=received.extents,
+                others=received.others,
             )
             part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
     else:

@@ -1,0 +1,36 @@
+"""`tigrislike buckets`: what a bucket's record says of how its objects are kept and read, changed in the database.
+
+It works beside running nodes and without them: they notice as they notice any change of a bucket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from tigrislike.config import Settings
+from tigrislike.metadata import Bucket, MetadataError
+from tigrislike.metadata.kv import EngineError
+from tigrislike.node import Node
+
+
+class BucketError(Exception):
+    """The bucket was not changed; the message is for the person who asked."""
+
+
+def change(settings: Settings, name: str, changes: dict[str, object]) -> Bucket:
+    """Replace fields of the bucket's record, all or none, and return it as it is then.
+
+    Raises:
+        BucketError: with the S3 error code and message, or what is wrong with the store.
+    """
+
+    async def changed() -> Bucket:
+        async with Node.opened(settings) as node:
+            return await node.metadata.change_bucket(name, **changes)
+
+    try:
+        return asyncio.run(changed())
+    except MetadataError as error:
+        raise BucketError(f"{error.code}: {error}") from error
+    except (EngineError, OSError, ValueError) as error:
+        raise BucketError(str(error)) from error
