@@ -967,7 +967,7 @@ def test_a_source_that_never_waits_lets_others_run(scratch: Path, piece: int) ->
         here.source.cut = lambda pieces: (whole := b"".join(pieces), iter([whole]))[1] if piece == BLOCK else pieces
         fills = here.store._fills
         position = 0
-        async for data in fills._received(here.blob_id, SIZE, 0, BLOCK):
+        async for data in fills.received(here.source, here.blob_id, SIZE, 0, BLOCK):
             assert len(data) <= CHUNK
             if position % CHUNK == 0:
                 seen.append(turns)
