@@ -282,8 +282,7 @@ class Node:
 
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
-        for node in await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s):
-            _LOG.warning("node %s shows no life: what it held is copied again from other homes", node.hex())
+        await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)
