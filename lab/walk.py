@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from lab.observer import Observer
-from lab.regions import ONE_WAY_S, Answer, Client, LabError, Regions, megabytes, picture
+from lab.regions import ONE_WAY_S, Client, LabError, Regions, megabytes, picture
 
 BODY_BYTES: Final = 4_000_000
 SMALL_BYTES: Final = 64 * 1024
@@ -138,11 +137,12 @@ class Walk:
         client = self._client("b")
         self._regions.cut("b")
         statuses: Figures = {}
-        for name, ask in (
+        asks: tuple[tuple[str, Callable[[], int]], ...] = (
             ("bounded_get", lambda: client.get("bounded", "key").status),
             ("strong_get", lambda: client.get("strong", "key").status),
             ("put", lambda: client.put("bounded", "other", b"x")),
-        ):
+        )
+        for name, ask in asks:
             statuses[name] = ask()
             self._say(f"  {name.replace('_', ' '):<12} {statuses[name]}")
         self._regions.heal("b")

@@ -17,6 +17,7 @@ import msgspec
 from tigrislike.admin.reach import reached
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, homes
+from tigrislike.metadata.bounded import Bounds, elapsed_ns
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace
 from tigrislike.metadata.kv import Engine, Transaction
@@ -87,7 +88,7 @@ async def opened(settings: Settings) -> AsyncIterator[Metadata]:
 def as_nobody(engine: Engine, cluster: Cluster) -> Metadata:
     """The metadata of a store for looking only: nothing is founded or migrated, and no secret can be read."""
     context = Context(Keyspace(engine.prefix), cluster.number, engine.now_ns, Home("", homes.ANYBODY), 0)
-    return Metadata(engine, context, MasterKey(bytes(32)), cluster)
+    return Metadata(engine, context, MasterKey(bytes(32)), cluster, Bounds(), elapsed_ns)
 
 
 async def watched(metadata: Metadata, *, sleep: Sleep = asyncio.sleep) -> Members:
