@@ -192,7 +192,7 @@ class Cluster:
         for _ in range(rounds):
             for node in [each for each in self.nodes.values() if each.up and (not only or each.name in only)]:
                 for destination in (node.id, region_destination(node.region), ANYBODY):
-                    consumer = Consumer(node.metadata.queue, destination, node.tasks)
+                    consumer = Consumer(node.metadata.queue, [destination], node.tasks)
                     await consumer.drain()
                     node.worked.append(consumer)
             await self.beat()
