@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
+from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
+
 ENVIRONMENT_PREFIX = "TIGRISLIKE_"
 
 _SIZE_UNITS = {
@@ -135,7 +137,7 @@ def _parse_domain(text: str) -> str:
 def _parse_endpoint(text: str) -> str:
     parts = urlsplit(text)
     # `port` raises ValueError where it is none.
-    if parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
         raise ValueError("expected a URL such as http://10.0.0.1:9000")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("expected a URL of scheme, host and port only")
@@ -153,6 +155,23 @@ def _parse_capacity(text: str) -> int | None:
     if size <= 0:
         raise ValueError("must be more than zero, or auto")
     return size
+
+
+def _parse_region(text: str) -> str:
+    if not is_region(text):
+        raise ValueError("a region is lowercase letters, digits and hyphens, at most 32 of them")
+    return text
+
+
+def _parse_geographies(text: str) -> Geographies:
+    geographies = {}
+    for entry in filter(None, text.replace(" ", "").split(",")):
+        name, equals, regions = entry.partition("=")
+        members = tuple(regions.split("+"))
+        if not equals or not all(map(is_region, (name, *members))):
+            raise ValueError("expected NAME=REGION+REGION,...")
+        geographies[name] = members
+    return tuple(geographies.items())
 
 
 def _positive(parse: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -232,7 +251,7 @@ class Settings:
         shown="one per CPU core",
     )
     region: str = _setting(
-        "local", _text, "Region this node is in. Clients may sign for any region name, `auto` included."
+        "local", _parse_region, "Region this node is in. Clients may sign for any region name, `auto` included."
     )
     domain: str = _setting(
         "", _parse_domain, "Host name under which BUCKET.DOMAIN addresses a bucket; path-style always works.",
@@ -326,6 +345,49 @@ class Settings:
         name="reclaim-grace",
         shown="1h",
     )
+    replicate_after: int = _setting(
+        3,
+        _positive(_parse_count),
+        "Reads of an object within an hour, in a region that only has copies of it, after which it gets a durable "
+        "replica there.",
+    )
+    replica_decay_s: float = _setting(
+        7 * 86400.0,
+        _positive(parse_duration),
+        "How long a replica that was made because of reads stays without any.",
+        name="replica-decay",
+        shown="7d",
+    )
+    replication_rate: int = _setting(
+        0, parse_size, "Bytes a second that a node fetches for replicas at most; 0 is no limit.", shown="no limit"
+    )
+    repair_after_s: float = _setting(
+        900.0,
+        _positive(parse_duration),
+        "How long a node may show no life before what it held is copied again from other homes.",
+        name="repair-after",
+        shown="15m",
+    )
+    dead_after_s: float = _setting(
+        12.0,
+        _positive(parse_duration),
+        "How long a node may miss its beats (one every two seconds) before others stop asking it.",
+        name="dead-after",
+        shown="12s",
+    )
+    max_clock_skew_s: float = _setting(
+        300.0,
+        _positive(parse_duration),
+        "How far this machine's clock may be from other nodes': with more, the node refuses to start.",
+        name="max-clock-skew",
+        shown="5m",
+    )
+    geographies: Geographies = _setting(
+        GEOGRAPHIES,
+        _parse_geographies,
+        "Names for several regions in buckets' policies: NAME=REGION+REGION,...",
+        shown="usa=sjc+ord+iad,eur=ams+fra",
+    )
     sweep_interval_s: float = _setting(
         300.0,
         _positive(parse_duration),
@@ -353,6 +415,70 @@ class Settings:
         "out of reach.",
         name="bounded-wait",
         shown="500ms",
+    )
+    queue_workers: int = _setting(
+        16,
+        _positive(_parse_count),
+        "Pieces of work owed that the agent does at a time, of all kinds; each kind has a bound of its own below this, "
+        "and one place is kept for each.",
+    )
+    queue_item_lease_s: float = _setting(
+        30.0,
+        parse_duration,
+        "How long a piece of work stays with a node that died before others take it up; at least 3s.",
+        name="queue-item-lease",
+        shown="30s",
+    )
+    queue_pointer_lease_s: float = _setting(
+        5.0,
+        parse_duration,
+        "How long a node may take to choose its work from a zone of the queue before others may; longer than the "
+        "slowest two commits.",
+        name="queue-pointer-lease",
+        shown="5s",
+    )
+    queue_poll_s: float = _setting(
+        0.1,
+        _positive(parse_duration),
+        "How soon a zone of the queue that had work a moment ago is looked at again.",
+        name="queue-poll",
+        shown="100ms",
+    )
+    queue_scan_s: float = _setting(
+        1.0,
+        _positive(parse_duration),
+        "How often an idle agent looks for work by itself; otherwise it is woken.",
+        name="queue-scan",
+        shown="1s",
+    )
+    queue_batch: int = _setting(
+        10,
+        _positive(_parse_count),
+        "Most pieces of work that are taken from a zone of the queue at once; at most 100.",
+    )
+    queue_back_off_s: float = _setting(
+        1.0,
+        _positive(parse_duration),
+        "How long a piece of work waits after its first failure; then twice as long each time.",
+        name="queue-back-off",
+        shown="1s",
+    )
+    queue_max_back_off_s: float = _setting(
+        60.0,
+        _positive(parse_duration),
+        "How long it waits at most.",
+        name="queue-max-back-off",
+        shown="1m",
+    )
+    queue_attempts: int = _setting(
+        10, _positive(_parse_count), "Failures in a row after which it is put aside as a dead letter."
+    )
+    queue_min_inactive_s: float = _setting(
+        60.0,
+        parse_duration,
+        "How long an empty zone of the queue is kept: one that is used every now and then is not made anew each time.",
+        name="queue-min-inactive",
+        shown="1m",
     )
     max_connections: int = _setting(
         4096,
@@ -577,6 +703,23 @@ def _check_together(settings: Settings) -> None:
             "setting master-key-file (or the environment variable TIGRISLIKE_MASTER_KEY) must be given with "
             "FoundationDB, so that every node has the same one"
         )
+    _check_queue(settings)
     if settings.inline_bytes > 90_000:
         # One database value holds at most 100,000 bytes on every engine.
         raise ConfigError(f"setting inline-size: {settings.inline_bytes} bytes: at most 90000 fit beside a record")
+
+
+def _check_queue(settings: Settings) -> None:
+    if settings.queue_item_lease_s < 3:
+        raise ConfigError(
+            f"setting queue-item-lease: {settings.queue_item_lease_s:g} s: at least 3s, for it is extended every third"
+        )
+    if settings.queue_poll_s >= settings.queue_pointer_lease_s:
+        raise ConfigError("setting queue-poll must be less than queue-pointer-lease")
+    if settings.queue_poll_s > settings.queue_scan_s:
+        raise ConfigError("setting queue-poll must not be more than queue-scan")
+    if settings.queue_back_off_s > settings.queue_max_back_off_s:
+        raise ConfigError("setting queue-back-off must not be more than queue-max-back-off")
+    if settings.queue_batch > 100:
+        # A claim reads and writes so many items in one transaction, and looks at three times as many.
+        raise ConfigError(f"setting queue-batch: {settings.queue_batch}: at most 100 fit into one claim")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -25,6 +26,9 @@ from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.metadata import AccessKey, Metadata, MetadataError
 from tigrislike.metadata.bounded import Bounds
+from tigrislike.metadata.deciding import QueueParameters
+from tigrislike.metadata.errors import NodeSkewed
+from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import (
     AmbiguousCommit,
     Engine,
@@ -34,10 +38,24 @@ from tigrislike.metadata.kv import (
     StoreSealed,
     open_engine,
 )
-from tigrislike.metadata.records import LIVE
+from tigrislike.metadata.placing import Regions
+from tigrislike.metadata.records import LIVE, Beat
+from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.consumer import Consumer
+from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
+from tigrislike.replication.epochs import RENEW_S, Epochs
+from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.peers import Peers
+from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
+from tigrislike.replication.regional import PROBE_S, Regional
+from tigrislike.replication.repair import Drain, Repair, watch_for_dead
+from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.signing import KEY_PURPOSE
+from tigrislike.replication.tasks import Task
+from tigrislike.replication.warming import Warm
 
 _LOG = logging.getLogger("tigrislike.node")
 
@@ -47,6 +65,8 @@ _RECONCILE_LOOK_S = 5.0  # how often the agent looks whether the index was lost
 _SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
 HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
+_DEAD_LOOK_S = 5.0
+_DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
 """What opening a node raises where something about the store, and not about this program, has to be put right."""
@@ -64,14 +84,18 @@ class Stop(Protocol):
 
 
 class Node:
-    """The open parts of a node: `settings`, `engine`, `metadata`, `blocks`."""
+    """The open parts of a node: `settings`, `engine`, `metadata`, `blocks`, `regional`."""
 
-    def __init__(self, settings: Settings, engine: Engine, metadata: Metadata, blocks: BlockStore) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, metadata: Metadata, blocks: BlockStore, regional: Regional
+    ) -> None:
         self.settings = settings
         self.engine = engine
         self.metadata = metadata
         self.blocks = blocks
+        self.regional = regional
         self._reconcile_due_s = 0.0
+        self._beats = 0
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -88,7 +112,7 @@ class Node:
 
         Args:
             policy: of eviction; by default whatever the cache is arranged by, for it is the server's to say.
-            open_source: given the node, says where blocks that are not here come from; by default from nowhere.
+            open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
             verified: what the processes of the node share of what they have verified.
             counters: where its block store counts.
 
@@ -122,15 +146,30 @@ class Node:
                     node_id=blocks.node_id,
                     region=settings.region,
                     reclaim_grace_s=settings.reclaim_grace_s,
+                    regions=Regions(settings.geographies, [settings.region]),
+                    replica_decay_s=settings.replica_decay_s,
                     bounds=Bounds(
                         settings.bounded_memory, int(settings.bounded_outage_s * 1e9), settings.bounded_wait_s
                     ),
+                    queue=queue_parameters(settings),
                 )
                 async with contextlib.aclosing(metadata):
-                    node = cls(settings, engine, metadata, blocks)
-                    if open_source is not None:
-                        blocks.fill_from(open_source(node))
-                    yield node
+                    peers = Peers.of(settings, metadata.derive_key(KEY_PURPOSE), blocks.node_id)
+                    regional = Regional(
+                        metadata,
+                        blocks,
+                        peers,
+                        dead_after_s=settings.dead_after_s,
+                        replicate_after=settings.replicate_after,
+                    )
+                    async with contextlib.aclosing(regional):
+                        node = cls(settings, engine, metadata, blocks, regional)
+                        await regional.members.refresh()
+                        blocks.fill_from(regional.source if open_source is None else open_source(node))
+                        try:
+                            yield node
+                        finally:
+                            await blocks.aclose()  # fills in progress read from other nodes
             finally:
                 await engine.close()
         finally:
@@ -145,9 +184,64 @@ class Node:
             _LOG.info("made the root access key %s", key.key_id)
         return key
 
-    async def work(self, stop: Stop) -> None:
+    async def join(self, endpoint: str) -> None:
+        """Make this node one of the store's, reached by the others at `endpoint`.
+
+        Raises:
+            NodeRemoved: it was removed. NodeSkewed: its clock is too far from the others'.
+        """
+        members = self.regional.members
+        await self._check_clock(members)
+        await self.metadata.join(NodeRecord(self.blocks.node_id, self.settings.region, endpoint))
+        own = members.get(self.blocks.node_id)
+        self._beats = own.count if own is not None else 0
+
+    async def _check_clock(self, members: Members) -> None:
+        """Refuse a clock that is not the others'. A beat that seems old may just be of a node that is down, so that
+        they are watched for one beat."""
+        most_s = self.settings.max_clock_skew_s
+        now_ns = self.metadata.now_ns()
+        behind = [(now_ns - each.at_ns) / 1e9 for each in members.all() if each.count and each.node != members.own]
+        if all(abs(each_s) <= most_s for each_s in behind):
+            return
+        since = {each.node: each.count for each in members.all()}
+        await asyncio.sleep(1.5 * BEAT_S)
+        await members.refresh()
+        ahead_s = skew_s(members.all(), members.own, self.metadata.now_ns(), since)
+        if ahead_s is not None and abs(ahead_s) > most_s:
+            raise NodeSkewed(ahead_s)
+
+    async def beat(self, epoch: bytes) -> None:
+        """Show the others that this node is alive. One that was removed meanwhile stops."""
+        disk = os.statvfs(self.settings.cache_dir)
+        self._beats += 1
+        sign = Beat(
+            self.metadata.now_ns(), self._beats, epoch, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+        )
+        if not await self.metadata.beat(self.blocks.node_id, sign):
+            _LOG.critical("this node was removed from the store: stopping")
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    def regional_duties(self) -> list[Duty]:
+        """What each process of the node does to know the others."""
+        return [
+            ("members", self.regional.members.refresh, BEAT_S),
+            ("probe", self.regional.probe, PROBE_S),
+            ("demand", self.regional.demand.flush, FLUSH_S),
+        ]
+
+    async def work(self, stop: Stop, epochs: Epochs) -> None:
         """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
+
+        async def beat() -> None:
+            await self.beat(epochs.current)
+
         duties: list[Duty] = [
+            ("beat", beat, BEAT_S),
+            ("epochs", epochs.renew, RENEW_S),
+            *self.regional_duties(),
+            ("old demand", self._forget_demand, _DEMAND_LOOK_S),
+            ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
@@ -160,16 +254,38 @@ class Node:
             await stop.wait()
 
     def consumer(self) -> Consumer:
-        """A consumer of what is owed to this node: the space of what nothing refers to and whose grace is over.
+        """A consumer of what is owed to this node, to its region, and to anybody.
 
-        It begins no batch while a backup is being made.
+        It begins nothing while a backup is being made.
         """
+        metadata, blocks, members = self.metadata, self.blocks, self.regional.members
+        moving = Moving()
+        copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
+        tasks: list[Task] = [
+            *reclaim_tasks(metadata, blocks),
+            Replicate(metadata, members, copying),
+            Hold(copying),
+            Release(metadata, blocks, members, moving),
+            Decay(metadata, members),
+            Warm(metadata, blocks, self.settings.region),
+            Repair(metadata, members),
+            Drain(metadata, members),
+            FollowPolicy(metadata, members),
+        ]
         return Consumer(
-            self.metadata.queue,
-            self.blocks.node_id,
-            reclaim_tasks(self.metadata, self.blocks),
+            metadata.queue,
+            [blocks.node_id, region_destination(self.settings.region), ANYBODY],
+            tasks,
+            workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
         )
+
+    async def _watch_for_dead(self) -> None:
+        """Have copied again what nodes held that have been dead for too long."""
+        await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
+
+    async def _forget_demand(self) -> None:
+        await self.metadata.background(forget_old, self.metadata.context)
 
     def scrubber(self, rate: int | None = None) -> Scrubber:
         """The scrubber of this node's disk, at most at `rate` bytes a second, by default the configured one."""
@@ -222,6 +338,25 @@ class Node:
 
 
 OpenSource = Callable[[Node], BlobSource]
+
+
+def queue_parameters(settings: Settings) -> QueueParameters:
+    """How the queue of work owed is paced, as the settings have it."""
+
+    def ns(duration_s: float) -> int:
+        return round(duration_s * 1e9)
+
+    return QueueParameters(
+        pointer_lease_ns=ns(settings.queue_pointer_lease_s),
+        item_lease_ns=ns(settings.queue_item_lease_s),
+        poll_ns=ns(settings.queue_poll_s),
+        scan_ns=ns(settings.queue_scan_s),
+        min_inactive_ns=ns(settings.queue_min_inactive_s),
+        batch=settings.queue_batch,
+        back_off_ns=ns(settings.queue_back_off_s),
+        max_back_off_ns=ns(settings.queue_max_back_off_s),
+        max_attempts=settings.queue_attempts,
+    )
 
 
 def load_master_key(settings: Settings) -> MasterKey:

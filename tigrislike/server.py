@@ -32,7 +32,7 @@ from tigrislike.config import Settings
 from tigrislike.logs import AccessLog, Record, setup_logging
 from tigrislike.metrics import Metrics, Row, Table
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
-from tigrislike.replication.epochs import RENEW_S, Epochs
+from tigrislike.replication.epochs import Epochs
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
@@ -72,21 +72,24 @@ class Shared:
         verified: which chunks of which blocks have been verified since the node started.
         metrics: a row for the agent, and then one for each worker.
         epochs: which requests of other nodes were accepted.
+        endpoint: the URL at which other nodes reach this one.
     """
 
     loads: LoadTable
     verified: Verified
     metrics: Table
     epochs: Epochs
+    endpoint: str
 
     @classmethod
-    def of(cls, settings: Settings) -> Shared:
+    def of(cls, settings: Settings, endpoint: str) -> Shared:
         operations = [operation.name for operation in load_protocol()]
         return cls(
             LoadTable(settings.workers),
             Verified.shared(),
             Table(1 + settings.workers, [*operations, "PostObject"]),
             Epochs(),
+            endpoint,
         )
 
     def open_node(
@@ -122,7 +125,7 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
     _raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
     endpoint = endpoint_url(settings, listener.getsockname()[1])
-    shared = Shared.of(settings)
+    shared = Shared.of(settings, peer_endpoint(settings, listener.getsockname()[1]))
     _preload()
 
     def tell(facts: dict[str, dict[str, Any]]) -> None:
@@ -296,9 +299,15 @@ async def worker(
             return 1
         metrics = Metrics(shared.metrics, node.blocks)
         app = create_app(
-            metadata=node.metadata, blocks=node.blocks, settings=settings, metrics=metrics, epochs=shared.epochs
+            metadata=node.metadata,
+            blocks=node.blocks,
+            settings=settings,
+            metrics=metrics,
+            epochs=shared.epochs,
+            receive_copy=node.regional.receiver.receive,
+            regional=node.regional,
         )
-        duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S)]
+        duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
         return await serve_app(app, settings, listener, shared.loads, index, row, duties, announce, lifeline)
 
 
@@ -369,13 +378,13 @@ async def agent(
     async with contextlib.AsyncExitStack() as stack:
         try:
             node = await stack.enter_async_context(shared.open_node(settings, open_source, shared.metrics.row(0)))
+            await node.join(shared.endpoint)
             root = await node.ensure_root()
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        async with repeating([("epochs", shared.epochs.renew, RENEW_S)]):
-            await node.work(stop)
+        await node.work(stop, shared.epochs)
     return 0
 
 

@@ -17,6 +17,7 @@ import pytest
 from tests.kv.memory_engine import MemoryEngine
 from tests.metadata.world import NODE, blob_id, large, listed, no_combine, no_composite, part, play, small
 from tigrislike.metadata import Bucket, Deletion, Metadata, UploadDraft, owed
+from tigrislike.metadata.homes import ACCELERATION
 from tigrislike.metadata.store import DELETE_BATCH
 
 
@@ -219,6 +220,32 @@ def test_a_multipart_object_is_found_in_one_round_trip_once_its_manifest_is_know
 @pytest.mark.parametrize("before", [None, put])
 def test_a_put_asks_for_all_it_reads_together_and_commits(story: Story, before: Story | None, versioning: str) -> None:
     assert trips_of(story, before=before, versioning=versioning).cost() == (1, 1, 1)
+
+
+async def accelerate(metadata: Metadata, bucket: Bucket) -> None:
+    metadata.regions.known = frozenset({"here", "there", "elsewhere"})
+    await metadata.put_bucket_config("bucket", ACCELERATION, b"Enabled")
+
+
+async def put_large_as_it_is_now(metadata: Metadata, bucket: Bucket) -> None:
+    await metadata.put_object(await metadata.bucket("bucket"), "key", large(b"one"))
+
+
+def test_an_accelerated_put_asks_once_more_for_all_regions_together() -> None:
+    assert trips_of(put_large_as_it_is_now, before=accelerate).cost() == (2, 1, 1)
+
+
+async def prefetch(metadata: Metadata, bucket: Bucket) -> None:
+    await metadata.owe_warm_objects(bucket, [f"{n}" for n in range(100)])
+
+
+async def put_a_hundred(metadata: Metadata, bucket: Bucket) -> None:
+    for n in range(100):
+        await metadata.put_object(bucket, f"{n}", large(b"%d" % n))
+
+
+def test_owing_the_warming_of_a_hundred_objects_is_two_round_trips_and_a_commit() -> None:
+    assert trips_of(prefetch, before=put_a_hundred).cost() == (2, 1, 1)
 
 
 @pytest.mark.parametrize("story", [put, put_other_large, delete])

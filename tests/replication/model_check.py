@@ -152,29 +152,32 @@ def hurry(subject: bytes) -> Call:
 
 
 class At(NamedTuple):
-    """A consumer's place: how often it may still lease the pointer, fail and extend; the lease that it has on the
-    pointer, if any; and what it has claimed, each with whether its cause has not recurred since."""
+    """A consumer's place: how often it may still lease the pointer, fail, extend and give back; the lease that it has
+    on the pointer, if any; and what it has claimed, each with whether its cause has not recurred since."""
 
     rounds: int
     fails: int
     extends: int
+    releases: int
     pointer: bytes = b""
     claimed: tuple[tuple[Claimed, bool], ...] = ()
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """Leases the pointer, claims, and ends each item in one way or another, `rounds` times. Its clock shows the time
-    plus any one of `skews`, another one at each look."""
+    """Leases the pointer, claims, and ends each item in one way or another, `rounds` times. It has room for so many
+    items (None: for all that there are). Its clock shows the time plus any one of `skews`, another one at each look."""
 
     name: bytes
     rounds: int
     fails: int = 0
     extends: int = 0
     skews: tuple[int, ...] = (0,)
+    releases: int = 0
+    room: int | None = None
 
     def begin(self) -> Place:
-        return At(self.rounds, self.fails, self.extends)
+        return At(self.rounds, self.fails, self.extends, self.releases)
 
     def calls(self, at: At) -> Iterator[Call]:
         if at.claimed:
@@ -184,8 +187,10 @@ class Consumer:
                 yield Call("fail", (claimed,))
             if at.extends:
                 yield Call("extend", (claimed,))
+            if at.releases:
+                yield Call("release", tuple(each for each, _ in at.claimed))
         elif at.pointer:
-            yield Call("claim", (at.pointer, b"%s-items-%d" % (self.name, at.rounds)))
+            yield Call("claim", (at.pointer, b"%s-items-%d" % (self.name, at.rounds), self.room))
         else:
             yield Call("lease", (b"%s-%d" % (self.name, at.rounds),))
 
@@ -204,6 +209,8 @@ class Consumer:
                     at = at._replace(claimed=at.claimed[1:])
             case "fail":
                 at = at._replace(fails=at.fails - 1, claimed=at.claimed[1:])
+            case "release":
+                at = at._replace(releases=at.releases - 1, claimed=())
             case "finish":
                 at = at._replace(claimed=at.claimed[1:])
         return at if at.claimed or at.rounds else None
@@ -380,9 +387,14 @@ class Checker:
             case "lease":
                 return drive(leasing.lease(given, ctx, ZONE, *args))
             case "claim":
-                return drive(leasing.claim(given, ctx, ZONE, *args))
+                pointer_lease, lease, room = args
+                return drive(
+                    leasing.claim(given, ctx, ZONE, pointer_lease, lease, None if room is None else {TASK: room})
+                )
             case "extend":
                 return bool(drive(leasing.extend(given, ctx, args)))
+            case "release":
+                return bool(drive(leasing.release(given, ctx, args)))
             case "finish":
                 return drive(leasing.finish(given, ctx, *args))
             case "fail":
@@ -533,7 +545,7 @@ class Checker:
             lease = b"last-%d" % now
             rows, result = self._at_once(rows, now, Call("lease", (lease,)))
             _expect(result, "a pointer that has vested cannot be leased")
-            rows, batch = self._at_once(rows, now, Call("claim", (lease, lease)))
+            rows, batch = self._at_once(rows, now, Call("claim", (lease, lease, None)))
             for claimed in batch.claimed:
                 rows, ended = self._at_once(rows, now, Call("finish", (claimed,)))
                 _expect(ended, "a lease was lost to nobody")

@@ -57,6 +57,21 @@ MUTANTS = {
     "a failure is not announced": Mutant(
         leasing, "fail", "if again is not None:", "if False:", world="two consumers at one item that recurs"
     ),
+    "what is given back is not announced": Mutant(
+        leasing,
+        "release",
+        "await announce(tr, ctx, zone, 0, await marks[zone])",
+        "pass",
+        world="two consumers that are stopped at one item that recurs",
+    ),
+    "a zone that nobody had room for goes": Mutant(
+        leasing,
+        "claim",
+        "if moved or left:",
+        "if left and not moved:\n        put_pointer(tr, ctx, zone, pointer, None)\n"
+        "        tr.clear(keys.queue_zone(zone))\n    elif moved:",
+        world="a consumer with room for none",
+    ),
     "a recurrence is not announced": Mutant(
         leasing,
         "finish",

@@ -27,10 +27,13 @@ SECOND = 10**9
 class Scripted:
     """A task whose runs do what a test says: by their subject, or nothing."""
 
-    name = "task"
     priority = 0
 
-    def __init__(self, **acts: Callable[[], Awaitable[Effect | None]]) -> None:
+    def __init__(
+        self, name: str = "task", concurrency: int = 1, **acts: Callable[[], Awaitable[Effect | None]]
+    ) -> None:
+        self.name = name
+        self.concurrency = concurrency
         self.acts = acts
         self.ran: list[bytes] = []
 
@@ -40,10 +43,12 @@ class Scripted:
         return await act() if act is not None else None
 
 
-async def enqueue(metadata: Metadata, *subjects: bytes, zone: bytes = ZONES[0], **options: Any) -> None:
+async def enqueue(
+    metadata: Metadata, *subjects: bytes, zone: bytes = ZONES[0], task: str = "task", **options: Any
+) -> None:
     async def some(tr: Any) -> None:
         for subject in subjects:
-            await owed.enqueue(tr, metadata.context, zone, "task", subject, **options)
+            await owed.enqueue(tr, metadata.context, zone, task, subject, **options)
 
     await metadata.engine.transact(some)
 
@@ -54,7 +59,7 @@ async def never(duration_s: float) -> None:
 
 
 def consumer_of(metadata: Metadata, *tasks: Any, **options: Any) -> Consumer:
-    return Consumer(metadata.queue, NODE, tasks, sleep=options.pop("sleep", never), rng=random.Random(1), **options)
+    return Consumer(metadata.queue, [NODE], tasks, sleep=options.pop("sleep", never), rng=random.Random(1), **options)
 
 
 def raising(error: Exception) -> Callable[[], Awaitable[None]]:
@@ -180,7 +185,7 @@ def test_items_of_a_paused_task_are_not_run() -> None:
 # -- Leases ----------------------------------------------------------------------------------------------------------
 
 
-def test_leases_are_extended_for_as_long_as_a_batch_takes() -> None:
+def test_a_lease_is_extended_for_as_long_as_a_run_takes() -> None:
     async def story(metadata: Metadata, clock: ManualClock) -> None:
         thirds: asyncio.Queue[None] = asyncio.Queue()
 
@@ -190,11 +195,12 @@ def test_leases_are_extended_for_as_long_as_a_batch_takes() -> None:
 
         async def slow() -> None:
             for _ in range(6):
-                before = await metadata.queue.oldest_ns(ZONES[0])
+                before = await metadata.queue.show(ZONES[0], owed.item_id("task", b"slow"))
                 clock.advance(QUEUE.item_lease_ns // 3)
                 thirds.put_nowait(None)
-                while await metadata.queue.oldest_ns(ZONES[0]) == before:  # each look lets others go on
-                    pass
+                async with asyncio.timeout(60):
+                    while await metadata.queue.show(ZONES[0], owed.item_id("task", b"slow")) == before:  # noqa: ASYNC110
+                        await asyncio.sleep(0)
 
         await enqueue(metadata, b"slow", b"next")
         task = Scripted(slow=slow)
@@ -206,7 +212,7 @@ def test_leases_are_extended_for_as_long_as_a_batch_takes() -> None:
     with_clock(story)
 
 
-def test_a_run_whose_lease_is_lost_is_cancelled_and_the_rest_of_the_batch_left_alone() -> None:
+def test_a_run_whose_lease_is_lost_is_cancelled() -> None:
     async def story(metadata: Metadata, clock: ManualClock) -> None:
         thirds: asyncio.Queue[None] = asyncio.Queue()
         cancelled = []
@@ -218,7 +224,7 @@ def test_a_run_whose_lease_is_lost_is_cancelled_and_the_rest_of_the_batch_left_a
             clock.advance(QUEUE.item_lease_ns)
             other = Scripted()
             await consumer_of(metadata, other).drain()
-            assert sorted(other.ran) == [b"next", b"slow"]
+            assert other.ran == [b"slow"]
             thirds.put_nowait(None)
             try:
                 await asyncio.Event().wait()
@@ -227,12 +233,64 @@ def test_a_run_whose_lease_is_lost_is_cancelled_and_the_rest_of_the_batch_left_a
                 raise
 
         await enqueue(metadata, b"slow")
-        await enqueue(metadata, b"next", priority=1)
         task = Scripted(slow=slow)
         consumer = consumer_of(metadata, task, sleep=third)
         await consumer.drain()
-        assert (task.ran, cancelled, consumer.worked.lost["task"]) == ([b"slow"], [True], 2)
-        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=2, done=2)}
+        assert (task.ran, cancelled, consumer.worked.lost["task"]) == ([b"slow"], [True], 1)
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=1, done=1)}
+
+    with_clock(story)
+
+
+def test_an_item_claimed_ahead_is_not_begun_once_its_lease_is_lost() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        async def slow() -> None:
+            clock.advance(QUEUE.item_lease_ns)
+            other = Scripted()
+            await consumer_of(metadata, other).drain()
+            assert sorted(other.ran) == [b"next", b"slow"]
+
+        await enqueue(metadata, b"known")
+        task = Scripted(slow=slow)
+        consumer = consumer_of(metadata, task)
+        await consumer.drain()  # now it is known how long runs take, and items are claimed ahead
+        await enqueue(metadata, b"slow")
+        await enqueue(metadata, b"next", priority=1)
+        await consumer.drain()
+        assert (task.ran, consumer.worked.lost["task"]) == ([b"known", b"slow"], 2)
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=3, done=3)}
+
+    with_clock(story)
+
+
+def test_what_waits_for_a_third_of_its_lease_is_given_back() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        thirds: asyncio.Queue[None] = asyncio.Queue()
+        other = Scripted()
+
+        async def third(duration_s: float) -> None:
+            await thirds.get()
+
+        async def slow() -> None:
+            thirds.put_nowait(None)  # too early: a lease is as good as new
+            async with asyncio.timeout(60):
+                while not thirds.empty():  # noqa: ASYNC110 - what it waits for is not ours to signal
+                    await asyncio.sleep(0)
+            assert consumer.worked.given_back.total() == 0
+            clock.advance(QUEUE.item_lease_ns // 3)
+            thirds.put_nowait(None)
+            await until(lambda: consumer.worked.given_back["task"] == 2)
+            await consumer_of(metadata, other).drain()
+
+        await enqueue(metadata, b"known")
+        task = Scripted(slow=slow)
+        consumer = consumer_of(metadata, task, sleep=third)
+        await consumer.drain()
+        await enqueue(metadata, b"slow")
+        await enqueue(metadata, b"next", b"last", priority=1)
+        await consumer.drain()
+        assert (task.ran, sorted(other.ran)) == ([b"known", b"slow"], [b"last", b"next"])
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=4, done=4)}
 
     with_clock(story)
 
@@ -375,26 +433,166 @@ def test_a_large_zone_does_not_keep_the_others_waiting() -> None:
     with_clock(story)
 
 
-def test_no_more_batches_are_worked_on_than_there_are_workers() -> None:
+class Blocking(Scripted):
+    """A task whose runs do not end before they are told to."""
+
+    def __init__(self, name: str, concurrency: int = 1, priority: int = 0) -> None:
+        super().__init__(name, concurrency)
+        self.priority = priority
+        self.at_work = 0
+        self.most = 0
+        self.release = asyncio.Event()
+
+    async def run(self, item: Item) -> Effect | None:
+        self.ran.append(item.subject)
+        self.at_work += 1
+        self.most = max(self.most, self.at_work)
+        try:
+            await self.release.wait()
+        finally:
+            self.at_work -= 1
+        return None
+
+
+async def settled() -> None:
+    """Everything has happened that happens by itself."""
+    for _ in range(2000):
+        await asyncio.sleep(0)
+
+
+def test_no_more_items_run_than_there_are_workers_nor_than_a_task_allows() -> None:
     async def story(metadata: Metadata, clock: ManualClock) -> None:
-        release = asyncio.Event()
-        at_work = 0
-
-        async def wait() -> None:
-            nonlocal at_work
-            at_work += 1
-            await release.wait()
-
         for zone in ZONES:
-            await enqueue(metadata, b"x", zone=zone)
-        task = Scripted(x=wait)
-        async with running(consumer_of(metadata, task, workers=2)):
-            await until(lambda: at_work == 2)
-            for _ in range(500):
-                await asyncio.sleep(0)
-            assert at_work == 2
-            release.set()
-            await until(lambda: at_work == 4)
+            await enqueue(metadata, *(b"%d" % number for number in range(5)), zone=zone)
+        for workers, concurrency, most in ((2, 9, 2), (9, 3, 3), (1, 1, 1)):
+            task = Blocking("task", concurrency)
+            async with running(consumer_of(metadata, task, workers=workers)):
+                await until(lambda task=task, most=most: task.at_work == most)  # type: ignore[misc]
+                await settled()
+                assert task.most == most
+                leased = [item for zone in ZONES for _, item in await metadata.queue.items(zone) if item.lease]
+                assert len(leased) == most, "nothing is claimed that cannot be begun soon"
+        task = Blocking("task", 3)
+        async with running(consumer_of(metadata, task, workers=9)):
+            task.release.set()
+            await until(lambda: len(task.ran) == 20)
+        assert task.most <= 3
+
+    with_clock(story)
+
+
+def test_what_takes_long_keeps_a_worker_for_every_other_task() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, *(b"long %d" % number for number in range(20)), task="long")
+        await enqueue(metadata, *(b"longer %d" % number for number in range(20)), task="longer", priority=1)
+        await enqueue(metadata, *(b"short %d" % number for number in range(20)), priority=2)
+        long, longer, short = Blocking("long", 9), Blocking("longer", 9), Scripted(concurrency=4)
+        async with running(consumer_of(metadata, long, longer, short, workers=6)):
+            await until(lambda: len(short.ran) == 20)
+            await until(lambda: long.at_work + longer.at_work == 5)
+            assert long.at_work > 0
+            assert longer.at_work > 0
+            long.release.set()
+            await until(lambda: len(long.ran) == 20)
+            assert len(longer.ran) == longer.at_work
+
+    with_clock(story)
+
+
+def test_what_comes_in_masses_keeps_a_worker_for_what_takes_long() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        for start in range(0, 500, 100):
+            await enqueue(metadata, *(b"%d" % number for number in range(start, start + 100)))
+        await enqueue(metadata, b"long", task="long", priority=2, zone=ZONES[1])
+        long, short = Blocking("long"), Scripted(concurrency=9)
+        async with running(consumer_of(metadata, long, short, workers=2)):
+            await until(lambda: bool(long.ran))
+            assert len(short.ran) < 250
+            await until(lambda: len(short.ran) == 500)
+
+    with_clock(story)
+
+
+def test_zones_that_were_left_for_want_of_room_are_taken_from_when_there_is() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        for zone in ZONES:
+            await enqueue(metadata, b"1" + zone, b"2" + zone, zone=zone)
+        claims = 0
+        real = metadata.queue.claim
+
+        async def claim(*args: Any) -> Any:
+            nonlocal claims
+            claims += 1
+            return await real(*args)
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        task, other = Blocking("task"), Scripted("other")
+        consumer = consumer_of(metadata, task, other)
+        consumer._pause_s = lambda next_ns: 0.0  # type: ignore[method-assign]
+        async with running(consumer):
+            await until(lambda: len(consumer._left) == len(ZONES))
+            await settled()
+            assert claims <= len(ZONES) + 1, "it does not go there again and again"
+            task.release.set()
+            await until(lambda: len(task.ran) == 8)
+
+    with_clock(story)
+
+
+def test_zones_that_were_left_are_looked_at_again_every_now_and_then() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"1", b"2")
+        task, other = Blocking("task"), Scripted("other")
+        consumer = consumer_of(metadata, task, other)
+        pauses = 0
+
+        def pause_s(next_ns: int | None) -> float:
+            nonlocal pauses
+            pauses += 1
+            clock.advance(SECOND // 5)
+            return 0.0
+
+        consumer._pause_s = pause_s  # type: ignore[method-assign]
+        async with running(consumer):
+            await until(lambda: ZONES[0] in consumer._left)
+            await enqueue(metadata, b"x", task="other")
+            pauses = 0
+            await until(lambda: other.ran == [b"x"])
+            assert pauses <= 10
+
+    with_clock(story)
+
+
+def test_destinations_take_turns_and_each_bell_wakes() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        region, anybody = b"r" * 16, b"a" * 16
+        for number in range(60):
+            await enqueue(metadata, b"mine", zone=NODE + b"%016d" % number)
+        for destination in (region, anybody):
+            await enqueue(metadata, destination, zone=destination + bytes(16))
+        task = Scripted()
+        consumer = Consumer(
+            metadata.queue, [NODE, region, anybody], [task], sleep=never, rng=random.Random(1), workers=1
+        )
+        idle = asyncio.Event()
+
+        def pause_s(next_ns: int | None) -> float:
+            idle.set()
+            return 60.0
+
+        async with running(consumer):
+            await until(lambda: len(task.ran) == 62)
+            assert max(task.ran.index(region), task.ran.index(anybody)) < 6
+            consumer._pause_s = pause_s  # type: ignore[method-assign]
+            for number, destination in enumerate((anybody, NODE, region, region, NODE)):
+                idle.clear()
+                await asyncio.wait_for(idle.wait(), 60)
+                await enqueue(metadata, b"woken %d" % number, zone=destination + b"%016d" % (99 + number))
+                await until(lambda number=number: b"woken %d" % number in task.ran)  # type: ignore[misc]
+        clock.advance(QUEUE.poll_ns)
+        await enqueue(metadata, b"last", zone=anybody + bytes(16))
+        await consumer.drain()
+        assert b"last" in task.ran
 
     with_clock(story)
 
@@ -425,23 +623,77 @@ def test_nothing_is_begun_while_the_gate_is_closed() -> None:
     with_clock(story)
 
 
-def test_a_consumer_that_is_stopped_leaves_its_items_to_their_leases() -> None:
+def test_a_gate_that_closes_before_a_run_begins_gives_the_item_back() -> None:
     async def story(metadata: Metadata, clock: ManualClock) -> None:
-        began = asyncio.Event()
+        answers = [True, False]
 
-        async def wait() -> None:
-            began.set()
-            await asyncio.Event().wait()
+        @contextlib.contextmanager
+        def gate() -> Iterator[bool]:
+            yield answers.pop(0) if answers else False
 
         await enqueue(metadata, b"x")
-        async with running(consumer_of(metadata, Scripted(x=wait))):
-            await began.wait()
-        clock.advance(QUEUE.item_lease_ns)
         task = Scripted()
+        consumer = consumer_of(metadata, task, gate=gate)
+        await consumer.drain()
+        assert (task.ran, consumer.worked.given_back["task"]) == ([], 1)
+        ((_, item),) = await metadata.queue.items(ZONES[0])
+        assert (item.lease, item.vesting_ns, item.attempts) == (b"", 0, 0)
+
+    with_clock(story)
+
+
+@both_engines
+def test_a_consumer_that_is_stopped_gives_its_items_back(kind: str, tmp_path: Path) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        stopped = Blocking("task", 2)
+        await enqueue(metadata, b"x", b"y", b"z")
+        consumer = consumer_of(metadata, stopped)
+        async with running(consumer):
+            await until(lambda: stopped.at_work == 2)
+        assert (stopped.at_work, consumer.worked.given_back["task"]) == (0, 2)
+        task = Scripted()
+        await consumer_of(metadata, task).drain()
+        assert sorted(task.ran) == [b"x", b"y", b"z"]
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=3, done=3)}
+
+    with_clock(story, kind, tmp_path)
+
+
+def test_a_consumer_that_was_stopped_can_go_on() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        task = Blocking("task", 2)
+        await enqueue(metadata, b"x", b"y", b"z")
+        consumer = consumer_of(metadata, task)
+        for _ in range(3):
+            async with running(consumer):
+                await until(lambda: task.at_work == 2)
+        async with running(consumer):
+            task.release.set()
+            await until(lambda: consumer.worked.done["task"] == 3)
+
+    with_clock(story)
+
+
+def test_what_cannot_be_given_back_is_left_to_its_lease(caplog: pytest.LogCaptureFixture) -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        async def release(batch: Any) -> Any:
+            raise EngineUnavailable("it recovers")
+
+        real, metadata.queue.release = metadata.queue.release, release  # type: ignore[method-assign]
+        await enqueue(metadata, b"x")
+        stopped = Blocking("task")
+        async with running(consumer_of(metadata, stopped)):
+            await until(lambda: stopped.at_work == 1)
+        metadata.queue.release = real  # type: ignore[method-assign]
+        task = Scripted()
+        await consumer_of(metadata, task).drain()
+        assert task.ran == []
+        clock.advance(QUEUE.item_lease_ns)
         await consumer_of(metadata, task).drain()
         assert task.ran == [b"x"]
 
     with_clock(story)
+    assert "could not be given back" in caplog.text
 
 
 def test_a_random_part_is_chosen_at_least_one_and_never_too_many() -> None:

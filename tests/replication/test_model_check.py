@@ -12,7 +12,7 @@ from tests.replication.mutants import MUTANTS
 
 X, Y = b"x", b"y"
 
-IDLE = ((0, enqueue(X)), (0, Call("lease", (b"s",))), (0, Call("claim", (b"s", b"s"))))
+IDLE = ((0, enqueue(X)), (0, Call("lease", (b"s",))), (0, Call("claim", (b"s", b"s", None))))
 """Somebody took the one item there was, and died."""
 
 WORLDS: dict[str, Callable[[], Checker]] = {
@@ -37,6 +37,16 @@ WORLDS: dict[str, Callable[[], Checker]] = {
     ),
     "two consumers at one item that recurs": lambda: Checker(
         (Script((enqueue(X), enqueue(X))), Consumer(b"c", 1, fails=1), Consumer(b"d", 1))
+    ),
+    # Items that are given back, and others that there was no room for
+    "a consumer with room for one, and one that is stopped": lambda: Checker(
+        (Script((enqueue(X), enqueue(Y, priority=2))), Consumer(b"c", 2, room=1), Consumer(b"d", 1, releases=1))
+    ),
+    "a consumer with room for none": lambda: Checker(
+        (Script((enqueue(X), enqueue(X))), Consumer(b"c", 2, room=0), Consumer(b"d", 1))
+    ),
+    "two consumers that are stopped at one item that recurs": lambda: Checker(
+        (Script((enqueue(X), enqueue(X))), Consumer(b"c", 2, releases=2), Consumer(b"d", 1, releases=1))
     ),
     # Dead letters, whose cause recurs and which an operator retries
     "one who enqueues, a consumer that fails, an operator": lambda: Checker(

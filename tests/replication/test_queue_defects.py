@@ -81,7 +81,7 @@ async def a_run_longer_than_its_first_lease_can_be_ended(metadata: Metadata, clo
 
 async def what_is_leased_or_delayed_hides_nothing(metadata: Metadata, clock: Any) -> None:
     for number in range(2 * QUEUE.batch):
-        await enqueue(metadata, b"leased %d" % number, priority=0)
+        await enqueue(metadata, b"leased %d" % number, priority=1)
         await enqueue(metadata, b"delayed %d" % number, priority=1, vesting_ns=clock.now_ns() + 10**12)
     assert len(await take(metadata, ZONE)) == len(await take(metadata, ZONE)) == QUEUE.batch
     await enqueue(metadata, b"due", priority=2)
@@ -147,7 +147,12 @@ DEFECTS = {
     ),
     "a bounded look goes through what is not due": (
         what_is_leased_or_delayed_hides_nothing,
-        Mutant(leasing, "claim", "keys.queue_due_until(zone, each, now_ns))", "keys.queue_due_range(zone, each)[1])"),
+        Mutant(
+            leasing,
+            "claim",
+            "[(keys.queue_due_range(zone, each)[0], keys.queue_due_until(zone, each, now_ns)) for each in PRIORITIES]",
+            "[(keys.queue_due_range(zone, 1)[0], keys.queue_due_range(zone, 2)[1])]",
+        ),
     ),
     "a lease on the pointer does not move it": (
         a_leased_pointer_keeps_others_out,

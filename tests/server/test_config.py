@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import os
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +24,10 @@ from tigrislike.config import (
     parse_size,
     unknown_variables,
 )
+from tigrislike.metadata.deciding import QUEUE, QueueParameters
+from tigrislike.node import Node, queue_parameters
+from tigrislike.replication.consumer import WORKERS
+from tigrislike.server import peer_endpoint, primary_address
 
 
 @pytest.mark.parametrize(
@@ -98,6 +106,23 @@ def test_parts_can_be_put_elsewhere(tmp_path: Path) -> None:
         ("log_level", "loud"),
         ("data_dir", ""),
         ("inline_bytes", "1MiB"),
+        ("max_peer_requests", "0"),
+        ("peer_source_address", "host.example"),
+        ("peer_connect_timeout_s", "0"),
+        ("peer_ca", ""),
+        ("advertise", "10.0.0.1:9000"),
+        ("advertise", "ftp://10.0.0.1"),
+        ("advertise", "http://"),
+        ("advertise", "http://10.0.0.1:0"),
+        ("advertise", "http://10.0.0.1:99999"),
+        ("advertise", "http://10.0.0.1/path"),
+        ("advertise", "http://user@10.0.0.1"),
+        ("queue_workers", "0"),
+        ("queue_item_lease_s", "2"),
+        ("queue_poll_s", "0"),
+        ("queue_batch", "0"),
+        ("queue_batch", "101"),
+        ("queue_attempts", "0"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_by_name(name: str, value: str) -> None:
@@ -130,6 +155,9 @@ def test_a_refusal_does_not_show_a_secret(monkeypatch: pytest.MonkeyPatch) -> No
         {"tls_cert": "/c"},
         {"tls_key": "/k"},
         {"metadata": "fdb:///etc/fdb.cluster"},
+        {"queue_poll_s": "1s", "queue_pointer_lease_s": "1s"},
+        {"queue_poll_s": "500ms", "queue_scan_s": "400ms"},
+        {"queue_back_off_s": "61s"},
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(values: dict[str, str]) -> None:
@@ -200,6 +228,67 @@ def test_a_cache_that_could_not_work_is_refused(attribute: str, text: str) -> No
         load_settings({attribute: text}, {})
 
 
+def test_the_queue_is_paced_as_the_settings_have_it() -> None:
+    assert queue_parameters(Settings()) == QUEUE
+    assert Settings().queue_workers == WORKERS
+    flags = {
+        "queue_item_lease_s": "3s",
+        "queue_pointer_lease_s": "2s",
+        "queue_poll_s": "250ms",
+        "queue_scan_s": "300ms",
+        "queue_batch": "100",
+        "queue_back_off_s": "1m",
+        "queue_attempts": "3",
+        "queue_min_inactive_s": "0",
+    }
+    assert queue_parameters(load_settings(flags, {})) == QueueParameters(
+        item_lease_ns=3 * 10**9,
+        pointer_lease_ns=2 * 10**9,
+        poll_ns=250 * 10**6,
+        scan_ns=300 * 10**6,
+        batch=100,
+        back_off_ns=60 * 10**9,
+        max_attempts=3,
+        min_inactive_ns=0,
+    )
+
+
+def test_a_nodes_queue_goes_by_its_settings(tmp_path: Path) -> None:
+    async def main() -> None:
+        flags = {"data_dir": str(tmp_path / "data"), "queue_batch": "7", "queue_workers": "31"}
+        async with Node.opened(load_settings(flags, {})) as node:
+            assert node.metadata.queue.parameters == QueueParameters(batch=7)
+            assert node.consumer().workers == 31
+
+    asyncio.run(main())
+
+
 def test_scrubbing_can_be_turned_off() -> None:
     assert load_settings({"scrub_interval_s": "0"}, {}).scrub_interval_s == 0
     assert load_settings({}, {}).scrub_interval_s == 14 * 86400
+
+
+def test_what_a_node_advertises_is_a_url_without_a_path() -> None:
+    for told, kept in (
+        ("http://10.0.0.1:9000/", "http://10.0.0.1:9000"),
+        ("https://[2001:db8::1]:9000", "https://[2001:db8::1]:9000"),
+        ("https://a.example", "https://a.example"),
+    ):
+        assert load_settings({"advertise": told}, {}).advertise == kept
+    assert load_settings({"peer_source_address": "2001:db8:0::1"}, {}).peer_source_address == "2001:db8::1"
+
+
+def test_a_node_is_reached_where_it_serves_unless_it_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peer_endpoint(Settings(host="10.0.0.1"), 9000) == "http://10.0.0.1:9000"
+    assert peer_endpoint(Settings(host="::1"), 9000) == "http://[::1]:9000"
+    assert peer_endpoint(Settings(host="0.0.0.0", advertise="https://a.example"), 9000) == "https://a.example"
+    secure = Settings(host="::", tls_cert=Path("/c"), tls_key=Path("/k"))
+    assert peer_endpoint(secure, 9000) == f"https://{primary_address()}:9000"
+    with socket.socket() as listening:
+        listening.bind((primary_address(), 0))  # it is an address of this machine
+
+    def unreachable(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "no route")
+
+    monkeypatch.setattr(socket, "socket", lambda *_: contextlib.nullcontext(SimpleNamespace(connect=unreachable)))
+    assert primary_address() == "127.0.0.1"

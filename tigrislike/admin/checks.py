@@ -430,6 +430,8 @@ async def check_home(view: View, tr: Transaction, key: bytes, value: bytes) -> l
     content: Content | None = records.content.decode(raw) if raw is not None else None
     if content is not None and (content.state == DEAD or any(home.node == node for home in content.homes)):
         return []
+    if content is not None and node == records.LOST:
+        return []
     detail = f"node {node.hex()} is said to hold it, its record does not say so"
     return [Problem("home-dangling", content_id.hex(), detail, clearing(key))]
 

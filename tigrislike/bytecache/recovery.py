@@ -115,6 +115,8 @@ class Recovery:
                 self._local.counters.add(missing_unhealed=1)
             else:
                 self._local.counters.add(corrupt_unhealed=1)
+            if not error.for_operators:
+                raise  # it says more than that the block is not here
             raise reason from (error if self._fills.source is not None else None)
 
     async def mend(self, blob_id: bytes, size: int, number: int) -> bool:

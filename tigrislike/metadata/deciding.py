@@ -41,7 +41,8 @@ class QueueParameters:
     """How long an empty zone keeps its pointer: one that is used every now and then is not made anew each time."""
 
     batch: int = 10
-    """Items under one claim: enough to spread the cost of two transactions, few enough to be fair to other zones."""
+    """Items under one claim, at most: enough to spread the cost of two transactions, few enough to be fair to other
+    zones."""
 
     peek: int = 2_000
     """Vested pointers that one look takes in. QuiCK takes 20,000, which would hold up the event loop for tens of
@@ -107,6 +108,12 @@ def extended(parameters: QueueParameters, item: Item, now_ns: int) -> Item:
     return replace(item, vesting_ns=max(item.vesting_ns, now_ns + parameters.item_lease_ns))
 
 
+def let_go(item: Item) -> Item:
+    """A leased item that its holder gives back untouched, or half done: due at once, as it was, with the attempts that
+    it had. Whoever claims it next covers what recurred meanwhile."""
+    return replace(item, lease=b"", vesting_ns=0, again_ns=-1)
+
+
 def finished(item: Item) -> Item | None:
     """What stays of a leased item whose work is done: nothing, or one that waits, if its cause recurred."""
     if item.again_ns < 0:
@@ -164,7 +171,7 @@ def leased(
 
 
 def released(parameters: QueueParameters, pointer: Pointer, now_ns: int, *, more: bool) -> Pointer:
-    """A pointer whose holder took something: it vests at once if there is `more`, else soon."""
+    """A pointer whose holder took something, or had no room to: it vests at once if there is `more`, else soon."""
     return replace(pointer, lease=b"", vesting_ns=0 if more else now_ns + parameters.poll_ns, active_ns=now_ns)
 
 

@@ -8,7 +8,7 @@ again by whoever goes on, so clocks decide who may try, never who is right.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from . import deciding
@@ -38,10 +38,16 @@ class Peeked(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a claim came to: items under lease, and how many of paused tasks it `set_back`."""
+    """What a claim came to: items under lease, how many of paused tasks it `set_back`, and the tasks of which due items
+    were seen and left, because there was no room for them."""
 
     claimed: list[Claimed]
     set_back: int
+    left: frozenset[str] = frozenset()
+
+
+Room = Mapping[str, int]
+"""How many items of each task the claimer has a use for; without bound, but for the batch's, where a task is absent."""
 
 
 async def peek(tr: Transaction, ctx: Context, destination: bytes, early_ns: int = 0) -> Peeked:
@@ -83,19 +89,22 @@ async def lease(tr: Transaction, ctx: Context, zone: bytes, lease: bytes, early_
     return True
 
 
-async def claim(tr: Transaction, ctx: Context, zone: bytes, pointer_lease: bytes, lease: bytes) -> Batch | None:
+async def claim(
+    tr: Transaction, ctx: Context, zone: bytes, pointer_lease: bytes, lease: bytes, room: Room | None = None
+) -> Batch | None:
     """Lease due items of `zone`, most urgent and longest due first, and let go of its pointer.
 
-    `lease` is the caller's fresh random id, from which each item's own lease id is derived. None: the pointer's lease
-    was lost. An empty batch: nothing was due, and the pointer rests until something is, or the zone is gone.
+    `lease` is the caller's fresh random id, from which each item's own lease id is derived. What there is no `room` for
+    stays for others. None: the pointer's lease was lost. A batch of nothing at all: nothing was due, and the pointer
+    rests until something is, or the zone is gone.
     """
-    keys, now_ns = ctx.keys, ctx.now_ns()
+    keys, now_ns, limit = ctx.keys, ctx.now_ns(), ctx.queue.batch
     stored = tr.get(keys.queue_pointer(zone))
     pauses = ask_paused(tr, ctx, PAUSED_TASK)
     # Each priority is asked for by itself, up to now: what is leased or delayed hides nothing behind it. By snapshot:
     # two who claim conflict on the items that both take, not on the whole range.
     ranges = [(keys.queue_due_range(zone, each)[0], keys.queue_due_until(zone, each, now_ns)) for each in PRIORITIES]
-    dues = [tr.get_range(begin, end, limit=ctx.queue.batch, snapshot=True) for begin, end in ranges]
+    dues = [tr.get_range(begin, end, limit=limit, snapshot=True) for begin, end in ranges]
     raw = await stored
     pointer = pointer_codec.decode(raw) if raw is not None else None
     if pointer is None or pointer.lease != pointer_lease:
@@ -103,31 +112,39 @@ async def claim(tr: Transaction, ctx: Context, zone: bytes, pointer_lease: bytes
     paused = paused_names(ctx, PAUSED_TASK, await pauses)
     starts = [len(begin) - 1 for begin, _ in ranges]
     ids = [_entry(key, start)[1] for start, due in zip(starts, dues, strict=True) for key, _ in await due]
-    ids = ids[: ctx.queue.batch]
-    items = [(id_, tr.get(keys.queue_item(zone, id_))) for id_ in ids]
+    free, left = dict(room or {}), set()
     batch: list[Claimed] = []
     moved: list[tuple[bytes, Item, Item]] = []
-    for id_, read in items:
-        found = await read
-        if found is None:
-            continue  # a damaged index: fsck's business
-        old = item_codec.decode(found)
-        new = deciding.taken(ctx.queue, old, digest16(lease, id_), now_ns)
-        if new is None:
-            continue
-        if old.task.encode() in paused:
-            new = deciding.set_back(ctx.queue, old, now_ns)
-        else:
-            batch.append(Claimed(zone, id_, new.lease, new))
-        moved.append((id_, old, new))
+    seen = 0
+    while seen < len(ids) and len(moved) < limit:
+        # More than once only where something was left: the less urgent may be what there is room for.
+        asked = ids[seen : seen + limit - len(moved)]
+        seen += len(asked)
+        for id_, read in [(id_, tr.get(keys.queue_item(zone, id_))) for id_ in asked]:
+            found = await read
+            if found is None:
+                continue  # a damaged index: fsck's business
+            old = item_codec.decode(found)
+            new = deciding.taken(ctx.queue, old, digest16(lease, id_), now_ns)
+            if new is None:
+                continue
+            if old.task.encode() in paused:
+                new = deciding.set_back(ctx.queue, old, now_ns)
+            elif free.setdefault(old.task, limit) <= 0:
+                left.add(old.task)
+                continue
+            else:
+                free[old.task] -= 1
+                batch.append(Claimed(zone, id_, new.lease, new))
+            moved.append((id_, old, new))
     for id_, old, new in moved:
         put_item(tr, ctx, zone, id_, old, new)
-    if moved:
-        more = len(ids) == ctx.queue.batch
+    if moved or left:
+        more = bool(left) or len(ids) >= limit
         put_pointer(tr, ctx, zone, pointer, deciding.released(ctx.queue, pointer, now_ns, more=more))
     else:
         await _rest(tr, ctx, zone, pointer)
-    return Batch(batch, len(moved) - len(batch))
+    return Batch(batch, len(moved) - len(batch), frozenset(left))
 
 
 async def _rest(tr: Transaction, ctx: Context, zone: bytes, pointer: Pointer) -> None:
@@ -172,6 +189,20 @@ async def extend(tr: Transaction, ctx: Context, batch: Sequence[Claimed]) -> lis
     for claimed, item in held:
         new = deciding.extended(ctx.queue, item, ctx.now_ns())
         put_item(tr, ctx, claimed.zone, claimed.id, item, new)
+    return [claimed for claimed, _ in held]
+
+
+async def release(tr: Transaction, ctx: Context, batch: Sequence[Claimed]) -> list[Claimed]:
+    """Give items back, due at once, with no attempt counted: for whoever has a worker for them. Those that were still
+    the caller's."""
+    stored = [(claimed, _ask(tr, ctx, claimed)) for claimed in batch]
+    marks = {claimed.zone: tr.get(ctx.keys.queue_zone(claimed.zone)) for claimed in batch}
+    found = [(claimed, _leased(await raw, claimed)) for claimed, raw in stored]
+    held = [(claimed, item) for claimed, item in found if item is not None]
+    for claimed, item in held:
+        put_item(tr, ctx, claimed.zone, claimed.id, item, deciding.let_go(item))
+    for zone in sorted({claimed.zone for claimed, _ in held}):
+        await announce(tr, ctx, zone, 0, await marks[zone])
     return [claimed for claimed, _ in held]
 
 

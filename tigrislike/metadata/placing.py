@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
+from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
+
 from .errors import InvalidArgument
 from .records import Bucket, Content, Home
 
-GEOGRAPHIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"usa": ("sjc", "ord", "iad"), "eur": ("ams", "fra")}  # Tigris' own
-)
-
-_REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 MAX_REGIONS = 16
 GLOBAL = "global"
 """The policy that names no region."""
@@ -35,11 +31,6 @@ Alive = Mapping[bytes, str]
 """Nodes that may be counted on, by id, and their regions."""
 
 
-def is_region(name: str) -> bool:
-    """Whether `name` can be a region's: lowercase letters, digits and hyphens, at most 32."""
-    return _REGION.fullmatch(name) is not None
-
-
 class Regions:
     """What the names in policies mean in one store.
 
@@ -47,8 +38,8 @@ class Regions:
         known: regions that have nodes, as far as is known; whoever learns of others replaces it.
     """
 
-    def __init__(self, geographies: Mapping[str, Sequence[str]] = GEOGRAPHIES, known: Iterable[str] = ()) -> None:
-        self._geographies = {name: tuple(regions) for name, regions in geographies.items()}
+    def __init__(self, geographies: Geographies = GEOGRAPHIES, known: Iterable[str] = ()) -> None:
+        self._geographies = dict(geographies)
         self.known = frozenset(known)
 
     def parse(self, text: str) -> tuple[str, ...]:
@@ -167,6 +158,25 @@ def surplus(content: Content, alive: Alive, regions: Regions) -> list[Home]:
     outside = [home for home in content.homes if wanted and alive.get(home.node, home.region) not in wanted]
     partial = [home for home in content.homes if not home.whole and home not in outside]
     return [home for home in (*outside, *partial) if may_lose(content, home.node, alive, regions)]
+
+
+def excess(content: Content, alive: Alive, regions: Regions) -> list[Home]:
+    """Homes beyond what is wanted, all of which may be lost together; where something is lacking, none. Those that
+    cannot be counted on come first, then those outside the wanted regions, then the latest."""
+    if missing_regions(content, alive, regions):
+        return []
+    wanted = regions.expand(content.regions)
+
+    def order(home: Home) -> tuple[bool, bool]:
+        return home.node in alive, not wanted or alive.get(home.node, home.region) in wanted
+
+    latest_first = list(reversed(content.homes))
+    dispensable = []
+    for home in sorted(latest_first, key=order):
+        if may_lose(content, home.node, alive, regions):
+            dispensable.append(home)
+            content = replace(content, homes=tuple(each for each in content.homes if each != home))
+    return dispensable
 
 
 def ranked(content_id: bytes, nodes: Iterable[bytes]) -> list[bytes]:

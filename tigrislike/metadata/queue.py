@@ -14,7 +14,7 @@ from . import leasing, overseeing
 from .context import Context
 from .deciding import QueueParameters
 from .kv.engine import Engine, Watch
-from .leasing import Batch, Effect, Peeked
+from .leasing import Batch, Effect, Peeked, Room
 from .overseeing import Pausable
 from .records import Claimed, Counts, Item, Pointer
 
@@ -46,14 +46,18 @@ class Queue:
         taken = await self._engine.transact(leasing.lease, self._context, zone, lease, early_ns)
         return lease if taken else None
 
-    async def claim(self, zone: bytes, pointer_lease: bytes) -> Batch | None:
-        """Lease a batch of due items and let go of the pointer. None: the pointer's lease was lost."""
+    async def claim(self, zone: bytes, pointer_lease: bytes, room: Room | None = None) -> Batch | None:
+        """Lease due items, as far as there is `room`, and let go of the pointer. None: its lease was lost."""
         lease = secrets.token_bytes(16)
-        return await self._engine.transact(leasing.claim, self._context, zone, pointer_lease, lease)
+        return await self._engine.transact(leasing.claim, self._context, zone, pointer_lease, lease, room)
 
     async def extend(self, batch: Sequence[Claimed]) -> list[Claimed]:
         """Prolong leases from now. Those that are still held; for the others the work must stop."""
         return await self._engine.transact(leasing.extend, self._context, batch)
+
+    async def release(self, batch: Sequence[Claimed]) -> list[Claimed]:
+        """Give items back, due at once, with no attempt counted. Those that were still held."""
+        return await self._engine.transact(leasing.release, self._context, batch)
 
     async def finish(self, claimed: Claimed, effect: Effect | None = None) -> bool:
         """The work is done: `effect` and the item's end are one transaction. False: the lease was lost."""

@@ -19,6 +19,7 @@ from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
 from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
+from .deciding import QUEUE, QueueParameters
 from .errors import (
     ClockBehind,
     FormatTooNew,
@@ -143,14 +144,15 @@ class Metadata:
         replica_decay_s: float = 7 * 86400,
         bounds: Bounds | None = None,
         monotonic_ns: Callable[[], int] = elapsed_ns,
+        queue: QueueParameters = QUEUE,
     ) -> Metadata:
         """Open the keyspace under the engine's prefix, or found it. One of an older format is migrated.
 
         `node_id` (16 bytes) and `region` say where blobs committed here lie. `cluster_number` (0 to 255) is used only
         when the keyspace is founded. `reclaim_grace_s` is how long bytes stay after nothing refers to them; it must
-        exceed the longest read. `regions` is what the names in policies mean, `replica_decay_s` how long a replica
-        stays that was made on demand and is not read. `bounds` are of reads of bounded buckets, whose
-        ages `monotonic_ns` measures.
+        exceed the longest read. `queue` is how the queue of work owed is paced. `regions` is what the names in policies
+        mean, `replica_decay_s` how long a replica stays that was made on demand and is not read. `bounds` are of reads
+        of bounded buckets, whose ages `monotonic_ns` measures.
 
         Raises:
             FormatTooNew, WrongMasterKey.
@@ -159,12 +161,12 @@ class Metadata:
         home = Home(region, node_id)
         grace_ns = int(reclaim_grace_s * 1_000_000_000)
         keys = Keyspace(engine.prefix)
-        founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns)
+        founder = Context(keys, cluster_number, engine.now_ns, home, grace_ns, queue)
         fresh = Cluster(FORMAT, cluster_number, secrets.token_bytes(16))
         cluster = await engine.transact(_open_cluster, founder, fresh, master_key)
         regions = regions or Regions(known=[region])
         decay_ns = int(replica_decay_s * 1_000_000_000)
-        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, regions=regions, decay_ns=decay_ns)
+        context = Context(keys, cluster.number, engine.now_ns, home, grace_ns, queue, regions, decay_ns)
         if cluster.format < FORMAT:
             # A sealed store can be read as it is, and once it takes writes again, opening it migrates it.
             with contextlib.suppress(StoreSealed):

@@ -16,6 +16,8 @@ from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import Alive, ranked
 from tigrislike.metadata.records import REMOVED, UP, Beat, Node
 
+from .peers import Peer
+
 BEAT_S = 2.0
 """How often a node shows life, and looks for others."""
 
@@ -28,14 +30,10 @@ _UNKNOWN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(Peer):
     """A node as seen from here.
 
     Attributes:
-        node: 16 bytes.
-        region: where it is.
-        endpoint: the URL at which it serves other nodes.
-        epoch: what requests to it are signed for; b"" before its first beat.
         state: of its record: up, draining or removed.
         count: of its last beat, 0 where there is none.
         at_ns: what its clock said at that beat.
@@ -44,10 +42,6 @@ class Member:
         dead: it has missed its beats for too long.
     """
 
-    node: bytes
-    region: str
-    endpoint: str
-    epoch: bytes
     state: str
     count: int
     at_ns: int
@@ -121,10 +115,21 @@ class Members:
         return [each for each in self._members.values() if each.state != REMOVED]
 
     def alive(self) -> Alive:
-        """Nodes that can be counted on to hold what they hold: this one, and those seen to beat."""
-        alive = {each.node: each.region for each in self.all() if each.moving}
-        alive[self.own] = self.region
+        """Nodes that can be counted on to hold what they hold: this one, and those seen to beat; none that drains."""
+        alive = {each.node: each.region for each in self._members.values() if each.takes_homes}
+        if not self.leaving:
+            alive[self.own] = self.region
         return alive
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this node gives up what it holds, and takes nothing."""
+        own = self._members.get(self.own)
+        return own is not None and own.state != UP
+
+    def silent_s(self, member: Member) -> float:
+        """How long a node had not been seen to beat when this process last looked."""
+        return self._looked_s - member.seen_s
 
     def reachable(self, nodes: Iterable[bytes]) -> list[Member]:
         """Those of `nodes` worth asking, nearest first: not this one, and not known to be dead."""

@@ -40,6 +40,7 @@ _KEEP_ALIVE_S: Final = (
     60.0  # less than what a node's --idle-timeout is by default, so that few meet a closed connection
 )
 _MAX_DOCUMENT: Final = 64 * 1024
+_SHOWN: Final = 500
 _READ_BUFFER: Final = 512 * 1024
 _HEADERS: Final = {"User-Agent": "tigrislike", "Accept-Encoding": "identity"}
 
@@ -160,7 +161,7 @@ class Peers:
                 left -= len(piece)
                 yield piece
         finally:
-            answer.close()
+            _drop(answer)
 
     async def ping(self, peer: Peer, timeout_s: float | None = None) -> tuple[float, Facts]:
         """The seconds until a peer's answer, connecting included where no connection is open, and what it says.
@@ -191,7 +192,7 @@ class Peers:
         with _translated(peer):
             async with asyncio.timeout(timeout_s):
                 answer, body = await self._ask(peer, method, path)
-        answer.close()
+        _drop(answer)
         if answer.status != 200:
             raise SourceUnavailable(f"{_named(peer)} answers {answer.status}")
         return body
@@ -208,7 +209,7 @@ class Peers:
             answer, body = await self._ask_once(peer, self._epochs[peer.node], method, path, ranges)
         if answer.status in (200, 206):
             return answer, body
-        answer.close()
+        _drop(answer)
         told = f"{_named(peer)} answers {answer.status}: {body.decode('utf-8', 'replace')}"
         raise NotAtSource(told) if answer.status == 404 else SourceUnavailable(told)
 
@@ -235,21 +236,31 @@ class Peers:
             try:
                 present = verify_answer(self._key, signature, answer.status, _content_range(answer), body, signed)
             except BadSignature as error:
-                raise SourceUnavailable(f"{_named(peer)} answers {answer.status}: {error}") from error
+                told = f"{_named(peer)} answers {answer.status}, unsigned: {body[:_SHOWN]!r}"
+                raise SourceUnavailable(told) from error
             self._epochs[peer.node] = present
         except BaseException:
-            answer.close()
+            _drop(answer)
             raise
         return answer, body
 
 
 @contextlib.contextmanager
 def _translated(peer: Peer) -> Iterator[None]:
-    """What a connection can raise, as what the block store knows."""
+    """What a connection can raise, as what the block store knows; ValueError is an endpoint that is no URL."""
     try:
         yield
-    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+    except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise SourceUnavailable(f"{_named(peer)}: {str(error) or type(error).__name__}") from error
+
+
+def _drop(answer: aiohttp.ClientResponse) -> None:
+    """Let go of an answer. A connection of which not all was read is cut: to close it, TLS would read on to the end of
+    the answer first."""
+    connection = answer.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    answer.close()
 
 
 def _content_range(answer: aiohttp.ClientResponse) -> str:

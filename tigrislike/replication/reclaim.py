@@ -24,12 +24,16 @@ from tigrislike.metadata.records import Item
 
 from .consumer import Consumer
 
+CONCURRENCY = 4
+"""Removing files waits for the disk, which has that much to give beside requests."""
+
 
 class ReclaimContent:
     """Remove a content's files here, if nothing refers to it; whoever is the last to do so removes its records."""
 
     name = RECLAIM_CONTENT
     priority = RECLAIM_PRIORITY
+    concurrency = CONCURRENCY
 
     def __init__(self, metadata: Metadata, blocks: BlockStore) -> None:
         self._metadata = metadata
@@ -56,6 +60,7 @@ class ReclaimBlob:
 
     name = RECLAIM_BLOB
     priority = RECLAIM_PRIORITY
+    concurrency = CONCURRENCY
 
     def __init__(self, metadata: Metadata, blocks: BlockStore) -> None:
         self._metadata = metadata
@@ -94,6 +99,6 @@ class ReclaimStats:
 async def reclaim_due(metadata: Metadata, blocks: BlockStore) -> ReclaimStats:
     """Work off every reclaim item of this node that is due now, in one pass; returns when none is left."""
     content, blob = reclaim_tasks(metadata, blocks)
-    consumer = Consumer(metadata.queue, blocks.node_id, [content, blob])
+    consumer = Consumer(metadata.queue, [blocks.node_id], [content, blob])
     await consumer.drain()
     return ReclaimStats(content.removed, blob.removed, content.in_use + blob.in_use, consumer.worked.failed.total())

@@ -1,36 +1,51 @@
 """A process's part in the regions of its store: who there is, where blocks come from, what is wanted here.
 
-What the front door asks of it is in `Regional`; `node.py` makes one per process.
+What the front door asks of it is in `Regional`; `node.py` opens one per process.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+
+from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.records import Home
 
 from .demand import Demand
-from .membership import Members
-from .remote import RemoteSource
-from .spreading import Spreader
+from .membership import Member, Members
+from .peers import Peers
+from .remote import PeerSource, RemoteSource
+from .spreading import Receiver, Spreader
+
+log = logging.getLogger("tigrislike.replication")
+
+PROBE_S = 10.0
+"""How often a process measures how far other nodes are."""
+
+_PROBE_TIMEOUT_S = 2.0
 
 
 class Regional:
-    """The regions as operations see them.
+    """The regions as one process sees them.
 
     Attributes:
         members: the nodes of the store.
         source: where blocks come from that are not here.
         demand: what is read here that is at home elsewhere.
+        receiver: takes copies that other nodes send before they acknowledge a write.
     """
 
     def __init__(
-        self, metadata: Metadata, members: Members, source: RemoteSource, demand: Demand, spreader: Spreader
+        self, metadata: Metadata, blocks: BlockStore, peers: Peers, *, dead_after_s: float, replicate_after: int
     ) -> None:
-        self.members = members
-        self.source = source
-        self.demand = demand
-        self._metadata = metadata
-        self._spreader = spreader
+        self.members = Members(metadata, dead_after_s=dead_after_s)
+        self.source = RemoteSource(metadata, self.members, peers)
+        self.demand = Demand(metadata, self.members, self.source, threshold=replicate_after)
+        self.receiver = Receiver(metadata, blocks, PeerSource(self.members, peers))
+        self._spreader = Spreader(metadata, self.members, peers)
+        self._peers = peers
 
     async def spread(self, blob_id: bytes, size: int, copies: int, regions: tuple[str, ...]) -> tuple[Home, ...]:
         """Have a finished and uncommitted blob made durable on further nodes, until `copies` hold it with this one.
@@ -39,3 +54,22 @@ class Regional:
             TooFewHomes: not enough nodes could be reached; the write must not be acknowledged.
         """
         return await self._spreader.spread(blob_id, size, copies, regions)
+
+    async def probe(self) -> None:
+        """Measure how far other nodes are; one that does not answer counts as far as the time-out."""
+        others = self.members.reachable(each.node for each in self.members.all())
+        await asyncio.gather(*(self._probe(each) for each in others))
+
+    async def _probe(self, member: Member) -> None:
+        try:
+            round_trip_s, _ = await self._peers.ping(member, _PROBE_TIMEOUT_S)
+        except BytesError as error:
+            log.debug("node %s does not answer: %s", member.node.hex(), error)
+            round_trip_s = _PROBE_TIMEOUT_S
+        self.members.measured(member.node, round_trip_s)
+
+    async def aclose(self) -> None:
+        """Let go of what is under way, and close the connections."""
+        with contextlib.suppress(BytesError):
+            await self.receiver.aclose()
+        await self._peers.aclose()

@@ -1,4 +1,4 @@
-"""What work owed consists in: one small class for each task, with the same three members."""
+"""What work owed consists in: one small class for each task, with the same four members."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ class Task(Protocol):
     @property
     def priority(self) -> int:
         """With which its items are enqueued; one of `owed.PRIORITIES`."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many of its items one consumer runs at a time, at most."""
         ...
 
     async def run(self, item: Item) -> Effect | None:
