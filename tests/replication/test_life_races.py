@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from itertools import combinations
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tests.kv.memory_engine import MemoryEngine, RandomFaults
 from tests.metadata.queueing import take_all
 from tests.metadata.world import MASTER, large
-from tigrislike.metadata import Metadata, homes, nodes, owed, placing
+from tigrislike.metadata import Metadata, copy_draft, homes, nodes, owed, placing
 from tigrislike.metadata.kv import AmbiguousCommit, ManualClock
 from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import LIVE, REMOVED, Beat, Content, Home, Node
@@ -21,6 +23,8 @@ from tigrislike.replication.membership import Members
 from tigrislike.replication.removing import remove_node
 from tigrislike.replication.repair import give_up, owe_for_lost
 from tigrislike.replication.repolicy import follow_some
+
+T = TypeVar("T")
 
 SEEDS = range(25)
 every_seed = pytest.mark.parametrize("seed", SEEDS)
@@ -82,7 +86,7 @@ class Race:
         return {(owed.destination_of(zone), item.task, item.subject) for zone, item in listed}
 
 
-async def retried(work):  # type: ignore[no-untyped-def]
+async def retried(work: Callable[..., Awaitable[T]]) -> T:
     """What is repeatable is repeated until its outcome is known."""
     while True:
         try:
@@ -213,8 +217,6 @@ def test_of_two_buckets_that_change_at_once_neither_is_forgotten(seed: int) -> N
         async with Race(seed) as it:
             content_id = await it.put("k")
             other = await it.of[A].create_bucket("other", "root")
-            from tigrislike.metadata import copy_draft
-
             await it.of[A].copy_object((it.bucket, "k", None), None, other, "k", copy_draft)
             names = {it.bucket.id: "bucket", other.id: "other"}
 
