@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,10 +35,15 @@ from tigrislike.metadata import MasterKey, Metadata
 from tigrislike.metadata.errors import MetadataError
 from tigrislike.metadata.kv import open_engine
 from tigrislike.metadata.records import Content, Item
+from tigrislike.replication.membership import BEAT_S, Members
+from tigrislike.replication.removing import remove_node
 
 T = TypeVar("T")
 
 FLAGS = ("--workers=1", "--access-log=off", "--replicate-after=3", "--reclaim-grace=0s", "--sweep-interval=1s")
+
+MOVING_S = 60
+"""Within which all nodes that run have been seen to beat."""
 
 LASTING = frozenset({"decay"})
 """Tasks that wait for days by design."""
@@ -230,6 +236,24 @@ class Regions:
             return found
 
         return self.ask(collect)
+
+    def remove_lost(self) -> None:
+        """Remove from the store, as an operator does, the nodes whose disks are gone."""
+        running = {self.node_id(name) for name in self.nodes}
+
+        async def remove(metadata: Metadata) -> None:
+            members = Members(metadata)
+            deadline_s = time.monotonic() + MOVING_S
+            while not running <= {each.node for each in members.takers()}:
+                assert time.monotonic() < deadline_s, "a node that runs does not beat"
+                await asyncio.sleep(BEAT_S / 4)
+                await members.refresh()
+            for each in members.all():
+                if each.node not in running:
+                    async for _ in remove_node(metadata, members, each.node):
+                        pass
+
+        self.ask(remove)
 
     def files(self, name: str, blob_id: bytes | None = None, under: str = "home") -> list[Path]:
         """Block files of a node, of one blob or all: in `home`, `cache` or `incoming`."""
