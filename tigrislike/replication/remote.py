@@ -111,7 +111,7 @@ class RemoteSource:
             if located.homes == before.homes:
                 break  # it has not moved since it was last looked for
         if failure is not None:
-            raise SourceUnavailable(str(failure)) from failure
+            raise HomesSilent({home.region for home in located.homes}) from failure
         silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
         if silent:
             where = ", ".join(f"{home.node.hex()} ({home.region or 'region unknown'})" for home in silent)
