@@ -63,6 +63,7 @@ _RECONCILE_LOOK_S = 5.0  # how often the agent looks whether the index was lost
 _SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
 HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
+_OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -369,7 +370,7 @@ async def repeating(duties: Iterable[Duty]) -> AsyncIterator[None]:
 
 
 async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    seal = ""
+    seal = outage = ""
     while True:
         try:
             await duty()
@@ -380,14 +381,16 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
                 _LOG.warning("%s rests, for the store is sealed: %s", name, seal)
             await asyncio.sleep(max(pause_s, _RETRY_S))
         except (EngineUnavailable, RetryableError, AmbiguousCommit) as error:  # as while a cluster recovers
-            _LOG.warning("%s: %s; next try in %.0f s", name, error, max(pause_s, _RETRY_S))
-            await asyncio.sleep(max(pause_s, _RETRY_S))
+            if not outage:
+                outage = str(error)
+                _LOG.warning("%s waits for the database: %s", name, outage)
+            await asyncio.sleep(max(pause_s, _OUTAGE_RETRY_S))
         except Exception:
             _LOG.exception("%s failed; next try in %.0f s", name, max(pause_s, _RETRY_S))
             await asyncio.sleep(max(pause_s, _RETRY_S))
         else:
-            if seal:
-                seal = ""
+            if seal or outage:
+                seal = outage = ""
                 _LOG.info("%s goes on", name)
             await asyncio.sleep(pause_s)
 
