@@ -175,21 +175,25 @@ async def consuming(url: str, consumers: int) -> AsyncIterator[Consuming]:
 
 
 class Enqueuing:
-    """Counts transactions, and how often they ran."""
+    """Counts transactions that have ended, and how often they ran again before that."""
 
     def __init__(self, metadata: Metadata) -> None:
         self._metadata = metadata
         self.transactions = 0
-        self.attempts = 0
+        self.retries = 0
 
     async def one(self, zone: bytes, *, timed: bool = False) -> None:
         subject = struct.pack(">Q", time.monotonic_ns() if timed else 0) + os.urandom(8)
-        await self._metadata.engine.transact(self._enqueue, self._metadata.context, zone, subject)
-        self.transactions += 1
+        attempts = 0
 
-    async def _enqueue(self, tr: Transaction, ctx: Context, zone: bytes, subject: bytes) -> None:
-        self.attempts += 1
-        await owed.enqueue(tr, ctx, zone, TASK, subject, priority=1)
+        async def enqueue(tr: Transaction, ctx: Context) -> None:
+            nonlocal attempts
+            attempts += 1
+            await owed.enqueue(tr, ctx, zone, TASK, subject, priority=1)
+
+        await self._metadata.engine.transact(enqueue, self._metadata.context)
+        self.transactions += 1
+        self.retries += attempts - 1
 
 
 async def preload(metadata: Metadata, zone: bytes, items: int) -> None:
@@ -258,19 +262,19 @@ async def flow(url: str, cluster: Sequence[int], consumers: int, zones: int, sec
                 time.process_time() + at_work.cpu_s(),
                 sum(map(cpu_s, cluster)),
                 enqueuing.transactions,
-                enqueuing.attempts,
+                enqueuing.retries,
             )
 
         before = now()
         await asyncio.sleep(seconds)
-        wall_s, done, here_s, there_s, transactions, attempts = (
+        wall_s, done, here_s, there_s, transactions, retries = (
             after - earlier for after, earlier in zip(now(), before, strict=True)
         )
         over = True
         await asyncio.gather(*enqueuers)
     items = max(done, 1)
-    conflicts = (attempts - transactions) / max(transactions, 1)
-    return Flow(done / wall_s, here_s / items * 1e6, there_s / items * 1e6, max(conflicts, 0.0))
+    conflicts = retries / max(transactions, 1)
+    return Flow(done / wall_s, here_s / items * 1e6, there_s / items * 1e6, conflicts)
 
 
 async def wait(url: str, seconds: float, large: int) -> Wait:

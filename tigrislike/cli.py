@@ -1,5 +1,5 @@
-"""The command line: `serve`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`,
-`evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`,
+`unpin`, `evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -170,10 +170,92 @@ export AWS_REGION=auto
 app.command("serve")(_with_settings(_serve))
 
 
+@app.command()
+def edge(
+    region: Annotated[
+        list[str],
+        typer.Option(help="A region and the URLs of its nodes; once for each region.", metavar="NAME=URL[,URL...]"),
+    ],
+    *,
+    listen: Annotated[str, typer.Option(help="Where to listen; port 0 takes a free one.", metavar="HOST:PORT")] = (
+        "127.0.0.1:9080"
+    ),
+    mode: Annotated[
+        str, typer.Option(help="`forward`, or `redirect`: GET, HEAD and PUT are answered 307.", metavar="MODE")
+    ] = "forward",
+    domain: Annotated[
+        str, typer.Option(help="The nodes' --domain, for redirects of BUCKET.DOMAIN.", metavar="NAME")
+    ] = "",
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain: https only.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's private key.")] = None,
+    check_interval: Annotated[
+        str, typer.Option(help="How often each node is asked whether it is ready.", metavar="DURATION")
+    ] = "1s",
+    ready_fd: Annotated[
+        int | None,
+        typer.Option(help="File descriptor to write the URL to when requests are answered.", metavar="N"),
+    ] = None,
+) -> None:
+    """Send each request to the nearest healthy region: for places without anycast or GeoDNS.
+
+    Nodes with https are verified with the system's certificates, or those of AWS_CA_BUNDLE.
+    """
+    import logging
+    import ssl
+
+    from tigrislike.config import parse_duration
+    from tigrislike.edge import EdgeError, parse_regions, serve_edge
+
+    def on_ready(url: str) -> None:
+        typer.echo(f"tigrislike edge {__version__} is ready at {url}")
+        sys.stdout.flush()
+        if ready_fd is not None:
+            with os.fdopen(ready_fd, "w") as announcement:
+                announcement.write(url + "\n")
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        _fail(f"--listen {listen!r}: expected HOST:PORT")
+    if mode not in ("forward", "redirect"):
+        _fail(f"--mode {mode!r}: expected forward or redirect")
+    if (tls_cert is None) != (tls_key is None):
+        _fail("--tls-cert and --tls-key go together")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        interval_s = parse_duration(check_interval)
+        if interval_s <= 0:
+            raise ValueError("must be more than zero")
+    except ValueError as error:
+        _fail(f"--check-interval {check_interval!r}: {error}")
+    try:
+        tls = None
+        if tls_cert is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(tls_cert, tls_key)
+        nodes = parse_regions(region, _ca_bundle())
+        serve_edge(
+            nodes,
+            host.strip("[]"),
+            int(port),
+            mode="redirect" if mode == "redirect" else "forward",
+            domain=domain.strip(".").lower(),
+            tls=tls,
+            check_interval_s=interval_s,
+            on_ready=on_ready,
+        )
+    except (EdgeError, OSError) as error:
+        _fail(str(error))
+
+
 _READ_MODE_HELP = (
     "`strong`: reads see every write that is over; `bounded=10s`: reads may be that old, and go on while the "
     "database is out of reach."
 )
+_REGIONS_HELP = (
+    "Where its objects are kept: a region, several (`iad,sjc`: a write is acknowledged once two of them have it), a "
+    "geography (`usa`, `eur`), or `global`: where they are written and where they are read."
+)
+_DURABILITY_HELP = "On how many nodes an object is before a write is acknowledged: `local`, on one, or `homes=N`."
 
 
 def _storage_create(
@@ -182,6 +264,8 @@ def _storage_create(
     *,
     public: Annotated[bool, typer.Option("--public", help="Anyone may read its objects, without a key.")] = False,
     read_mode: Annotated[str, typer.Option(help=_READ_MODE_HELP, metavar="MODE")] = "strong",
+    regions: Annotated[str, typer.Option(help=_REGIONS_HELP, metavar="REGIONS")] = "global",
+    durability: Annotated[str, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY")] = "local",
     env_file: Annotated[
         Path | None,
         typer.Option(help="Write the variables to this new file, readable by you only, not to the screen."),
@@ -206,10 +290,11 @@ def _storage_create(
     from tigrislike.storage import StorageError, create_local, create_remote, new_private_file
 
     def create() -> Storage:
+        policies = {"regions": regions, "durability": durability, "read_mode": read_mode}
         if endpoint is None:
-            return create_local(settings, name, public=public, read_mode=read_mode)
+            return create_local(settings, name, public=public, **policies)
         keys = _root_keys(settings)
-        return create_remote(endpoint, *keys, name, public=public, read_mode=read_mode, ca_bundle=_ca_bundle())
+        return create_remote(endpoint, *keys, name, public=public, ca_bundle=_ca_bundle(), **policies)
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -230,6 +315,10 @@ def _buckets_set(
     settings: Settings,
     name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
     *,
+    regions: Annotated[str | None, typer.Option(help=_REGIONS_HELP, metavar="REGIONS", show_default=False)] = None,
+    durability: Annotated[
+        str | None, typer.Option(help=_DURABILITY_HELP, metavar="DURABILITY", show_default=False)
+    ] = None,
     read_mode: Annotated[str | None, typer.Option(help=_READ_MODE_HELP, metavar="MODE", show_default=False)] = None,
 ) -> None:
     """Change how a bucket's objects are kept and read; what is not named stays as it is.
@@ -238,7 +327,7 @@ def _buckets_set(
     """
     from tigrislike.admin.buckets import BucketError, change
 
-    given: dict[str, object] = {"read_mode": read_mode}
+    given: dict[str, object] = {"region_policy": regions, "durability": durability, "read_mode": read_mode}
     changes = {field: value for field, value in given.items() if value is not None}
     if not changes:
         _fail("nothing to change: name at least one setting of the bucket")
@@ -246,8 +335,8 @@ def _buckets_set(
         bucket = change(settings, name, changes)
     except BucketError as error:
         _fail(str(error))
-    for field in given:
-        typer.echo(f"{field.replace('_', '-')}={getattr(bucket, field)}")
+    typer.echo(f"regions={bucket.region_policy or 'global'}\ndurability={bucket.durability}")
+    typer.echo(f"read-mode={bucket.read_mode}")
 
 
 def _root_keys(settings: Settings) -> tuple[str, str]:

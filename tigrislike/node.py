@@ -50,7 +50,9 @@ from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
+from tigrislike.replication.repair import Drain, Repair, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
@@ -64,6 +66,7 @@ _SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
 HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
 _OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
+_DEAD_LOOK_S = 5.0
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -193,6 +196,14 @@ class Node:
         await self.metadata.join(NodeRecord(self.blocks.node_id, self.settings.region, endpoint))
         own = members.get(self.blocks.node_id)
         self._beats = own.count if own is not None else 0
+        others = {each.region for each in members.all()} - {self.settings.region}
+        if others and self.settings.sqlite_path is not None:
+            _LOG.warning(
+                "region %s shares an SQLite file with %s: that is for one machine only, and over a network file system "
+                "loses data; regions of several machines share FoundationDB",
+                self.settings.region,
+                ", ".join(sorted(others)),
+            )
 
     async def _check_clock(self, members: Members) -> None:
         """Refuse a clock that is not the others'. A beat that seems old may just be of a node that is down, so that
@@ -239,6 +250,7 @@ class Node:
             ("epochs", epochs.renew, RENEW_S),
             *self.regional_duties(),
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
+            ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
@@ -265,6 +277,9 @@ class Node:
             Release(metadata, blocks, members, moving),
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
+            Repair(metadata, members),
+            Drain(metadata, members),
+            FollowPolicy(metadata, members),
         ]
         return Consumer(
             metadata.queue,
@@ -273,6 +288,10 @@ class Node:
             workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
         )
+
+    async def _watch_for_dead(self) -> None:
+        """Have copied again what nodes held that have been dead for too long."""
+        await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)

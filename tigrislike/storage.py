@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from tigrislike.config import Settings
 
 _TIMEOUT_S = 30.0
-STRONG = "strong"
+GLOBAL, LOCAL, STRONG = "global", "local", "strong"
+"""The policies of a bucket that says nothing else."""
 
 
 class StorageError(Exception):
@@ -53,7 +54,15 @@ class Storage:
         return "".join(f"{name}={value}\n" for name, value in self.variables.items())
 
 
-def create_local(settings: Settings, name: str, *, public: bool, read_mode: str = STRONG) -> Storage:
+def create_local(
+    settings: Settings,
+    name: str,
+    *,
+    public: bool,
+    regions: str = GLOBAL,
+    durability: str = LOCAL,
+    read_mode: str = STRONG,
+) -> Storage:
     """Make it in the store of the settings, whether or not a server runs on it.
 
     Raises:
@@ -67,7 +76,9 @@ def create_local(settings: Settings, name: str, *, public: bool, read_mode: str 
     async def create() -> Storage:
         async with Node.opened(settings) as node:
             root = await node.ensure_root()
-            bucket, key = await node.metadata.create_storage(name, root.owner, public=public, read_mode=read_mode)
+            bucket, key = await node.metadata.create_storage(
+                name, root.owner, public=public, region_policy=regions, durability=durability, read_mode=read_mode
+            )
             return Storage(bucket.name, endpoint_url(settings, settings.port), key.key_id, key.secret)
 
     try:
@@ -85,6 +96,8 @@ def create_remote(
     name: str,
     *,
     public: bool,
+    regions: str = GLOBAL,
+    durability: str = LOCAL,
     read_mode: str = STRONG,
     ca_bundle: str | None = None,
 ) -> Storage:
@@ -103,7 +116,12 @@ def create_remote(
     from botocore.credentials import Credentials
 
     wanted: dict[str, object] = {"name": name, "public": public}
-    if read_mode != STRONG:  # a server of an older release does not know it
+    # What a server of an older release does not know is only sent where it is wanted.
+    if regions != GLOBAL:
+        wanted["regions"] = regions
+    if durability != LOCAL:
+        wanted["durability"] = durability
+    if read_mode != STRONG:
         wanted["read_mode"] = read_mode
     body = json.dumps(wanted).encode()
     url = f"{endpoint.rstrip('/')}/_tigrislike/storage"

@@ -71,10 +71,26 @@ class Scene:
         self.newest = await metadata.put_object(self.versioned, "k", large(b"newest"))
         await metadata.put_object(self.versioned, "hidden", small(b"hidden"))
         await metadata.delete_object(self.versioned, "hidden")
+        for node in (b"n" * 16, b"r" * 16):
+            await metadata.join(records.Node(node, "there", "https://there"))
+            await metadata.beat(node, records.Beat(1, 1))
+        await metadata.set_node_state(b"r" * 16, records.REMOVED)
+        await metadata.background(self.replicate)
         self.access = await metadata.create_access_key("me", "plain")
         self.in_plain = self.keys.in_bucket(self.plain.id)
         self.in_versioned = self.keys.in_bucket(self.versioned.id)
         return self
+
+    async def replicate(self, tr):
+        """Other nodes are, are about to be, and were just now homes of a content that is in demand elsewhere."""
+        row = self.keys.content(self.large.content)
+        content = records.content.decode(await tr.get(row))
+        others = {name: (records.Home("there", each * 16),) for name, each in (("pending", b"p"), ("leaving", b"l"))}
+        homes = (*content.homes, records.Home("there", b"n" * 16, whole=False))
+        tr.set(row, records.content.encode(msgspec.structs.replace(content, homes=homes, **others)))
+        tr.set(self.keys.home(b"n" * 16, self.large.content), b"")
+        for content_id in (self.large.content, b"forgotten-since."):
+            tr.add(self.keys.demand(1, "there", content_id), 3)
 
     def version_row(self, version):
         return self.in_versioned.version.key("k") + pack_stamp(version.stamp)
@@ -279,6 +295,29 @@ async def home_row_lost(tr, s):
 @damage("home-dangling")
 async def home_row_of_another_node(tr, s):
     tr.set(s.keys.home(b"o" * 16, s.large.content), b"")
+
+
+@damage("home-dangling")
+async def home_rows_of_nodes_that_are_about_to_be_and_were_homes(tr, s):
+    tr.set(s.keys.home(b"p" * 16, s.large.content), b"")
+    tr.set(s.keys.home(b"l" * 16, s.large.content), b"")
+
+
+@damage("node-wrong", mended=False)
+async def node_under_another_id(tr, s):
+    tr.set(s.keys.node(b"x" * 16), await tr.get(s.keys.node(b"n" * 16)))
+
+
+@damage("beat-dangling")
+async def beats_of_a_removed_and_of_no_node(tr, s):
+    for node in (b"r" * 16, b"x" * 16):
+        tr.set(s.keys.beat(node), await tr.get(s.keys.beat(b"n" * 16)))
+
+
+@damage("demand-wrong")
+async def demand_of_the_future_and_of_a_strange_width(tr, s):
+    tr.add(s.keys.demand(10**9, "there", s.large.content), 1)
+    tr.set(s.keys.demand(1, "here", s.large.content), b"many")
 
 
 @damage("version-missing", beside={"counters"})

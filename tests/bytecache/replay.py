@@ -115,6 +115,8 @@ class Recorder(FileSystem):
                     elif flags & os.O_TRUNC:
                         self.trace.append(Truncate(self._inodes[inode]))
                     self._files[fd] = self._inodes[inode]
+                elif (file := self._inodes.get(os.fstat(fd).st_ino)) is not None:
+                    self._files[fd] = file  # one can sync what one may only read
             return fd
 
     def close(self, fd: int) -> None:

@@ -25,6 +25,7 @@ from tigrislike.bytecache import (
     FillInProgress,
     MissingBlob,
     NotAtSource,
+    NotKept,
     Segment,
     SourceUnavailable,
     TooManyOpenFiles,
@@ -967,7 +968,7 @@ def test_a_source_that_never_waits_lets_others_run(scratch: Path, piece: int) ->
         here.source.cut = lambda pieces: (whole := b"".join(pieces), iter([whole]))[1] if piece == BLOCK else pieces
         fills = here.store._fills
         position = 0
-        async for data in fills._received(here.blob_id, SIZE, 0, BLOCK):
+        async for data in fills.received(here.source, here.blob_id, SIZE, 0, BLOCK):
             assert len(data) <= CHUNK
             if position % CHUNK == 0:
                 seen.append(turns)
@@ -1131,3 +1132,119 @@ def test_memory_is_given_out_in_order_and_to_nobody_who_left(scratch: Path) -> N
         assert sum(held) == 0
 
     run(fills, story)
+
+
+# What may not be kept.
+
+
+def test_what_may_not_be_kept_is_passed_through_and_nothing_of_it_is_written(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+    here.source.unkept.add(here.blob_id)
+
+    async def story() -> None:
+        for _ in range(2):
+            assert await here.read() == here.data
+            assert await rendered(here.store.open_blob(here.blob_id, SIZE).segments(0, SIZE)) == here.data
+        await here.settled()
+        # Nothing ahead of the reader either: it would only be fetched twice.
+        assert sorted(start for _, start, _ in here.source.asked) == sorted([0, BLOCK, 2 * BLOCK] * 4)
+        assert here.kept() == []
+        assert here.store.statistics().passed_through == 4 * BLOCKS
+        with pytest.raises(NotKept):
+            await here.store.warm(here.blob_id, SIZE)
+        assert here.kept() == []
+        here.source.unkept.clear()
+        assert await here.read() == here.data
+        await here.settled()
+        assert here.kept() == [0, 1, 2]
+
+    run(here, story)
+
+
+def test_readers_at_once_of_what_may_not_be_kept_share_one_fetch(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+    here.source.unkept.add(here.blob_id)
+
+    async def story() -> None:
+        go = asyncio.Event()
+        here.source.script = lambda blob_id, start: go.wait()
+        readers = [asyncio.ensure_future(here.read(0, BLOCK)) for _ in range(3)]
+        while here.store.statistics().fills_joined < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.gather(*readers) == [here.data[:BLOCK]] * 3
+        assert len(here.source.asked) == 1
+        assert here.kept() == []
+
+    run(here, story)
+
+
+def test_a_source_that_does_not_say_lets_everything_be_kept(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    class Silent:
+        read = here.source.read
+        lives = here.source.lives
+
+    async def story() -> None:
+        here.store.fill_from(Silent())  # type: ignore[arg-type]
+        assert await here.read() == here.data
+        await here.settled()
+        assert here.kept() == [0, 1, 2]
+
+    run(here, story)
+
+
+# Where a read was served from.
+
+
+@pytest.mark.parametrize("how", ["read", "segments"])
+@pytest.mark.parametrize("place", ["home", "cache", "incoming", "source"])
+def test_with_the_first_piece_it_is_known_where_it_came_from(scratch: Path, place: str, how: str) -> None:
+    here = Elsewhere(scratch, fs=Warm())
+
+    async def story() -> None:
+        blob_id = here.blob_id
+        if place == "home":
+            await here.store.adopt(blob_id, SIZE)
+        elif place == "cache":
+            await here.store.warm(blob_id, SIZE)
+        elif place == "incoming":
+            copy = await here.store.receive_copy(blob_id, SIZE, here.source)
+        before = here.store.statistics()
+        reader = here.store.open_blob(blob_id, SIZE)
+        assert reader.served_from is None
+        parts = getattr(reader, how)(0, SIZE)
+        await anext(parts)
+        assert reader.served_from == place
+        assert await rendered(parts)
+        assert reader.served_from == place
+        after = here.store.statistics()
+        if place == "source":
+            assert after.misses > 0
+            await here.settled()
+        else:
+            assert getattr(after, f"hits_{place}") == after.hits - before.hits == BLOCKS
+            reader = here.store.open_blob(blob_id, SIZE)
+            assert reader.read_cached(0, 100) == here.data[:100]
+            assert reader.served_from == place
+        if place == "incoming":
+            await copy.abort()
+
+    run(here, story)
+
+
+def test_a_read_whose_first_piece_was_here_was_served_from_here_whatever_follows(scratch: Path) -> None:
+    here = Elsewhere(scratch)
+
+    async def story() -> None:
+        await here.store.warm(here.blob_id, SIZE)
+        here.store._cache.remove_block(here.blob_id, 1, "request")
+        reader = here.store.open_blob(here.blob_id, SIZE)
+        assert await drain(reader.read(0, SIZE)) == here.data
+        assert reader.served_from == "cache"
+        empty = here.store.open_blob(here.blob_id, SIZE)
+        assert await drain(empty.read(0, 0)) == b""
+        assert empty.served_from is None
+
+    run(here, story)

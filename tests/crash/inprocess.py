@@ -139,6 +139,7 @@ async def opened(
     grace_s: float = 0.0,
     around: Callable[[Engine], Engine] | None = None,
     faults: Faults | None = None,
+    regional: Any = None,
     **options: Any,
 ) -> AsyncIterator[InProcessNode]:
     """A node under `data_dir`, laid out as `node.py` lays it out, for the length of a `with` block.
@@ -148,6 +149,7 @@ async def opened(
         faults: of the engine, where no `vfs` is given.
         options: for `Metadata.open`.
         around: makes the engine that the node gets out of the one that was opened.
+        regional: the other nodes, as its application sees them.
     """
     settings = Settings(
         data_dir=data_dir,
@@ -174,7 +176,7 @@ async def opened(
             async with contextlib.aclosing(metadata):
                 await metadata.ensure_root(KEY_ID, SECRET)
                 with mock.patch("tigrislike.s3api.app.load_protocol", _protocol):
-                    app = create_app(metadata=metadata, blocks=blocks, settings=settings)
+                    app = create_app(metadata=metadata, blocks=blocks, settings=settings, regional=regional)
                 caller = Caller(SimpleNamespace(endpoint=f"http://{HOST}"), KEY_ID, SECRET)
                 yield InProcessNode(engine, metadata, blocks, app, caller)
         finally:

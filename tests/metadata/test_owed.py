@@ -1,6 +1,8 @@
 """The queue: leases, fences, back-off, dead letters, zones and their pointers, and what operators do."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.metadata.queueing import take
 from tests.metadata.world import NODE, both_engines, dump, play
@@ -525,3 +527,38 @@ def test_a_damaged_zone_is_woken(kind, tmp_path):
         assert await pointers(metadata) == [(ZONE, near(clock.now_ns() + SECOND))]
 
     with_clock(kind, tmp_path, story)
+
+
+ACTS = st.tuples(st.sampled_from(["enqueue", "take", "elapse"]), st.lists(st.sampled_from("abcd"), max_size=6))
+
+
+@given(st.lists(ACTS, max_size=8))
+def test_many_enqueued_at_once_are_what_they_are_one_by_one(acts):
+    """Whatever lies in the zone already: nothing, the same items, some under lease, a pointer that is deferred."""
+
+    async def outcome(metadata, clock, at_once):
+        for act, names in acts:
+            ids = [name.encode() for name in names]
+            if act == "take":
+                await take(metadata, ZONE)
+            elif act == "elapse":
+                clock.advance(LEASE)
+            elif at_once:
+
+                async def all_of_them(tr, ids=ids):
+                    await owed.enqueue_all(tr, metadata.context, ZONE, "task", ids, priority=1, bucket=b"b")
+
+                await metadata.engine.transact(all_of_them)
+            else:
+                for id_ in ids:
+                    await enqueue(metadata, id_, priority=1, bucket=b"b")
+        items = [item for _, item in await metadata.queue.items(ZONE)]
+        seen = [(item.subject, item.priority, item.bucket, bool(item.lease), item.again_ns) for item in items]
+        due = subjects(await take(metadata, ZONE)) if (await metadata.queue.peek(NODE)).zones else None
+        return seen, await metadata.queue.counts(ZONE), due and sorted(due)
+
+    def play_out(at_once):
+        clock = ManualClock()
+        return play("memory", None, lambda metadata: outcome(metadata, clock, at_once), clock=clock)
+
+    assert play_out(True) == play_out(False)

@@ -46,11 +46,12 @@ def test_a_policy_is_its_names_however_it_is_written(given_names: list[str]) -> 
     assert REGIONS.parse(",".join(given_names)) == tuple(given_names)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [",", "iad,", ",iad", "iad,,sjc", "-iad", "iad-", "ia d", "i_d", "x" * 33, "ïad", "iad,global", "global,", "a\0b"]
-    + [",".join(f"r{number}" for number in range(MAX_REGIONS + 1))],
-)
+TOO_MANY = ",".join(f"r{number}" for number in range(MAX_REGIONS + 1))
+WITH_GAPS = [",", "iad,", ",iad", "iad,,sjc"]
+MALFORMED = ["-iad", "iad-", "ia d", "i_d", "x" * 33, "ïad", "a\0b"]
+
+
+@pytest.mark.parametrize("text", [*WITH_GAPS, *MALFORMED, "iad,global", "global,", TOO_MANY])
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument):
         REGIONS.parse(text)
@@ -76,7 +77,9 @@ def test_a_geography_is_its_regions_that_have_nodes() -> None:
 
 
 @given(some_names, names)
-def test_bytes_may_be_kept_where_they_are_wanted_and_anywhere_without_a_policy(policy: tuple[str, ...], at: str) -> None:
+def test_bytes_may_be_kept_where_they_are_wanted_and_anywhere_without_a_policy(
+    policy: tuple[str, ...], at: str
+) -> None:
     assert REGIONS.allow(policy, at) == (not policy or at in REGIONS.expand(policy))
 
 
@@ -184,7 +187,9 @@ def test_giving_up_all_that_is_too_much_one_after_the_other_leaves_enough(
 
 
 @given(node_ids, st.sets(node_ids, min_size=1, max_size=12), node_ids)
-def test_a_node_that_comes_or_goes_moves_only_what_it_gains_or_had(content: bytes, nodes: set[bytes], new: bytes) -> None:
+def test_a_node_that_comes_or_goes_moves_only_what_it_gains_or_had(
+    content: bytes, nodes: set[bytes], new: bytes
+) -> None:
     before = placing.ranked(content, nodes)
     after = placing.ranked(content, {*nodes, new})
     assert sorted(before) == sorted(nodes)

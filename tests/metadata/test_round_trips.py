@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import NODE, large, listed, no_combine, no_composite, part, play, small
+from tests.metadata.world import NODE, blob_id, large, listed, no_combine, no_composite, part, play, small
 from tigrislike.metadata import Bucket, Deletion, Metadata, UploadDraft, owed
+from tigrislike.metadata.homes import ACCELERATION
 from tigrislike.metadata.store import DELETE_BATCH
 
 
@@ -104,11 +105,11 @@ def counted(engine: MemoryEngine) -> Trips:
 Story = Callable[[Metadata, Bucket], Awaitable[Any]]
 
 
-def trips_of(story: Story, *, before: Story | None = None, versioning: str = "") -> Trips:
+def trips_of(story: Story, *, before: Story | None = None, versioning: str = "", policy: str = "") -> Trips:
     """What `story` costs, in a bucket where `before` has happened, for a process that has seen the bucket."""
 
     async def main(metadata: Metadata) -> Trips:
-        await metadata.create_bucket("bucket", "owner")
+        await metadata.create_bucket("bucket", "owner", region_policy=policy)
         if versioning:
             await metadata.set_versioning("bucket", versioning)
         await metadata.refresh()
@@ -221,6 +222,32 @@ def test_a_put_asks_for_all_it_reads_together_and_commits(story: Story, before: 
     assert trips_of(story, before=before, versioning=versioning).cost() == (1, 1, 1)
 
 
+async def accelerate(metadata: Metadata, bucket: Bucket) -> None:
+    metadata.regions.known = frozenset({"here", "there", "elsewhere"})
+    await metadata.put_bucket_config("bucket", ACCELERATION, b"Enabled")
+
+
+async def put_large_as_it_is_now(metadata: Metadata, bucket: Bucket) -> None:
+    await metadata.put_object(await metadata.bucket("bucket"), "key", large(b"one"))
+
+
+def test_an_accelerated_put_asks_once_more_for_all_regions_together() -> None:
+    assert trips_of(put_large_as_it_is_now, before=accelerate).cost() == (2, 1, 1)
+
+
+async def prefetch(metadata: Metadata, bucket: Bucket) -> None:
+    await metadata.owe_warm_objects(bucket, [f"{n}" for n in range(100)])
+
+
+async def put_a_hundred(metadata: Metadata, bucket: Bucket) -> None:
+    for n in range(100):
+        await metadata.put_object(bucket, f"{n}", large(b"%d" % n))
+
+
+def test_owing_the_warming_of_a_hundred_objects_is_two_round_trips_and_a_commit() -> None:
+    assert trips_of(prefetch, before=put_a_hundred).cost() == (2, 1, 1)
+
+
 @pytest.mark.parametrize("story", [put, put_other_large, delete])
 def test_bytes_in_files_that_are_replaced_or_deleted_cost_one_round_trip_more(story: Story) -> None:
     # What owes their reclaiming can only be asked for once it is known what they are.
@@ -266,6 +293,44 @@ def test_multipart_uploads() -> None:
     assert trips_of(upload.complete_without_the_first, before=upload.put_parts).cost() == (2, 1, 1)
     upload = Upload()
     assert trips_of(upload.abort, before=upload.put_parts).cost() == (1, 1, 1)
+
+
+POLICIES = ["here", "here,there", "here,there,elsewhere"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("story", [get, head])
+def test_a_policy_costs_reads_nothing(story: Story, policy: str) -> None:
+    assert trips_of(story, before=put_large, policy=policy).cost() == (1, 0, 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_costs_small_objects_nothing(policy: str) -> None:
+    assert trips_of(put, policy=policy).cost() == (1, 1, 1)
+    assert trips_of(delete, before=put, policy=policy).cost() == (1, 1, 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_homes_elsewhere_are_owed_at_one_round_trip_more_however_many(policy: str) -> None:
+    owing = policy != "here"
+    assert trips_of(put_large, policy=policy).cost() == (1 + owing, 1, 1)
+    assert trips_of(delete, before=put_large, policy=policy).cost() == (2, 1, 1)
+    upload = Upload()
+    assert trips_of(upload.put_part, before=upload.create, policy=policy).cost() == (1, 1, 1)
+    upload = Upload()
+    assert trips_of(upload.complete, before=upload.put_parts, policy=policy).cost() == (1 + owing, 1, 1)
+
+
+def test_finding_the_homes_of_a_blob_is_one_round_trip_and_for_a_part_two() -> None:
+    async def locate(metadata: Metadata, bucket: Bucket) -> None:
+        assert await metadata.locate(blob_id(b"one")) is not None
+
+    async def locate_part(metadata: Metadata, bucket: Bucket) -> None:
+        assert await metadata.locate(PARTS[0].extents[0].blob) is not None
+
+    assert trips_of(locate, before=put_large).cost() == (1, 0, 1)
+    upload = Upload()
+    assert trips_of(locate_part, before=upload.put_parts).cost() == (2, 0, 1)
 
 
 def test_the_queue() -> None:

@@ -129,6 +129,48 @@ def test_storage_made_by_a_running_server(either_store: RunningNode) -> None:
     assert "SignatureDoesNotMatch" in forged.stderr
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_storage_is_made_with_its_policies(store: RunningNode, remote: bool, tmp_path: Path) -> None:
+    name = f"placed-{'remote' if remote else 'local'}"
+    where = [f"--endpoint={store.endpoint}"] if remote else [f"--data-dir={tmp_path / 'data'}"]
+    words = ["storage", "create", *where]
+    bad = tigris(*words, name, "--durability=some", **store.exports)
+    assert (bad.returncode, bad.stdout) == (1, "")
+    assert "InvalidArgument" in bad.stderr
+    made = tigris(*words, name, "--regions=iad,sjc", "--durability=homes=3", **store.exports)
+    assert made.returncode == 0, made.stderr
+    if remote:
+        root = {**variables(made.stdout), **store.exports}
+        shown = client(root).head_bucket(Bucket=name)["ResponseMetadata"]["HTTPHeaders"]
+        assert (shown["x-tigris-regions"], shown["x-tigrislike-durability"]) == ("iad,sjc", "homes=3")
+
+
+def test_the_policies_of_a_bucket_are_changed_beside_its_node(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    made = variables(tigris("storage", "create", "my-bucket", f"--data-dir={data}").stdout)
+    with running_node(data) as node:
+        s3 = client({**made, "AWS_ENDPOINT_URL_S3": node.endpoint})
+        assert "x-tigris-regions" not in s3.head_bucket(Bucket="my-bucket")["ResponseMetadata"]["HTTPHeaders"]
+        words = ["buckets", "set", "my-bucket", f"--data-dir={data}"]
+        done = tigris(*words, "--regions=iad")
+        assert (done.returncode, done.stdout) == (0, "regions=iad\ndurability=local\n"), done.stderr
+        assert s3.head_bucket(Bucket="my-bucket")["ResponseMetadata"]["HTTPHeaders"]["x-tigris-regions"] == "iad"
+        assert tigris(*words, "--durability=homes=2").stdout == "regions=iad\ndurability=homes=2\n"
+        assert tigris(*words, "--regions=global", "--durability=local").stdout == "regions=global\ndurability=local\n"
+        for refused, why in (
+            (words, "nothing to change"),
+            ([*words, "--regions=i a d"], "InvalidArgument"),
+            (["buckets", "set", "no-bucket", f"--data-dir={data}", "--regions=iad"], "NoSuchBucket"),
+        ):
+            done = tigris(*refused)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert why in done.stderr
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    done = tigris("buckets", "set", "my-bucket", f"--data-dir={nowhere}", "--regions=iad")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+
+
 def test_public_storage_is_readable_by_anyone(store: RunningNode) -> None:
     import urllib.request
 

@@ -17,8 +17,21 @@ from tigrislike.metadata import blobs, overseeing, owed, records
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import pack_stamp, subspace, unpack_bytes, unpack_int, unpack_stamp
 from tigrislike.metadata.kv import Transaction
-from tigrislike.metadata.records import DEAD, LIVE, NEVER, OBJECT, Blob, Bucket, Content, ObjectVersion, Part, Referrer
+from tigrislike.metadata.records import (
+    DEAD,
+    LIVE,
+    NEVER,
+    OBJECT,
+    REMOVED,
+    Blob,
+    Bucket,
+    Content,
+    ObjectVersion,
+    Part,
+    Referrer,
+)
 from tigrislike.metadata.versions import newest, unpack_null
+from tigrislike.replication.demand import PERIOD_NS
 
 SKEW_NS = 10_000_000_000
 """How far the clocks of nodes may be apart before fsck takes what they wrote for damage."""
@@ -417,6 +430,8 @@ async def check_home(view: View, tr: Transaction, key: bytes, value: bytes) -> l
     content: Content | None = records.content.decode(raw) if raw is not None else None
     if content is not None and (content.state == DEAD or any(home.node == node for home in content.homes)):
         return []
+    if content is not None and node == records.LOST:
+        return []
     detail = f"node {node.hex()} is said to hold it, its record does not say so"
     return [Problem("home-dangling", content_id.hex(), detail, clearing(key))]
 
@@ -433,6 +448,37 @@ async def check_upload(view: View, tr: Transaction, key: bytes, value: bytes) ->
     if await tr.get(view.ctx.keys.content(upload.content)) is not None:
         return [Problem("upload-ended", subject, "was completed or aborted and is still listed", clearing(key))]
     return []
+
+
+# --- nodes and regions
+
+
+async def check_node(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    node_id, _ = unpack_bytes(key, len(view.ctx.keys.nodes))
+    node = records.node.decode(value)
+    if node.node == node_id:
+        return []
+    return [Problem("node-wrong", node_id.hex(), f"its record says that it is {node.node.hex()}")]
+
+
+async def check_beat(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    node_id, _ = unpack_bytes(key, len(view.ctx.keys.beats))
+    records.beat.decode(value)
+    raw = await tr.get(view.ctx.keys.node(node_id))
+    if raw is not None and records.node.decode(raw).state != REMOVED:
+        return []
+    return [Problem("beat-dangling", node_id.hex(), "a sign of life of a node that is none", clearing(key))]
+
+
+async def check_demand(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    """A count of any content, of one that is forgotten too: it goes with its period."""
+    period, at = unpack_int(key, len(view.ctx.keys.demands))
+    _, at = unpack_bytes(key, at)
+    content_id, _ = unpack_bytes(key, at)
+    if len(value) == 8 and period <= (view.ctx.now_ns() + SKEW_NS) // PERIOD_NS:
+        return []
+    detail = f"reads are counted in period {period}, which is to come, or as {value.hex()}"
+    return [Problem("demand-wrong", content_id.hex(), detail, clearing(key))]
 
 
 # --- access keys
@@ -588,6 +634,9 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.blobs, check_blob),
         (keys.homes, check_home),
         (keys.upload, check_upload),
+        (keys.nodes, check_node),
+        (keys.beats, check_beat),
+        (keys.demands, check_demand),
         (keys.access.prefix, check_access),
         (keys.access_of_owner, check_access_index),
         (keys.access_of_bucket, check_access_index),

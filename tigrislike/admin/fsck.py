@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from tigrislike.bytecache import BlockStore, BytesError, MissingBlob, StoredBlob
-from tigrislike.metadata import Metadata, Usage, blobs, overseeing, owed, records
+from tigrislike.metadata import Metadata, Usage, blobs, homes, overseeing, owed, records
 from tigrislike.metadata.buckets import usage
 from tigrislike.metadata.context import count
 from tigrislike.metadata.keyspace import subspace, unpack_bytes
@@ -312,9 +312,8 @@ class _Fsck:
             await self.pause()
 
         async def ours(tr: Transaction, key: bytes, value: bytes) -> tuple[bytes, int] | None:
-            blob = records.blob.decode(value)
-            mine = blob.state == LIVE and blob.node == self.ctx.home.node and blob.size > 0
-            return (unpack_bytes(key, len(self.ctx.keys.blobs))[0], blob.size) if mine else None
+            blob, blob_id = records.blob.decode(value), unpack_bytes(key, len(self.ctx.keys.blobs))[0]
+            return (blob_id, blob.size) if blob.size > 0 and await self.held(tr, blob_id) else None
 
         async for _, found in self.scan(*subspace(self.ctx.keys.blobs), ours, SUM_CHUNK):
             if found is not None and found[0] not in on_disk and await self.missing(*found):
@@ -342,18 +341,13 @@ class _Fsck:
         return not await self.present(blob_id, size) and await self.needed(blob_id)
 
     async def needed(self, blob_id: bytes) -> bool:
-        """Whether a blob's files must be there and whole. Those of a dead content are being reclaimed, and may be gone
-        in any part while the blob's own row still says live."""
+        """Whether a blob's files must be here and whole. Those of a dead content are being reclaimed, and may be gone
+        in any part while the blob's own row still says live; so may those of a home to be, or given up."""
+        return await self.engine.read(self.held, blob_id)
 
-        async def look(tr: Transaction) -> bool:
-            raw = await tr.get(self.ctx.keys.blob(blob_id))
-            if raw is None:
-                return False
-            blob = records.blob.decode(raw)
-            content = await tr.get(self.ctx.keys.content(blob.content))
-            return blob.state == LIVE and (content is None or records.content.decode(content).state == LIVE)
-
-        return await self.engine.read(look)
+    async def held(self, tr: Transaction, blob_id: bytes) -> bool:
+        located = await homes.locate(tr, self.ctx, blob_id)
+        return located is not None and any(home.node == self.ctx.home.node for home in located.homes)
 
     async def present(self, blob_id: bytes, size: int) -> bool:
         """Whether the blob's first block is on the disk now."""

@@ -34,6 +34,7 @@ from tigrislike.bytecache.errors import (
     FillInProgress,
     MissingBlob,
     NotAtSource,
+    NotKept,
     SourceUnavailable,
 )
 from tigrislike.bytecache.footer import (
@@ -465,7 +466,7 @@ class Fills:
         try:
             # The image by itself, for the fill loses its own when it is cancelled meanwhile.
             await self._on_thread(partial(self._commit, fill, fill.image, keeping))
-        except BlobGone as error:
+        except (BlobGone, NotKept) as error:
             self._counters.add(fills_dropped=1)
             return error
         except BytesError as error:

@@ -145,7 +145,8 @@ class Homing:
 
         async def demote_block(number: int) -> None:
             nonlocal released
-            released += await self._run(self._index, self._demote_block, blob_id, size, number, keep)
+            left = await self._run(self._index, self._demote_block, blob_id, size, number, keep)
+            released += left  # apart, for others add to it meanwhile
 
         count = block_count(size, self._local.layout.block_size)
         await for_each_block(count, demote_block, _BUSY, self._fills.timeout_s)

@@ -115,6 +115,8 @@ class Recovery:
                 self._local.counters.add(missing_unhealed=1)
             else:
                 self._local.counters.add(corrupt_unhealed=1)
+            if not error.for_operators:
+                raise  # it says more than that the block is not here
             raise reason from (error if self._fills.source is not None else None)
 
     async def mend(self, blob_id: bytes, size: int, number: int) -> bool:
@@ -204,7 +206,11 @@ class Recovery:
             return partial(Mending.begin, self._local, blob_id, number, damage.place, damage.who, claim)
         if not self._fills.keeps(blob_id):
             return partial(_refuse, blob_id)
-        return partial(self._cache.begin, blob_id, number, length)
+
+        def begin() -> Keeping:
+            return _Permitted(blob_id, self._cache.begin(blob_id, number, length), self._fills.keeps)
+
+        return begin
 
     def _ahead(self, blob_id: bytes, size: int, number: int) -> None:
         """Have the block that will be read next on its way, unless it is here in some tree, or would not be kept."""
@@ -260,6 +266,25 @@ class Recovery:
         except asyncio.CancelledError:
             running.add_done_callback(retrieve)
             raise
+
+
+class _Permitted:
+    """A place in the cache, used only if the source still lets the blob be kept once it has read it: before, it may not
+    have known."""
+
+    def __init__(self, blob_id: bytes, place: Keeping, keeps: Callable[[bytes], bool]) -> None:
+        self._blob_id = blob_id
+        self._place = place
+        self._keeps = keeps
+
+    def commit(self, image: memoryview) -> None:
+        if not self._keeps(self._blob_id):
+            self._place.abandon()
+            _refuse(self._blob_id)
+        self._place.commit(image)
+
+    def abandon(self) -> None:
+        self._place.abandon()
 
 
 def _refuse(blob_id: bytes) -> Keeping:

@@ -42,7 +42,8 @@ class BlobSource(Protocol):
 
     def keeps(self, blob_id: bytes) -> bool:
         """Whether blocks of the blob may be kept in this node's cache. False, for a blob whose bytes may not lie where
-        this node is: they are passed through to readers. Asked on the event loop before each fetch: answer from memory.
+        this node is: they are passed through to readers. Asked before each fetch, and again, on a thread, before what
+        was fetched is kept: answer from memory, which the fetch may have filled.
 
         A source without this attribute lets everything be kept.
         """

@@ -30,7 +30,7 @@ class Statistics:
         fill_ns: Time that completed fills took, summed.
         fill_times: How many completed fills took up to each of FILL_BOUNDS_S and more than the one before; the last
             number is of those that took longer than any.
-        passed_through: Fetches from a source that were not kept, for want of room.
+        passed_through: Fetches from a source that were not kept, for want of room or because they may not be.
         passed_through_bytes: Bytes fetched so.
         evicted_capacity, evicted_reserve, evicted_request, evicted_deleted: Blocks dropped from the cache, by reason.
         evicted_corrupt: Blocks dropped from the cache because they failed verification.

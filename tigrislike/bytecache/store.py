@@ -586,7 +586,11 @@ class BlockStore:
                 with contextlib.suppress(FileNotFoundError):
                     self.fs.unlink(path)
         sync_directory(self.fs, shard)
-        return any(os.path.exists(self.layout.cache_block(blob_id, number)) for number in numbers)
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.stat(self.layout.cache_block(blob_id, number))
+                return True
+        return False
 
     async def _run(self, doing: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking job on a thread, to its end even if the caller is cancelled; translate the system's errors."""

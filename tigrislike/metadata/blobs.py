@@ -15,7 +15,7 @@ The files themselves are not this layer's business: callers delete them between 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 
 import msgspec
 
@@ -23,9 +23,10 @@ from . import owed
 from .context import Context
 from .errors import BlobDead, ContentGone
 from .kv.engine import Transaction
-from .records import DEAD, LIVE, Blob, Content, Home, Part, Referrer
+from .records import DEAD, LIVE, LOST, REMOVED, Blob, Content, Home, Part, Referrer
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import node as node_codec
 from .records import part as part_codec
 from .records import referrer as referrer_codec
 
@@ -135,7 +136,7 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
         parts = await load_parts(tr, ctx, content_id)
         own = [part for part in parts if not part.source]
         holders.update(node for part in own for node in (part.node, *(home.node for home in part.others)) if node)
-    others = sorted(holders - {ctx.home.node})
+    others = await _not_removed(tr, ctx, sorted(holders - {ctx.home.node}))
     homes = tuple(Home("", node) for node in (ctx.home.node, *others))
     dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=(), leaving=())
     tr.set(ctx.keys.content(content_id), content_codec.encode(dead))
@@ -144,18 +145,31 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
     return True
 
 
+async def _not_removed(tr: Transaction, ctx: Context, nodes: Sequence[bytes]) -> list[bytes]:
+    """Those of `nodes` that may still do something. With a conflict, for what a removed node is owed is taken from it
+    only once."""
+    rows = [(node, tr.get(ctx.keys.node(node))) for node in nodes]
+    found = [(node, await row) for node, row in rows]
+    return [node for node, raw in found if raw is None or node_codec.decode(raw).state != REMOVED]
+
+
 async def leave_dead(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
     """Note that this node has no bytes of a dead content any more. True: nobody has, and its records may go."""
+    return await strike_dead(tr, ctx, content_id, ctx.home.node)
+
+
+async def strike_dead(tr: Transaction, ctx: Context, content_id: bytes, node: bytes) -> bool:
+    """Note that `node` has no bytes of a dead content any more. True: nobody has, and its records may go."""
     raw = await tr.get(ctx.keys.content(content_id))
     if raw is None:
         return True
     content = content_codec.decode(raw)
     if content.state != DEAD:
         return False
-    homes = tuple(home for home in content.homes if home.node != ctx.home.node)
+    homes = tuple(home for home in content.homes if home.node != node)
     if homes != content.homes:
         tr.set(ctx.keys.content(content_id), content_codec.encode(msgspec.structs.replace(content, homes=homes)))
-        tr.clear(ctx.keys.home(ctx.home.node, content_id))
+        tr.clear(ctx.keys.home(node, content_id))
     return not homes
 
 
@@ -204,6 +218,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
         return False
     tr.clear(ctx.keys.blob(content_id))
     tr.clear(ctx.keys.content(content_id))
+    tr.clear(ctx.keys.home(LOST, content_id))
     return True
 
 

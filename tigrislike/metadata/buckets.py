@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from . import access
+from . import access, owed
 from .context import COUNT_BYTES, COUNT_NONCURRENT, COUNT_OBJECTS, Context
 from .errors import (
     BucketAlreadyExists,
@@ -22,13 +22,19 @@ from .errors import (
     InvalidBucketName,
     NoSuchBucket,
 )
+from .homes import ANYBODY
 from .keyspace import subspace
 from .kv.engine import Transaction
-from .records import ENABLED, SUSPENDED, Bucket, Usage
+from .records import ENABLED, SUSPENDED, Bucket, Repolicy, Usage
 from .records import bucket as codec
+from .records import repolicy as repolicy_codec
 
 RESERVED_NAMES = frozenset({"healthz", "readyz", "_tigrislike"})
 """Paths that the service itself answers on its own host."""
+
+REPOLICY = "repolicy"
+REPOLICY_PRIORITY = 1
+"""Task: the objects of a bucket are to be where its policies, which have changed, want them."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
@@ -118,6 +124,7 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     tr.clear(ctx.keys.owned(bucket.owner).key(name))
     tr.clear_range(*ctx.keys.config_range(bucket.id))
     tr.clear_range(*subspace(keys.count))
+    tr.clear(ctx.keys.repolicy(bucket.id))
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()
 
@@ -160,12 +167,17 @@ async def set_versioning(tr: Transaction, ctx: Context, name: str, status: str) 
 
 
 async def change_bucket(tr: Transaction, ctx: Context, name: str, changes: dict[str, object]) -> Bucket:
-    """Replace fields of a bucket's record. Raises NoSuchBucket."""
+    """Replace fields of a bucket's record; where its policies change, owe it to what it holds. Raises NoSuchBucket."""
     bucket = await read_bucket(tr, ctx, name)
     changed = msgspec.structs.replace(bucket, **changes)
     if changed != bucket:
         tr.set(ctx.keys.bucket.key(name), codec.encode(changed))
         tr.bump_metadata_version()
+    if (changed.region_policy, changed.durability) != (bucket.region_policy, bucket.durability):
+        # One that is under way starts over.
+        tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(name)))
+        zone = owed.zone_of(ANYBODY, bucket.id)
+        await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
     return changed
 
 

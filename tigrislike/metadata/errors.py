@@ -301,6 +301,15 @@ class NodeRemoved(MetadataError):
         )
 
 
+class ProtocolsApart(MetadataError):
+    def __init__(self, other: bytes, theirs: int, ours: int) -> None:
+        what = "upgrade it first, one release at a time" if theirs < ours else "upgrade this node"
+        super().__init__(
+            f"node {other.hex()} speaks protocol {theirs}, this node {ours}, and only neighbours serve side by side: "
+            f"{what}; a node that is gone for good is to be removed"
+        )
+
+
 class NodeSkewed(MetadataError):
     def __init__(self, skew_s: float) -> None:
         way = "behind" if skew_s < 0 else "ahead of"

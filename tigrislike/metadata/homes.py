@@ -11,7 +11,7 @@ content is reclaimed (`blobs.condemn_content`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -120,7 +120,7 @@ async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held |
     if content is None or any(home.node == ctx.home.node and home.whole for home in content.homes):
         return None
     if ctx.home not in content.pending:
-        _put(tr, ctx, content_id, replace(content, pending=(*content.pending, ctx.home)))
+        put_content(tr, ctx, content_id, replace(content, pending=(*content.pending, ctx.home)))
     return await held(tr, ctx, content_id, content)
 
 
@@ -134,7 +134,7 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
         return None
     content = _without(content, ctx.home.node)
     content = replace(content, homes=(*content.homes, ctx.home))
-    _put(tr, ctx, content_id, content)
+    put_content(tr, ctx, content_id, content)
     tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
     for home in placing.surplus(content, alive, ctx.regions):
         await owe_release(tr, ctx, home.node, content.bucket, content_id)
@@ -153,7 +153,7 @@ async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Ali
     if ctx.home in content.pending or not placing.may_lose(content, ctx.home.node, alive, ctx.regions):
         return False
     left = remove_home(tr, ctx, content_id, content, ctx.home.node)
-    _put(tr, ctx, content_id, replace(left, leaving=(*left.leaving, ctx.home)))
+    put_content(tr, ctx, content_id, replace(left, leaving=(*left.leaving, ctx.home)))
     return True
 
 
@@ -162,13 +162,13 @@ async def left_home(tr: Transaction, ctx: Context, content_id: bytes) -> None:
     content = await read_content(tr, ctx, content_id)
     if content is not None and ctx.home in content.leaving:
         leaving = tuple(home for home in content.leaving if home != ctx.home)
-        _put(tr, ctx, content_id, replace(content, leaving=leaving))
+        put_content(tr, ctx, content_id, replace(content, leaving=leaving))
 
 
 def remove_home(tr: Transaction, ctx: Context, content_id: bytes, content: Content, node: bytes) -> Content:
     """Take a node out of a content's homes, which the caller has found right."""
     left = _without(content, node)
-    _put(tr, ctx, content_id, left)
+    put_content(tr, ctx, content_id, left)
     tr.clear(ctx.keys.home(node, content_id))
     return left
 
@@ -182,8 +182,19 @@ def _without(content: Content, node: bytes) -> Content:
     )
 
 
-def _put(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
+def put_content(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+
+
+async def survives(tr: Transaction, ctx: Context, content_id: bytes, content: Content, nodes: Container[bytes]) -> bool:
+    """Whether `nodes` hold all of a content: one of them the whole, or some of them its parts."""
+    homes = {home.node for home in content.homes if home.node in nodes}
+    if any(home.whole and home.node in homes for home in content.homes):
+        return True
+    if not content.parts:
+        return False
+    own = [part for part in await load_parts(tr, ctx, content_id) if not part.source]
+    return all(homes & {part.node, *(home.node for home in part.others)} for part in own)
 
 
 async def homes_of(tr: Transaction, ctx: Context, node: bytes, after: bytes, limit: int) -> list[bytes]:
@@ -215,7 +226,7 @@ async def share(tr: Transaction, ctx: Context, content_id: bytes, content: Conte
     """Let a further bucket want a content, which the caller has read with a conflict."""
     shared = placing.merged(content, also)
     if shared != content:
-        _put(tr, ctx, content_id, shared)
+        put_content(tr, ctx, content_id, shared)
         await owe_replicas(tr, ctx, content_id, shared)
 
 
@@ -264,13 +275,9 @@ async def owe_warm_objects(tr: Transaction, ctx: Context, bucket: Bucket, keys: 
     current = ctx.keys.in_bucket(bucket.id).current
     rows = [tr.get(current.key(key)) for key in keys]
     versions = [version_codec.decode(raw) for raw in [await row for row in rows] if raw is not None]
-    contents = dict.fromkeys(version.content for version in versions if version.content)
+    contents = (version.content for version in versions if version.content)
     zone = owed.zone_of(region_destination(ctx.home.region), bucket.id)
-    items = [tr.get(ctx.keys.queue_item(zone, owed.item_id(WARM, content_id))) for content_id in contents]
-    for content_id, item in zip(contents, items, strict=True):
-        # The zone's mark is read anew: the item before may have written it.
-        asked = owed.Asked(zone, item, tr.get(ctx.keys.queue_zone(zone)))
-        await owe_warm(tr, ctx, ctx.home.region, bucket.id, content_id, asked)
+    await owed.enqueue_all(tr, ctx, zone, WARM, contents, priority=WARM_PRIORITY, bucket=bucket.id)
 
 
 async def owe_warm(

@@ -178,6 +178,7 @@ class Keyspace:
         self.nodes = family("node")
         self.beats = family("beat")
         self.demands = family("demand")
+        self.repolicies = family("repolicy")
         self.configs = family("config")
         self.bucket = TextKeys(family("bucket"))
         self.owners = family("owner")
@@ -243,6 +244,9 @@ class Keyspace:
         return self.demands + b"\x00", self.demands + pack_int(period)
 
     # -- buckets
+
+    def repolicy(self, bucket_id: bytes) -> bytes:
+        return self.repolicies + pack_bytes(bucket_id)
 
     def config(self, bucket_id: bytes, kind: str) -> bytes:
         return self.configs + pack_bytes(bucket_id) + pack_text(kind)

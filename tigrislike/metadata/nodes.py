@@ -8,13 +8,25 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from . import owed
 from .context import Context
-from .errors import NodeRemoved, NoSuchNode
+from .errors import NodeRemoved, NoSuchNode, ProtocolsApart
+from .homes import ANYBODY
 from .keyspace import subspace
 from .kv.engine import Transaction
-from .records import REMOVED, UP, Beat, Node
+from .records import DRAINING, REMOVED, UP, Beat, Node
 from .records import beat as beat_codec
 from .records import node as node_codec
+
+PROTOCOL = 1
+"""What nodes of this release say to each other. Each release serves beside the one before and the one after it."""
+
+REPAIR = "repair"
+DRAIN = "drain"
+"""Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more."""
+
+REPAIR_PRIORITY = 0
+DRAIN_PRIORITY = 1
 
 
 async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
@@ -22,8 +34,14 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
 
     Raises:
         NodeRemoved: it was removed for good, and others may hold what it held.
+        ProtocolsApart: a node of the store is of a release that this one does not serve beside.
     """
-    raw = await tr.get(ctx.keys.node(node.node))
+    asked, rows = tr.get(ctx.keys.node(node.node)), tr.get_range(*subspace(ctx.keys.nodes))
+    raw = await asked
+    for other in [node_codec.decode(value) for _, value in await rows]:
+        # One that is not running counts too: it may be starting at this moment.
+        if other.node != node.node and other.state != REMOVED and abs(other.protocol - PROTOCOL) > 1:
+            raise ProtocolsApart(other.node, other.protocol, PROTOCOL)
     joined_ns = ctx.now_ns()
     state = UP
     if raw is not None:
@@ -31,7 +49,7 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
         if old.state == REMOVED:
             raise NodeRemoved(node.node)
         joined_ns, state = old.joined_ns, old.state
-    record = replace(node, joined_ns=joined_ns, state=state)
+    record = replace(node, joined_ns=joined_ns, state=state, protocol=PROTOCOL)
     tr.set(ctx.keys.node(node.node), node_codec.encode(record))
     return record
 
@@ -61,6 +79,47 @@ async def set_state(tr: Transaction, ctx: Context, node_id: bytes, state: str) -
     if state == REMOVED:
         tr.clear(ctx.keys.beat(node_id))
     return node
+
+
+async def drain(tr: Transaction, ctx: Context, node_id: bytes) -> Node:
+    """Let a node take no new homes, and owe it to itself to give up those that it has. Raises as `set_state`."""
+    node = await set_state(tr, ctx, node_id, DRAINING)
+    await owe_drain(tr, ctx, node_id)
+    return node
+
+
+async def owe_drain(tr: Transaction, ctx: Context, node_id: bytes, vesting_ns: int = 0) -> None:
+    """Owe a round of giving up homes."""
+    zone = owed.zone_of(node_id, b"")
+    await owed.enqueue(tr, ctx, zone, DRAIN, node_id, vesting_ns=vesting_ns, priority=DRAIN_PRIORITY)
+
+
+async def owe_repair(tr: Transaction, ctx: Context, node_id: bytes, count: int) -> bool:
+    """Owe it to others to hold what a node held that has been silent since its beat `count`, once for each silence.
+
+    False: it has shown life since, was removed, or is owed already.
+    """
+    stored, sign = tr.get(ctx.keys.node(node_id)), tr.get(ctx.keys.beat(node_id))
+    raw, last = await stored, await sign
+    if raw is None or last is None or beat_codec.decode(last).count != count:
+        return False
+    node = node_codec.decode(raw)
+    if node.state == REMOVED or node.repaired == count:
+        return False
+    tr.set(ctx.keys.node(node_id), node_codec.encode(replace(node, repaired=count)))
+    await enqueue_repair(tr, ctx, node_id)
+    return True
+
+
+async def enqueue_repair(tr: Transaction, ctx: Context, node_id: bytes, vesting_ns: int = 0) -> None:
+    """Owe it to whoever comes first."""
+    zone = owed.zone_of(ANYBODY, b"")
+    await owed.enqueue(tr, ctx, zone, REPAIR, node_id, vesting_ns=vesting_ns, priority=REPAIR_PRIORITY)
+
+
+async def read_node(tr: Transaction, ctx: Context, node_id: bytes) -> Node | None:
+    raw = await tr.get(ctx.keys.node(node_id))
+    return node_codec.decode(raw) if raw is not None else None
 
 
 async def list_nodes(tr: Transaction, ctx: Context) -> list[tuple[Node, Beat | None]]:

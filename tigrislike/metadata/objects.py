@@ -107,7 +107,7 @@ async def put_object(
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
 
-    return await place(tr, ctx, bucket, key, live, make, draft.inline, asked)
+    return await place(tr, ctx, bucket, key, live, make, draft.inline, asked, draft.regions)
 
 
 # --- reading
@@ -302,7 +302,7 @@ async def copy_object(
     def make(stamp: int, null: bool) -> ObjectVersion:
         return _version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
 
-    return version, await place(tr, ctx, bucket, key, live, make, inline, asked)
+    return version, await place(tr, ctx, bucket, key, live, make, inline, asked, draft.regions)
 
 
 # --- tags

@@ -160,6 +160,25 @@ def surplus(content: Content, alive: Alive, regions: Regions) -> list[Home]:
     return [home for home in (*outside, *partial) if may_lose(content, home.node, alive, regions)]
 
 
+def excess(content: Content, alive: Alive, regions: Regions) -> list[Home]:
+    """Homes beyond what is wanted, all of which may be lost together; where something is lacking, none. Those that
+    cannot be counted on come first, then those outside the wanted regions, then the latest."""
+    if missing_regions(content, alive, regions):
+        return []
+    wanted = regions.expand(content.regions)
+
+    def order(home: Home) -> tuple[bool, bool]:
+        return home.node in alive, not wanted or alive.get(home.node, home.region) in wanted
+
+    latest_first = list(reversed(content.homes))
+    dispensable = []
+    for home in sorted(latest_first, key=order):
+        if may_lose(content, home.node, alive, regions):
+            dispensable.append(home)
+            content = replace(content, homes=tuple(each for each in content.homes if each != home))
+    return dispensable
+
+
 def ranked(content_id: bytes, nodes: Iterable[bytes]) -> list[bytes]:
     """`nodes` in the order in which they are to hold a content: rendezvous hashing, so that a node that comes or goes
     moves only what it gains or had. Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates",

@@ -234,13 +234,15 @@ class Content(Struct, frozen=True, array_like=True):
 
 
 class Referrer(Struct, frozen=True, array_like=True):
-    """``ref / content id, hash of this``: who needs a content. A version (`bucket` id, `key`, `stamp`), or another
-    `content`, some of whose parts are slices of this one."""
+    """``ref / content id, hash of the rest``: who needs a content. A version (`bucket` id, `key`, `stamp`), or another
+    `content`, some of whose parts are slices of this one. `regions` is where the version is to be kept, if its bucket
+    is not to say; the hash leaves it out."""
 
     bucket: bytes = b""
     key: str = ""
     stamp: int = 0
     content: bytes = b""
+    regions: tuple[str, ...] = ()
 
     @property
     def digest(self) -> bytes:
@@ -423,6 +425,14 @@ class Bucket(Struct, frozen=True, array_like=True):
     configs: tuple[str, ...] = ()
 
 
+class Repolicy(Struct, frozen=True, array_like=True):
+    """``repolicy / bucket id``: how far the objects of the bucket called `name` have been given its present policies.
+    `after` is the key of the last row that was looked at, without the store's prefix."""
+
+    name: str
+    after: bytes = b""
+
+
 class Usage(Struct, frozen=True):
     """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
 
@@ -516,10 +526,14 @@ DRAINING = "draining"
 REMOVED = "removed"
 """States of a node: one that drains takes no new homes, one that was removed may not come back."""
 
+LOST = bytes(16)
+"""Stands for a node in ``home`` rows: it "holds" the contents that no node of the store can give any more."""
+
 
 class Node(Struct, frozen=True, array_like=True):
     """``node / node id``: a node of the store, from its first start until it is forgotten. `endpoint` is the URL by
-    which other nodes reach it, `protocol` the version of what they say to each other."""
+    which other nodes reach it, `protocol` the version of what they say to each other. `repaired` is the count of the
+    beat after which it fell silent for so long that what it held was owed to others, -1 where it is not."""
 
     node: bytes
     region: str
@@ -527,6 +541,7 @@ class Node(Struct, frozen=True, array_like=True):
     state: str = UP
     joined_ns: int = 0
     protocol: int = 1
+    repaired: int = -1
 
 
 class Beat(Struct, frozen=True, array_like=True):
@@ -584,6 +599,7 @@ blob = Codec(Blob)
 upload = Codec(Upload)
 upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
+repolicy = Codec(Repolicy)
 access = Codec(AccessRecord)
 item = Codec(Item)
 pointer = Codec(Pointer)

@@ -467,7 +467,7 @@ async def complete_upload(
             upload.tags,
         )
 
-    version = await place(tr, ctx, bucket, key, live, make, asked=asked)
+    version = await place(tr, ctx, bucket, key, live, make, asked=asked, regions=upload.regions)
     homes = homes_of_parts(ctx, chosen)
     completion = Completion(place_hash, request_hash, version)
     wanted = placing.wanted(bucket, ctx.regions, upload.regions)

@@ -129,12 +129,14 @@ async def place(
     make: Callable[[int, bool], ObjectVersion],
     inline: bytes | None = None,
     asked: Asked | None = None,
+    regions: tuple[str, ...] = (),
 ) -> ObjectVersion:
     """Make a new version or delete marker the newest of `key`, as the bucket's versioning says.
 
     `live` is what `current` holds, read in this transaction with a conflict; `make(stamp, null)` builds the record;
     `inline` is its bytes, where they are not in a content. Writes the reference on the record's content, if it has
-    one; the content itself is the caller's to write. `asked` is what `ask` returned, if it was called beforehand.
+    one; the content itself is the caller's to write. `asked` is what `ask` returned, if it was called beforehand;
+    `regions` is where the version is to be kept, if the bucket is not to say.
     """
     keys = ctx.keys.in_bucket(bucket.id)
     size_delta = 0
@@ -175,7 +177,8 @@ async def place(
     if record.kind == OBJECT:
         tr.set(keys.current.key(key), codec.encode(record))
         if record.content:
-            add_reference(tr, ctx, record.content, Referrer(bucket.id, key, record.stamp))
+            referrer = Referrer(bucket.id, key, record.stamp, regions=regions)
+            add_reference(tr, ctx, record.content, referrer)
         elif inline:
             tr.set(keys.inline.key(key) + pack_stamp(record.stamp), inline)
     elif live is not None:

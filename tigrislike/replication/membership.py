@@ -115,10 +115,21 @@ class Members:
         return [each for each in self._members.values() if each.state != REMOVED]
 
     def alive(self) -> Alive:
-        """Nodes that can be counted on to hold what they hold: this one, and those seen to beat."""
-        alive = {each.node: each.region for each in self.all() if each.moving}
-        alive[self.own] = self.region
+        """Nodes that can be counted on to hold what they hold: this one, and those seen to beat; none that drains."""
+        alive = {each.node: each.region for each in self._members.values() if each.takes_homes}
+        if not self.leaving:
+            alive[self.own] = self.region
         return alive
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this node gives up what it holds, and takes nothing."""
+        own = self._members.get(self.own)
+        return own is not None and own.state != UP
+
+    def silent_s(self, member: Member) -> float:
+        """How long a node had not been seen to beat when this process last looked."""
+        return self._looked_s - member.seen_s
 
     def reachable(self, nodes: Iterable[bytes]) -> list[Member]:
         """Those of `nodes` worth asking, nearest first: not this one, and not known to be dead."""

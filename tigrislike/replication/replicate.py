@@ -23,6 +23,7 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import LIVE, Item
 
+from .lacking import View, owe_missing
 from .membership import Members
 
 Gate = Callable[[int], Awaitable[None]]
@@ -137,6 +138,21 @@ class Copying:
         self.copied += 1
         return record
 
+    async def declines(self, content_id: bytes) -> bool:
+        """Whether this node, which drains, has somebody else hold a content. What it has begun to hold it finishes: it
+        gives that up as it does the rest."""
+        if not self._members.leaving:
+            return False
+        content = await self._metadata.content(content_id)
+        return content is not None and self._metadata.context.home not in content.pending
+
+    async def pass_on(self, tr: Transaction, ctx: Context, content_id: bytes) -> None:
+        """Owe to others whatever homes a content lacks."""
+        content = await homes.read_content(tr, ctx, content_id)
+        if content is not None:
+            view = View(self._members, self._members.alive())
+            await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
+
 
 class Replicate:
     """See to it that this region has a home of a content: here, or on the node of the region whose turn it is."""
@@ -182,6 +198,12 @@ class Hold:
         self._copying = copying
 
     async def run(self, item: Item) -> Effect | None:
+        if await self._copying.declines(item.subject):
+
+            async def pass_on(tr: Transaction, ctx: Context) -> None:
+                await self._copying.pass_on(tr, ctx, item.subject)
+
+            return pass_on
         return await self._copying.become_home(item.subject)
 
 

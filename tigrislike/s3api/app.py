@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -319,10 +320,21 @@ class Gateway:
                 return
         pieces: AsyncGenerator[Segment | Buffer, None]
         pieces = (segments_of if request.zero_copy else read_extents)(blocks, extents, reader)
-        await send_pieces(request.request_id, start, pieces, send, lambda: headers.append(self._served_from(reader)))
+        await send_pieces(request.request_id, start, self._telling(headers, reader, pieces), send)
 
-    def _served_from(self, reader: BlobReader) -> tuple[bytes, bytes]:
-        """The header that says where the first bytes came from which `reader` gave out."""
+    async def _telling(
+        self, headers: Headers, first: BlobReader, pieces: AsyncGenerator[Segment | Buffer, None]
+    ) -> AsyncGenerator[Segment | Buffer, None]:
+        """The pieces; before the first of them is given out, the headers say where the reader `first` had it from."""
+        told = False
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if not told:
+                    told = True
+                    headers.append(self._served_from(first))
+                yield piece
+
+    def _served_from(self, reader: BlobReader) -> Header:
         regional = self._services.regional
         if reader.served_from != "source" or regional is None:
             return self._served_here
@@ -351,7 +363,8 @@ class Gateway:
         await send({"type": "http.response.body", "body": body})
 
 
-Headers = list[tuple[bytes, bytes]]
+Header = tuple[bytes, bytes]
+Headers = list[Header]
 Body = bytes | list[Extent]
 Response = tuple[int, Headers, Body]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 
 from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
@@ -84,10 +84,8 @@ async def send_pieces(
     start: Message,
     pieces: AsyncGenerator[Segment | Buffer, None],
     send: Send,
-    before_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Send a response of stored bytes: from their files where they come as segments. `before_start` may still change
-    `start` when the first piece is there.
+    """Send a response of stored bytes: from their files where they come as segments.
 
     The first piece is verified before `start`, with the status, goes out: what fails there still gets a proper error.
     What fails later cuts the connection, so that the client cannot take the part for the whole.
@@ -102,7 +100,6 @@ async def send_pieces(
             async for piece in pieces:
                 if not started:
                     started = True
-                    before_start()
                     await send(start)
                 if isinstance(piece, Segment):
                     message = {

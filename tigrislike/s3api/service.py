@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tigrislike.metadata.bounded import STRONG
+from tigrislike.metadata.placing import LOCAL
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
@@ -34,6 +35,8 @@ class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     public: bool = False
     read_mode: str = STRONG
+    regions: str = ""
+    durability: str = LOCAL
 
 
 def service_routes(services: Services) -> list[Route]:
@@ -67,7 +70,7 @@ def service_routes(services: Services) -> list[Route]:
         except msgspec.DecodeError as error:
             raise S3Error("InvalidRequest", f"The body is not a storage request: {error}") from None
         bucket, key = await services.metadata.create_storage(
-            wanted.name, request.identity.owner, wanted.public, wanted.read_mode
+            wanted.name, request.identity.owner, wanted.public, wanted.regions, wanted.durability, wanted.read_mode
         )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 

@@ -1,0 +1,59 @@
+"""What contents lack, and to whom it is owed: where homes are gone, or about to go, others are found.
+
+A wanted region that has no home is owed a replica. Further homes are owed to nodes chosen by rendezvous hashing, so
+that whoever looks comes to the same ones: in wanted regions first, then near where the bytes were, then anywhere that
+is allowed.
+Owing is no promise: what is owed twice is one item, and whoever takes it looks again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tigrislike.metadata import homes, placing
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.kv import Transaction
+from tigrislike.metadata.placing import Alive
+from tigrislike.metadata.records import Content
+
+from .membership import Member, Members
+
+
+class View(NamedTuple):
+    """The members of the store, and which nodes count as homes."""
+
+    members: Members
+    alive: Alive
+
+    def without(self, node: bytes) -> View:
+        """The same, but `node` does not count."""
+        return View(self.members, {each: region for each, region in self.alive.items() if each != node})
+
+
+async def owe_missing(
+    tr: Transaction, ctx: Context, view: View, content_id: bytes, content: Content, *, near: str
+) -> None:
+    """Owe the homes that a content lacks, as far as there are nodes for them.
+
+    Args:
+        near: the region where homes are looked for once the wanted regions are served.
+    """
+    members, regions = view.members, ctx.regions
+    missing = placing.missing_regions(content, view.alive, regions)
+    served: list[Member] = []
+    for region in missing:
+        chosen = members.chosen(content_id, region)[:1]
+        served += chosen
+        # Where nobody is, a replica waits for who comes; where all drain, they would only refuse it.
+        if chosen or not any(each.region == region and not each.dead for each in members.all()):
+            await homes.owe_replica(tr, ctx, region, content.bucket, content_id)
+    lacking = max(content.copies, 1) - len(placing.whole_homes(content, view.alive)) - len(served)
+    if lacking <= 0:
+        return
+    wanted = regions.expand(content.regions)
+    have = [home.node for home in content.homes if home.whole]
+    takers = members.chosen(content_id, beside=[*have, *(each.node for each in served)])
+    takers = [each for each in takers if regions.allow(content.regions, each.region)]
+    takers.sort(key=lambda each: (each.region not in wanted, each.region != near))
+    for each in takers[:lacking]:
+        await homes.owe_hold(tr, ctx, each.node, content.bucket, content_id)

@@ -1,0 +1,142 @@
+"""The life of nodes, as work owed: what a silent node held is owed to others, a node that drains gives up its homes.
+
+`repair` is owed by whichever node has watched another one be silent for long enough, once for each silence; any node
+may do it. `drain` is owed to the node itself, which goes round again until its state changes: what is written at it
+meanwhile is owed elsewhere with the next round.
+
+Both go through the contents that a node holds page by page, each page a bounded transaction that only owes. So they can
+be cut off anywhere and begun again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from tigrislike.metadata import Metadata, homes, nodes, placing
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.deciding import SECOND
+from tigrislike.metadata.kv import Transaction
+from tigrislike.metadata.leasing import Effect
+from tigrislike.metadata.records import DRAINING, LIVE, Item
+from tigrislike.metadata.records import content as content_codec
+
+from .lacking import View, owe_missing
+from .membership import Members
+
+log = logging.getLogger("tigrislike.replication")
+
+PAGE: Final = 200
+"""Contents of one transaction: a few thousand reads and writes at most."""
+
+ROUND_NS: Final = 5 * SECOND
+"""How long a draining node rests between two rounds: what it owes takes time, and each round asks for it again."""
+
+
+async def watch_for_dead(metadata: Metadata, members: Members, after_s: float) -> list[bytes]:
+    """Owe the repair of nodes that have been silent for `after_s` seconds. Their ids.
+
+    For a node's agent to run every few seconds, after `Members.refresh`; whoever is first owes it for all. Silence
+    counts from when this process began to watch.
+    """
+    owed = []
+    for member in members.all():
+        silent_s = members.silent_s(member)
+        if not member.dead or not member.count or member.node == members.own or silent_s < after_s:
+            continue
+        if await metadata.background(nodes.owe_repair, metadata.context, member.node, member.count):
+            name = member.node.hex()
+            log.warning("node %s has been silent for %.0f s: what it held is owed to others", name, silent_s)
+            owed.append(member.node)
+    return owed
+
+
+class Repair:
+    """Owe other nodes what a node held that is silent. Contents that nobody else holds are left as they are: `admin
+    check` lists them."""
+
+    name = nodes.REPAIR
+    priority = nodes.REPAIR_PRIORITY
+    concurrency = 1
+
+    def __init__(self, metadata: Metadata, members: Members) -> None:
+        self._metadata = metadata
+        self._members = members
+
+    async def run(self, item: Item) -> Effect | None:
+        after = b""
+        while page := await self._metadata.homes_of(item.subject, after, PAGE):
+            silent = self._members.get(item.subject)
+            if silent is None or silent.moving:
+                return None  # it is back
+            if not silent.dead:
+                return partial(_later, node=item.subject)  # nor is it known yet who else is alive
+            view = View(self._members, self._members.alive())
+            await self._metadata.background(owe_for_lost, self._metadata.context, view, silent.region, page)
+            after = page[-1]
+        return None
+
+
+async def _later(tr: Transaction, ctx: Context, node: bytes) -> None:
+    await nodes.enqueue_repair(tr, ctx, node, ctx.now_ns() + ROUND_NS)
+
+
+async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> None:
+    """Owe the homes that contents lack, but for those that nobody can give."""
+    # By snapshot: nothing rests on it, and contents that are in use need not wait for each other.
+    asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
+    for content_id, stored in asked:
+        raw = await stored
+        content = content_codec.decode(raw) if raw is not None else None
+        if content is None or content.state != LIVE:
+            continue
+        if await homes.survives(tr, ctx, content_id, content, view.alive):
+            await owe_missing(tr, ctx, view, content_id, content, near=near)
+
+
+class Drain:
+    """Give up every home of this node, once others have taken what it held."""
+
+    name = nodes.DRAIN
+    priority = nodes.DRAIN_PRIORITY
+    concurrency = 1
+
+    def __init__(self, metadata: Metadata, members: Members) -> None:
+        self._metadata = metadata
+        self._members = members
+
+    async def run(self, item: Item) -> Effect | None:
+        own = self._members.own
+        if not await self._drains(own):
+            return None
+        after = b""
+        while page := await self._metadata.homes_of(own, after, PAGE):
+            view = View(self._members, self._members.alive()).without(own)
+            await self._metadata.background(give_up, self._metadata.context, view, page)
+            after = page[-1]
+
+        async def go_round(tr: Transaction, ctx: Context) -> None:
+            node = await nodes.read_node(tr, ctx, own)
+            if node is not None and node.state == DRAINING:
+                await nodes.owe_drain(tr, ctx, own, ctx.now_ns() + ROUND_NS)
+
+        return go_round
+
+    async def _drains(self, own: bytes) -> bool:
+        return any(node.node == own and node.state == DRAINING for node, _ in await self._metadata.nodes())
+
+
+async def give_up(tr: Transaction, ctx: Context, view: View, content_ids: Sequence[bytes]) -> None:
+    """Owe the homes that contents lack where this node, which `view` leaves out, does not count, and owe it to this
+    node to be none of the homes of those that lack nothing."""
+    asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
+    for content_id, stored in asked:
+        raw = await stored
+        content = content_codec.decode(raw) if raw is not None else None
+        if content is None or content.state != LIVE:
+            continue  # whoever reclaims it removes the bytes
+        await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
+        if placing.may_lose(content, ctx.home.node, view.alive, ctx.regions):
+            await homes.owe_release(tr, ctx, ctx.home.node, content.bucket, content_id)
