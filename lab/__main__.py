@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--keep", action="store_true", help="then leave it running, with the endpoints printed")
     parser.add_argument(
-        "--rate", type=float, default=10.0, metavar="MB/S", help="of each wire while objects converge (default: 10)"
+        "--rate", type=float, default=5.0, metavar="MB/S", help="of each wire while objects converge (default: 5)"
     )
     return parser.parse_args()
 

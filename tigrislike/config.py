@@ -417,7 +417,7 @@ class Settings:
         shown="500ms",
     )
     queue_workers: int = _setting(
-        16,
+        160,
         _positive(_parse_count),
         "Pieces of work owed that the agent does at a time, of all kinds; each kind has a bound of its own below this, "
         "and one place is kept for each.",
@@ -452,7 +452,7 @@ class Settings:
         shown="1s",
     )
     queue_batch: int = _setting(
-        10,
+        64,
         _positive(_parse_count),
         "Most pieces of work that are taken from a zone of the queue at once; at most 100.",
     )

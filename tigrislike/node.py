@@ -65,6 +65,7 @@ _RECONCILE_LOOK_S = 5.0  # how often the agent looks whether the index was lost
 _SCRUB_LOOK_S = 60.0  # how often the agent looks whether a scrub is due
 HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
+_OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEAD_LOOK_S = 5.0
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
@@ -197,6 +198,14 @@ class Node:
         await self._check_clock(members)
         own = members.get(self.blocks.node_id)
         self._beats = own.count if own is not None else 0
+        others = {each.region for each in members.all()} - {self.settings.region}
+        if others and self.settings.sqlite_path is not None:
+            _LOG.warning(
+                "region %s shares an SQLite file with %s: that is for one machine only, and over a network file system "
+                "loses data; regions of several machines share FoundationDB",
+                self.settings.region,
+                ", ".join(sorted(others)),
+            )
         with contextlib.suppress(StoreSealed):  # it can be read; once it takes writes again, a beat makes up for it
             await self._join()
 
@@ -390,7 +399,7 @@ async def repeating(duties: Iterable[Duty]) -> AsyncIterator[None]:
 
 
 async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    seal = ""
+    seal = outage = ""
     while True:
         try:
             await duty()
@@ -401,14 +410,16 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
                 _LOG.warning("%s rests, for the store is sealed: %s", name, seal)
             await asyncio.sleep(max(pause_s, _RETRY_S))
         except (EngineUnavailable, RetryableError, AmbiguousCommit) as error:  # as while a cluster recovers
-            _LOG.warning("%s: %s; next try in %.0f s", name, error, max(pause_s, _RETRY_S))
-            await asyncio.sleep(max(pause_s, _RETRY_S))
+            if not outage:
+                outage = str(error)
+                _LOG.warning("%s waits for the database: %s", name, outage)
+            await asyncio.sleep(max(pause_s, _OUTAGE_RETRY_S))
         except Exception:
             _LOG.exception("%s failed; next try in %.0f s", name, max(pause_s, _RETRY_S))
             await asyncio.sleep(max(pause_s, _RETRY_S))
         else:
-            if seal:
-                seal = ""
+            if seal or outage:
+                seal = outage = ""
                 _LOG.info("%s goes on", name)
             await asyncio.sleep(pause_s)
 

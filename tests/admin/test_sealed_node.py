@@ -172,12 +172,10 @@ def test_a_duty_rests_while_the_store_is_sealed_and_says_so_once(
         "sweep rests, for the store is sealed: two",
         "sweep goes on",
         "sweep failed; next try in 30 s",
-        "sweep: away; next try in 30 s",
-        "sweep: throttled; next try in 30 s",
-        "sweep: unknown; next try in 30 s",
+        "sweep waits for the database: away",
         "sweep rests, for the store is sealed: two",
     ]
-    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, *[30.0] * 5]
+    assert pauses == [1.0, *[30.0] * 10, 1.0, 1.0, 30.0, *[2.0] * 3, 30.0]
     assert [record.message for record in caplog.records if record.exc_info] == ["sweep failed; next try in 30 s"]
 
 

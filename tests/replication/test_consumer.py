@@ -177,7 +177,7 @@ def test_items_of_a_paused_task_are_not_run() -> None:
         await metadata.queue.resume(Pausable.TASK, b"task")
         clock.advance(QUEUE.set_back_ns)
         await consumer.drain()
-        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=20, done=20)}
+        assert await metadata.queue.counts(ZONES[0]) == {"task": Counts(enqueued=2 * QUEUE.batch, done=2 * QUEUE.batch)}
 
     with_clock(story)
 

@@ -40,9 +40,9 @@ class QueueParameters:
     min_inactive_ns: int = 60 * SECOND
     """How long an empty zone keeps its pointer: one that is used every now and then is not made anew each time."""
 
-    batch: int = 10
-    """Items under one claim, at most: enough to spread the cost of two transactions, few enough to be fair to other
-    zones."""
+    batch: int = 64
+    """Items under one claim, at most: enough to spread the cost of two transactions (seven round trips in all, to a
+    database that may be far away), few enough to be fair to other zones."""
 
     peek: int = 2_000
     """Vested pointers that one look takes in. QuiCK takes 20,000, which would hold up the event loop for tens of

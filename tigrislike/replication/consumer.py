@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("tigrislike.replication")
 
-WORKERS = 16
+WORKERS = 160
 """Items worked on at a time, of all tasks: mostly they wait, for a disk or for another region."""
 
 TAKES = 4
