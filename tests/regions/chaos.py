@@ -186,8 +186,9 @@ class Faults:
 
     def empty(self, name: str) -> None:
         """One disk at a time: only once what an earlier one held has its homes again."""
-        if not repaired(self._store, self._clients):
+        if two_homes(self._store, self._clients) is None:
             self.happened["empty"] -= 1
+            self.happened["empty, put off"] += 1
             return
         self._say(f"node {name} loses its disk")
         self._store.stop(name)
@@ -220,15 +221,17 @@ def placed_of(store: Regions, clients: list[Client]) -> dict[tuple[str, str], Pl
     return store.all_placed({(slot.bucket, slot.key) for client in clients for slot in client.slots})
 
 
+def two_homes(store: Regions, clients: list[Client]) -> list[Placed] | None:
+    """The objects that must have two homes, if all of them have them, on nodes that run; else None."""
+    placed = placed_of(store, clients)
+    found = [there for (bucket, _), there in placed.items() if there is not None and bucket != "local"]
+    return found if all(len([name for name in there.nodes if name != "?"]) >= 2 for there in found) else None
+
+
 def repaired(store: Regions, clients: list[Client]) -> bool:
-    """Whether every object that must have two homes has them, on nodes that run and in the regions of its policy."""
-    for (bucket, _), there in placed_of(store, clients).items():
-        if there is None or bucket == "local":
-            continue
-        nodes = [name for name in there.nodes if name != "?"]
-        if len(nodes) < 2 or (bucket == "dual" and not {name[0] for name in nodes} >= {"a", "b"}):
-            return False
-    return True
+    """Whether they have them also in each region of their policy."""
+    found = two_homes(store, clients)
+    return found is not None and all({name[0] for name in there.nodes} >= set(there.content.regions) for there in found)
 
 
 def until_settled(store: Regions, clients: list[Client]) -> None:
