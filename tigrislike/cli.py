@@ -1,5 +1,6 @@
 """The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`,
-`unpin`, `evict`, `scrub`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+`unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`,
+`backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -24,6 +25,7 @@ from tigrislike.config import ConfigError, Settings, load_settings, options, unk
 
 if TYPE_CHECKING:
     from tigrislike.admin.cache_commands import Command
+    from tigrislike.admin.nodes_commands import Command as NodesCommand
     from tigrislike.server import Ready
     from tigrislike.storage import Storage
 
@@ -41,6 +43,8 @@ app.add_typer(storage, name="storage")
 app.add_typer(buckets, name="buckets")
 app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
+nodes = typer.Typer(help="The nodes of the store.", invoke_without_command=True)
+app.add_typer(nodes, name="nodes")
 
 
 def main() -> None:
@@ -56,6 +60,8 @@ def _fail(message: str) -> NoReturn:
 
 # What commands on a local store, other than the server itself, need to know.
 _STORE = ("data_dir", "metadata", "cache_dir", "master_key_file", "region", "block_size")
+# What those need that look at no disk.
+_DATABASE = ("data_dir", "metadata", "master_key_file")
 # And what those that fill and evict need beside: the same as the node's, or they keep more or less than it does.
 _CACHE = (*_STORE, "reserve_bytes", "cache_bytes", "cache_policy", "fill_bytes", "fill_timeout_s", "scrub_rate")
 _ADDRESS = ("host", "port", "tls_cert", "tls_key")
@@ -480,9 +486,10 @@ def _check(
     settings: Settings,
     *,
     samples: Annotated[int, typer.Option(help="How often each latency is measured.", metavar="N", min=1)] = 100,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Name every object that no living node has.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, which names them all.")] = False,
 ) -> None:
-    """Check what a node stands on: engine, cluster, latency, clocks, free space, formats, master key, writes.
+    """Check what a node stands on: engine, cluster, latency, clocks, free space, formats, master key, writes, nodes.
 
     Changes nothing, and ends within 5 seconds where the database does not answer. Exits 0 where all is well, 1 where
     a node could not work, 3 where it could, but something deserves attention.
@@ -493,7 +500,7 @@ def _check(
 
     from tigrislike.admin.check import all_checks, worst
 
-    checks = asyncio.run(all_checks(settings, samples=samples))
+    checks = asyncio.run(all_checks(settings, samples=samples, full=full or as_json))
     verdict = worst(checks)
     if as_json:
         typer.echo(msgspec.json.encode({"verdict": verdict, "checks": checks}).decode())
@@ -606,6 +613,72 @@ def _cache_scrub(settings: Settings, *, as_json: _AsJson = False) -> None:
     _cache(settings, lambda commands: commands.scrub(as_json))
 
 
+_NODE = Annotated[str, typer.Argument(help="The beginning of a node's id, as `tigrislike nodes` shows it.")]
+
+
+def _nodes(settings: Settings, command: Callable[[ModuleType], NodesCommand]) -> NoReturn:
+    """Carry out a command of `nodes_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import nodes_commands
+    from tigrislike.admin.nodes import NodesError
+
+    try:
+        status = nodes_commands.run(settings, command(nodes_commands))
+    except NodesError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _nodes_ls(
+    settings: Settings,
+    context: typer.Context,
+    *,
+    sole: Annotated[
+        bool, typer.Option("--sole", help="Count what no other living node has: looks at everything.")
+    ] = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Show every node: its region and state, whether it is alive, what it holds, and how full its disk is."""
+    if context.invoked_subcommand is None:
+        _nodes(settings, lambda commands: commands.ls(sole, as_json))
+
+
+def _nodes_drain(
+    settings: Settings,
+    node: _NODE,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it holds nothing, with a progress bar.")] = False,
+) -> None:
+    """Have a node give up what it holds, once others have it. It serves meanwhile, and takes no copies."""
+    _nodes(settings, lambda commands: commands.drain(node, wait))
+
+
+def _nodes_undrain(settings: Settings, node: _NODE) -> None:
+    """Let a node that drains take copies again. What it gave up stays where it is."""
+    _nodes(settings, lambda commands: commands.undrain(node))
+
+
+def _nodes_remove(
+    settings: Settings,
+    node: _NODE,
+    *,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Also where that loses objects; they are printed first.")
+    ] = False,
+) -> None:
+    """Remove a node for good: one that is drained, or that is dead and whose objects are elsewhere too."""
+    _nodes(settings, lambda commands: commands.remove(node, accept_loss))
+
+
+def _nodes_replace(
+    settings: Settings,
+    old: _NODE,
+    *,
+    new: Annotated[str, typer.Option("--with", help="The beginning of the id of the node that takes its place.")],
+) -> None:
+    """Copy everything that a node holds to another one, then remove it."""
+    _nodes(settings, lambda commands: commands.replace(old, new))
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
 buckets.command("set")(_with_settings(_buckets_set, _STORE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
@@ -615,6 +688,11 @@ cache.command("pin")(_with_settings(_cache_pin, _CACHE))
 cache.command("unpin")(_with_settings(_cache_unpin, _CACHE))
 cache.command("evict")(_with_settings(_cache_evict, _CACHE))
 cache.command("scrub")(_with_settings(_cache_scrub, _CACHE))
+nodes.callback()(_with_settings(_nodes_ls, _DATABASE))
+nodes.command("drain")(_with_settings(_nodes_drain, _DATABASE))
+nodes.command("undrain")(_with_settings(_nodes_undrain, _DATABASE))
+nodes.command("remove")(_with_settings(_nodes_remove, _DATABASE))
+nodes.command("replace")(_with_settings(_nodes_replace, _DATABASE))
 admin.command("check")(_with_settings(_check, _STORE))
 admin.command("backup")(_with_settings(_backup, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))

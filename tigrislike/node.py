@@ -96,7 +96,9 @@ class Node:
         self.blocks = blocks
         self.regional = regional
         self._reconcile_due_s = 0.0
+        self._endpoint = ""
         self._beats = 0
+        self._joined = False
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -192,8 +194,8 @@ class Node:
             NodeRemoved: it was removed. NodeSkewed: its clock is too far from the others'.
         """
         members = self.regional.members
+        self._endpoint = endpoint
         await self._check_clock(members)
-        await self.metadata.join(NodeRecord(self.blocks.node_id, self.settings.region, endpoint))
         own = members.get(self.blocks.node_id)
         self._beats = own.count if own is not None else 0
         others = {each.region for each in members.all()} - {self.settings.region}
@@ -204,6 +206,12 @@ class Node:
                 self.settings.region,
                 ", ".join(sorted(others)),
             )
+        with contextlib.suppress(StoreSealed):  # it can be read; once it takes writes again, a beat makes up for it
+            await self._join()
+
+    async def _join(self) -> None:
+        await self.metadata.join(NodeRecord(self.blocks.node_id, self.settings.region, self._endpoint))
+        self._joined = True
 
     async def _check_clock(self, members: Members) -> None:
         """Refuse a clock that is not the others'. A beat that seems old may just be of a node that is down, so that
@@ -222,6 +230,8 @@ class Node:
 
     async def beat(self, epoch: bytes) -> None:
         """Show the others that this node is alive. One that was removed meanwhile stops."""
+        if not self._joined:
+            await self._join()
         disk = os.statvfs(self.settings.cache_dir)
         self._beats += 1
         sign = Beat(

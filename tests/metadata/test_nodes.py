@@ -29,8 +29,8 @@ def test_a_node_joins_once_and_may_move(kind: str, tmp_path: Path) -> None:
             first = await metadata.join(node(ONE))
             assert (first.state, first.region) == (UP, "iad")
             assert await metadata.nodes() == [(first, None)]
-            again = await metadata.join(Node(ONE, "sjc", "https://10.0.0.2:9000", joined_ns=5, protocol=2))
-            assert again == Node(ONE, "sjc", "https://10.0.0.2:9000", UP, first.joined_ns, 2)
+            again = await metadata.join(Node(ONE, "sjc", "https://10.0.0.2:9000", joined_ns=5))
+            assert again == Node(ONE, "sjc", "https://10.0.0.2:9000", UP, first.joined_ns)
             assert await metadata.nodes() == [(again, None)]
 
     asyncio.run(main())

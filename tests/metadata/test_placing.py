@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from tigrislike.metadata import placing
 from tigrislike.metadata.errors import InvalidArgument
-from tigrislike.metadata.placing import MAX_REGIONS, Regions, Wanted, is_region
+from tigrislike.metadata.placing import MAX_REGIONS, Regions, Wanted
 from tigrislike.metadata.records import LIVE, Bucket, Content, Home
+from tigrislike.naming import is_region
 
 KNOWN = ("ams", "fra", "iad", "ord", "sjc", "lab")
 REGIONS = Regions(known=KNOWN)

@@ -225,6 +225,8 @@ def test_a_put_asks_for_all_it_reads_together_and_commits(story: Story, before: 
 async def accelerate(metadata: Metadata, bucket: Bucket) -> None:
     metadata.regions.known = frozenset({"here", "there", "elsewhere"})
     await metadata.put_bucket_config("bucket", ACCELERATION, b"Enabled")
+    await metadata.refresh()
+    await metadata.bucket("bucket")
 
 
 async def put_large_as_it_is_now(metadata: Metadata, bucket: Bucket) -> None:

@@ -108,13 +108,10 @@ class Node:
 
     async def drain(self) -> Worked:
         """Work off what is owed to it, to its region and to anybody."""
-        worked = Worked()
-        for destination in (self.id, region_destination(self.region), ANYBODY):
-            consumer = Consumer(self.metadata.queue, destination, self.tasks)
-            await consumer.drain()
-            worked.done += consumer.worked.done
-            worked.failed += consumer.worked.failed
-        return worked
+        destinations = self.id, region_destination(self.region), ANYBODY
+        consumer = Consumer(self.metadata.queue, destinations, self.tasks)
+        await consumer.drain()
+        return consumer.worked
 
     async def read(self, blob_id: bytes, size: int) -> bytes:
         return b"".join([bytes(piece) async for piece in self.blocks.open_blob(blob_id, size).read(0, size)])

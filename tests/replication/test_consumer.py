@@ -513,6 +513,36 @@ def test_what_comes_in_masses_keeps_a_worker_for_what_takes_long() -> None:
     with_clock(story)
 
 
+def test_zones_are_taken_from_at_the_same_time_and_what_waits_comes_in_turn() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"known")
+        task = Scripted()
+        consumer = consumer_of(metadata, task)
+        await consumer.drain()  # now it is known how long runs take, and items are claimed ahead
+        for zone in ZONES:
+            await enqueue(metadata, *(b"%d of " % number + zone[-1:] for number in range(10)), zone=zone)
+        claiming, most = 0, 0
+        real = metadata.queue.claim
+
+        async def claim(*args: Any) -> Any:
+            nonlocal claiming, most
+            claiming += 1
+            most = max(most, claiming)
+            batch = await real(*args)
+            claiming -= 1
+            return batch
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        clock.advance(QUEUE.poll_ns)
+        async with running(consumer):
+            await until(lambda: len(task.ran) == 41)
+        assert most == len(ZONES)
+        firsts = [next(at for at, subject in enumerate(task.ran[1:]) if subject[-1:] == zone[-1:]) for zone in ZONES]
+        assert max(firsts) < 20
+
+    with_clock(story)
+
+
 def test_zones_that_were_left_for_want_of_room_are_taken_from_when_there_is() -> None:
     async def story(metadata: Metadata, clock: ManualClock) -> None:
         for zone in ZONES:

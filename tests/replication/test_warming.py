@@ -50,7 +50,7 @@ class World:
 
     async def work(self) -> Consumer:
         """Work off what is due now, at `near`."""
-        consumer = Consumer(self.near.queue, homes.region_destination("near"), [self.warm])
+        consumer = Consumer(self.near.queue, [homes.region_destination("near")], [self.warm])
         await consumer.drain()
         return consumer
 

@@ -276,7 +276,7 @@ def test_a_write_that_too_few_nodes_hold_is_refused_and_leaves_nothing(tmp_path:
 @pytest.mark.parametrize("kind", ["put", "copied part"])
 def test_a_node_that_knows_of_no_other_refuses_at_once(tmp_path: Path, kind: str) -> None:
     async def story(node: InProcessNode, elsewhere: Elsewhere) -> None:
-        await ok(node.request("PUT", "/bucket", headers={"x-tigris-regions": "fra,sjc"}))
+        await ok(node.request("PUT", "/bucket", headers={"x-tigrislike-durability": "homes=2"}))
         await ok(node.request("PUT", "/bucket/small", body=b"x"))
         if kind == "put":
             answer = await node.request("PUT", "/bucket/k", body=data_of(1))
@@ -402,6 +402,7 @@ class Recorder:
 
     name = homes.WARM
     priority = homes.WARM_PRIORITY
+    concurrency = 1
 
     def __init__(self) -> None:
         self.warmed: list[bytes] = []
@@ -414,7 +415,7 @@ class Recorder:
 async def owed_to(node: InProcessNode, region: str) -> list[bytes]:
     """Contents that a region owes its cache a copy of; they are not owed any more."""
     recorder = Recorder()
-    await Consumer(node.metadata.queue, homes.region_destination(region), [recorder]).drain()
+    await Consumer(node.metadata.queue, [homes.region_destination(region)], [recorder]).drain()
     return recorder.warmed
 
 

@@ -1,10 +1,11 @@
 """`tigrislike admin check`: can a node work with this store, and how well, asked of everything it stands on.
 
 The engine and its version, how long a read version, a read and a commit take, clocks, free space, formats, the master
-key, whether the store takes writes. Nothing is made that is not there, and nothing is changed but one key of the
-engine's own, which is removed again. What does not answer is reported as such within 5 seconds.
+key, whether the store takes writes, which of several nodes are alive and what nobody can give. Nothing is made that is
+not there, and nothing is changed but one key of the engine's own, which is removed again. What does not answer is
+reported as such within 5 seconds; a node is given 6 to show life.
 
-What this does not do: look at the data. That is `fsck.py`'s work.
+What this does not do: look at the data, beyond what silent nodes held. That is `fsck.py`'s work.
 """
 
 from __future__ import annotations
@@ -23,9 +24,20 @@ from typing import Any, Literal
 import apsw
 import msgspec
 
+from tigrislike.admin.nodes import (
+    LOOK_S,
+    PATIENCE_S,
+    Name,
+    Sleep,
+    as_nobody,
+    bucket_names,
+    names_of,
+    sole_contents,
+)
 from tigrislike.admin.reach import reached
 from tigrislike.bytecache import layout
 from tigrislike.config import Settings
+from tigrislike.metadata import Metadata
 from tigrislike.metadata.access import check_master
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.errors import MetadataError, WrongMasterKey
@@ -35,9 +47,10 @@ from tigrislike.metadata.kv.errors import ReadOnlyTransaction
 from tigrislike.metadata.kv.seal import CLOCK_FLOOR, COPYING, OWN, seal_members
 from tigrislike.metadata.kv.sqlite_file import FORMAT_VERSION
 from tigrislike.metadata.migrating import FORMAT
-from tigrislike.metadata.records import Home
+from tigrislike.metadata.records import LOST, Home
 from tigrislike.metadata.records import cluster as cluster_codec
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.replication.membership import Members
 
 Verdict = Literal["ok", "attention", "failed"]
 
@@ -49,6 +62,8 @@ SKEW_S = 1.0
 """A clock that is further off deserves attention."""
 LITTLE_BYTES = 1 << 30
 """FoundationDB and SQLite stop taking writes some way before a disk is full."""
+SHOWN = 10
+"""Objects that are named where all are not asked for."""
 LONG_WAL_BYTES = 256 << 20
 """An agent folds the write-ahead log long before."""
 
@@ -57,7 +72,7 @@ class Check(msgspec.Struct, frozen=True):
     """One thing that was looked at.
 
     Attributes:
-        name: engine, cluster, latency, clock, space, format, master-key or writes.
+        name: engine, cluster, latency, clock, space, format, master-key, writes, nodes or contents.
         verdict: "failed" is what keeps a node from working, "attention" what someone should look into.
         detail: for people.
         facts: the numbers; sizes in bytes, times in seconds, and names that say so.
@@ -75,10 +90,10 @@ def worst(checks: list[Check]) -> Verdict:
     return "failed" if "failed" in verdicts else "attention" if "attention" in verdicts else "ok"
 
 
-async def check_store(settings: Settings, *, samples: int = 100) -> AsyncIterator[Check]:
+async def check_store(settings: Settings, *, samples: int = 100, full: bool = False) -> AsyncIterator[Check]:
     """Look at everything a node with these settings stands on, one thing after the other.
 
-    `samples`: how often each latency is measured.
+    `samples`: how often each latency is measured; `full`: name everything that nobody can give.
     """
     try:
         async with reached(settings.metadata) as engine:
@@ -88,7 +103,7 @@ async def check_store(settings: Settings, *, samples: int = 100) -> AsyncIterato
                 async for found in _cluster(settings.metadata):
                     yield found
             yield await _latency(engine, samples)
-            async for found in _store(engine, settings):
+            async for found in _store(engine, settings, full):
                 yield found
     except (EngineError, ValueError) as error:
         yield Check("engine", "failed", str(error), {"url": settings.metadata})
@@ -260,7 +275,7 @@ async def _timed(run: Callable[[], Awaitable[object]]) -> float:
 # -- The store in it
 
 
-async def _store(engine: Engine, settings: Settings) -> AsyncIterator[Check]:
+async def _store(engine: Engine, settings: Settings, full: bool) -> AsyncIterator[Check]:
     prefix = engine.prefix
     keys = Keyspace(prefix)
 
@@ -297,6 +312,8 @@ async def _store(engine: Engine, settings: Settings) -> AsyncIterator[Check]:
             f"this machine's clock is {behind_s:.1f} s behind the store that was copied here; nodes refuse to start",
             {"against": "copied store", "skew_least_s": behind_s},
         )
+    async for found in check_nodes(as_nobody(engine, cluster), full=full):
+        yield found
 
 
 async def _master_key(engine: Engine, settings: Settings) -> Check:
@@ -309,6 +326,70 @@ async def _master_key(engine: Engine, settings: Settings) -> Check:
     except ReadOnlyTransaction:  # it would have put the check value there
         return Check("master-key", "failed", "the store lacks the check value of its master key", {})
     return Check("master-key", "ok", f"master key {master.id.hex()} is the store's", {"id": master.id.hex()})
+
+
+# -- The other nodes
+
+
+async def check_nodes(metadata: Metadata, *, full: bool, sleep: Sleep = asyncio.sleep) -> AsyncIterator[Check]:
+    """Which nodes are alive, whether their clocks agree with this machine's, and what no living node can give. Nothing
+    where there is only one: it need not run to be checked."""
+    members, clocks = Members(metadata), dict[bytes, tuple[float, float]]()
+    await members.refresh()
+    if len(members.all()) < 2:
+        return
+    looks, before_ns = int(PATIENCE_S / LOOK_S), metadata.now_ns()
+    while looks and not all(each.moving for each in members.all()):
+        await sleep(LOOK_S)
+        seen = {each.node for each in members.all() if each.moving}
+        await members.refresh()
+        now_ns = metadata.now_ns()
+        for each in members.all():
+            if each.moving and each.node not in seen:  # it has beaten since the look before
+                clocks[each.node] = (each.at_ns - now_ns) / 1e9, (each.at_ns - before_ns) / 1e9
+        looks, before_ns = looks - 1, now_ns
+    for each in members.all():
+        name = f"node {each.node.hex()} ({each.region}, {each.endpoint})"
+        facts: dict[str, Any] = {"node": each.node.hex(), "region": each.region, "state": each.state}
+        if not each.moving:
+            age_s = (metadata.now_ns() - each.at_ns) / 1e9 if each.count else None
+            since = f"its last beat was {age_s:,.0f} s ago" if age_s is not None else "it has never beaten"
+            facts |= {"alive": False, "beat_age_s": age_s}
+            yield Check("nodes", "attention", f"{name} shows no life: {since}", facts)
+            continue
+        yield Check("nodes", "ok", f"{name} is alive, and {each.state}", facts | {"alive": True})
+        least_s, most_s = clocks[each.node]
+        nearest_s = max(least_s, 0.0) if least_s > 0 else min(most_s, 0.0)
+        if abs(nearest_s) > SKEW_S:
+            facts = {"against": each.node.hex(), "skew_least_s": round(least_s, 3), "skew_most_s": round(most_s, 3)}
+            detail = f"the clock of {name} is between {least_s:+.1f} and {most_s:+.1f} s from this machine's"
+            yield Check("clock", "attention", detail, facts)
+    yield await _contents(metadata, members, full)
+
+
+async def _contents(metadata: Metadata, members: Members, full: bool) -> Check:
+    silent = [each.node for each in members.all() if not each.moving]
+    unreachable = {each: None for node in silent async for each in sole_contents(metadata, members, node)}
+    lost = [each async for each in sole_contents(metadata, members, LOST)]
+    buckets = await bucket_names(metadata) if unreachable or lost else {}
+    names: list[Name] = []
+    for content_id in [*lost, *unreachable]:
+        async for found in names_of(metadata, buckets, content_id):
+            names.append(found)
+            if not full and len(names) == SHOWN:
+                break
+        if not full and len(names) == SHOWN:
+            break
+    facts = {"unreachable": len(unreachable), "lost": len(lost), "objects": names}
+    if not names:
+        return Check("contents", "ok", "everything is on a node that is alive", facts)
+    listed = ", ".join(f"{name.bucket}/{name.key}" for name in names)
+    listed = listed if listed.isprintable() else listed.encode("unicode_escape").decode()
+    detail = (
+        f"{len(unreachable):,} contents are only on nodes that show no life, {len(lost):,} were lost with nodes that "
+        f"were removed: {listed}" + (", ..." if len(names) == SHOWN and not full else "")
+    )
+    return Check("contents", "attention", detail, facts)
 
 
 # -- This machine
@@ -387,11 +468,11 @@ def _size(size: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-async def all_checks(settings: Settings, *, samples: int = 100) -> list[Check]:
+async def all_checks(settings: Settings, *, samples: int = 100, full: bool = False) -> list[Check]:
     """`check_store`, with what went wrong in the middle of it as a check of its own."""
     found: list[Check] = []
     try:
-        async for check in check_store(settings, samples=samples):
+        async for check in check_store(settings, samples=samples, full=full):
             found.append(check)  # noqa: PERF401  # what was found before an error counts
     except (MetadataError, EngineError, OSError) as error:
         found.append(Check("engine", "failed", str(error), {}))

@@ -650,7 +650,9 @@ def _again(error: BaseException | None) -> BaseException:
     assert error is not None
     if not isinstance(error, BytesError):
         return error
-    mine = type(error)(*error.args)
+    # Past the constructor, which need not take what it made of its arguments.
+    mine = type(error).__new__(type(error), *error.args)
+    mine.__dict__.update(error.__dict__)
     mine.__cause__ = error
     return mine
 

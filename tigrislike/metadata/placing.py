@@ -64,9 +64,10 @@ class Regions:
         return frozenset(wanted)
 
     def copies(self, names: Iterable[str]) -> int:
-        """How many nodes must have the bytes before a write under such a policy is acknowledged: two where it names
-        several regions, so that no single one of them holds the only copy at any time."""
-        return 2 if len(self.expand(names)) > 1 else 1
+        """How many nodes must have the bytes before a write under such a policy is acknowledged: two where several of
+        its regions have nodes, so that no single one of them holds the only copy at any time. A region that nobody has
+        set up yet is owed its replica, and keeps nobody from writing."""
+        return 2 if len(self.expand(names) & self.known) > 1 else 1
 
     def allow(self, names: Iterable[str], region: str) -> bool:
         """Whether bytes under such a policy may be kept in `region`. A geography without nodes allows none."""

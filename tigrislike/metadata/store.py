@@ -809,7 +809,7 @@ class Metadata:
         return await self._background.read(nodes.list_nodes, self.context)
 
     async def join(self, node: Node) -> Node:
-        """Record that a node has started. Raises NodeRemoved."""
+        """Record that a node has started. Raises NodeRemoved, ProtocolsApart."""
         return await self.engine.transact(nodes.join, self.context, node)
 
     async def beat(self, node_id: bytes, sign: Beat) -> bool:
@@ -819,6 +819,10 @@ class Metadata:
     async def set_node_state(self, node_id: bytes, state: str) -> Node:
         """Raises NoSuchNode; NodeRemoved: nothing undoes a removal."""
         return await self.engine.transact(nodes.set_state, self.context, node_id, state)
+
+    async def drain_node(self, node_id: bytes) -> Node:
+        """Let a node take no new homes, and have it give up those that it has. Raises as `set_node_state`."""
+        return await self.engine.transact(nodes.drain, self.context, node_id)
 
     async def locate(self, blob_id: bytes) -> Located | None:
         """Which nodes hold a live blob; None where it is dead or forgotten."""

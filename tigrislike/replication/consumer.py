@@ -43,6 +43,9 @@ log = logging.getLogger("tigrislike.replication")
 WORKERS = 160
 """Items worked on at a time, of all tasks: mostly they wait, for a disk or for another region."""
 
+TAKES = 4
+"""Zones taken from at the same time: to take from one is two transactions, which mostly wait."""
+
 UNKNOWN_CONCURRENCY = 1
 """For items of tasks that nobody here knows: all that is done is to say so."""
 
@@ -98,6 +101,9 @@ class Consumer:
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._leases = _Leases(queue)
+        self._batch = queue.parameters.batch
+        self._promised: Counter[str] = Counter()
+        """Room that claims under way may use, by its task."""
         self._bells: dict[bytes, Watch] = {}
         self._left: dict[bytes, frozenset[str]] = {}
         """Zones where nothing was taken for want of room, with the tasks that they had items of, longest ago first."""
@@ -117,10 +123,10 @@ class Consumer:
                 self._wanted.clear()
                 vested, next_ns = await self._look()
                 taken = False
-                for zone in vested:
+                for first in range(0, len(vested), TAKES):
                     await self._until(self._has_room)
-                    if self._is_useful(zone):
-                        taken |= await self._take(zone) is not None
+                    zones = filter(self._is_useful, vested[first : first + TAKES])
+                    taken |= any(batch is not None for batch in await _all(map(self._take, zones)))
                 if not taken:
                     if vested:  # but not by us: there may be more any moment
                         next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
@@ -153,7 +159,7 @@ class Consumer:
             yield
         finally:
             for lane in self._every_lane:
-                lane.waiting.clear()  # lest the end of one run begin another
+                lane.waiting.clear()  # lest the end of a run begin another
             for bell in self._bells.values():
                 bell.cancel()
             self._bells.clear()
@@ -190,9 +196,9 @@ class Consumer:
 
     def _overdue(self, lane: _Lane) -> list[Claimed]:
         """Take from a lane what waits under a lease of which a third is over."""
-        overdue = [claimed for claimed in lane.waiting if not self._leases.lasts(claimed)]
+        overdue = [claimed for batch in lane.waiting for claimed in batch if not self._leases.lasts(claimed)]
         for claimed in overdue:
-            lane.waiting.remove(claimed)
+            lane.remove(claimed)
         return overdue
 
     async def _give_back(self, batch: Sequence[Claimed]) -> None:
@@ -232,10 +238,10 @@ class Consumer:
         return [zone for zone in turns if zone is not None], next_ns
 
     def _choose(self, zones: list[bytes]) -> list[bytes]:
-        """A random part of the zones that have vested, in random order."""
+        """A random part of the zones that have vested, in random order; of few, as many as are taken from at once."""
         parameters = self._queue.parameters
-        wanted = math.ceil(len(zones) * parameters.selection_fraction)
-        return self._rng.sample(zones, min(wanted, parameters.selection_max))
+        wanted = max(math.ceil(len(zones) * parameters.selection_fraction), TAKES)
+        return self._rng.sample(zones, min(wanted, parameters.selection_max, len(zones)))
 
     def _is_useful(self, zone: bytes) -> bool:
         """Whether there is room for what a zone is known to have."""
@@ -264,21 +270,27 @@ class Consumer:
     async def _take(self, zone: bytes, *, early_ns: int = 0) -> Batch | None:
         """Claim what there is room for of a zone, and begin with it. None: others were faster, or the gate is shut."""
         with self._gate() as is_open:
-            if not is_open:
+            if not is_open or not self._has_room():
                 return None
             pointer_lease = await self._queue.lease(zone, early_ns=early_ns)
             if pointer_lease is None:
                 return None
-            room = {name: self._room(lane) for name, lane in self._lanes.items()}
-            batch = await self._queue.claim(zone, pointer_lease, room)
+            # Whoever takes at the same time has what room is left, should all of it be used.
+            room = {name: min(max(self._room(lane), 0), self._batch) for name, lane in self._lanes.items()}
+            self._promised.update(room)
+            try:
+                batch = await self._queue.claim(zone, pointer_lease, room)
+            finally:
+                self._promised.subtract(room)
         self._left.pop(zone, None)
         if batch is None:
             return None
         if batch.left and not batch.claimed:  # else there may be more that there is room for
             self._left[zone] = batch.left
         self._leases.add(batch.claimed)
-        for claimed in batch.claimed:
-            self._lane(claimed.item.task).waiting.append(claimed)
+        for lane in self._every_lane:
+            if mine := deque(claimed for claimed in batch.claimed if self._lane(claimed.item.task) is lane):
+                lane.waiting.append(mine)
         self._begin()
         return batch
 
@@ -302,7 +314,9 @@ class Consumer:
     def _room(self, lane: _Lane) -> int:
         """How many more items of a lane could be begun now or soon."""
         workers = self._workers_for(lane)
-        return workers + lane.ahead(workers) - len(lane.waiting)
+        waiting = sum(map(len, lane.waiting))
+        promised = self._promised[lane.task.name] if lane.task is not None else 0
+        return workers + lane.ahead(workers) - waiting - promised
 
     def _has_room(self) -> bool:
         return any(self._room(lane) > 0 for lane in self._lanes.values() or [self._unknown])
@@ -312,7 +326,7 @@ class Consumer:
         while lanes := [lane for lane in self._every_lane if lane.waiting and self._workers_for(lane) > 0]:
             lane = min(lanes, key=lambda lane: lane.running)
             lane.running += 1
-            run = asyncio.create_task(self._work_off(lane, lane.waiting.popleft()))
+            run = asyncio.create_task(self._work_off(lane, lane.next()))
             self._runs.add(run)
             run.add_done_callback(self._on_end)
 
@@ -366,8 +380,12 @@ class Consumer:
 
 
 async def _all(running: Iterable[Awaitable[T]]) -> list[T]:
-    """The results of what runs at the same time."""
-    return list(await asyncio.gather(*running))
+    """The results of what runs at the same time; raises what one of them raised, once all have ended."""
+    results = await asyncio.gather(*running, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value]
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
@@ -378,7 +396,8 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 
 
 class _Lane:
-    """The items of one task here: how many are `running`, and which are `waiting` for a worker.
+    """The items of one task here: how many are `running`, and which are `waiting` for a worker: as they were claimed
+    together, for of those that were not one comes after the other.
 
     Attributes:
         task: None for those of tasks that nobody here knows.
@@ -388,20 +407,34 @@ class _Lane:
         self.task = task
         self.concurrency = UNKNOWN_CONCURRENCY if task is None else task.concurrency
         self.running = 0
-        self.waiting: deque[Claimed] = deque()
+        self.waiting: deque[deque[Claimed]] = deque()
         self._batch = batch
         self._mean_ns: float | None = None
+
+    def next(self) -> Claimed:
+        """Take one of those that wait, from each batch in turn: a zone with many does not hold up another's few."""
+        batch = self.waiting.popleft()
+        claimed = batch.popleft()
+        if batch:
+            self.waiting.append(batch)
+        return claimed
+
+    def remove(self, claimed: Claimed) -> None:
+        for batch in self.waiting:
+            if claimed in batch:
+                batch.remove(claimed)
+        self.waiting = deque(filter(None, self.waiting))
 
     def took(self, run_ns: int) -> None:
         """A run took so long: what the next ones will take, as far as one can tell."""
         self._mean_ns = run_ns if self._mean_ns is None else self._mean_ns + (run_ns - self._mean_ns) / 8
 
     def ahead(self, workers: int) -> int:
-        """How many items would begin soon, of those that wait while `workers` more than now are running; a batch at
-        most, and none before anything is known of them."""
+        """How many items would begin soon, of those that wait while `workers` more than now are running; a batch of
+        each zone at most, and none before anything is known of them."""
         if self._mean_ns is None:
             return 0
-        return int(min(self._batch, (self.running + workers) * _SOON_NS / max(self._mean_ns, 1)))
+        return int(min(TAKES * self._batch, (self.running + workers) * _SOON_NS / max(self._mean_ns, 1)))
 
 
 class _LeaseLost(Exception):

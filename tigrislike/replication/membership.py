@@ -110,6 +110,10 @@ class Members:
     def get(self, node: bytes) -> Member | None:
         return self._members.get(node)
 
+    def known(self) -> list[Member]:
+        """Every node that ever joined, in the order of their ids."""
+        return list(self._members.values())
+
     def all(self) -> list[Member]:
         """Every node that was not removed, this one too."""
         return [each for each in self._members.values() if each.state != REMOVED]

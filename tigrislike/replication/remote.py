@@ -40,23 +40,11 @@ class HomesSilent(SourceUnavailable):
     code = "ServiceUnavailable"
     for_operators = False
 
-    def __init__(self, regions: set[str]) -> None:
-        where = ", ".join(sorted(region for region in regions if region))
-        super().__init__(
-            f"The object is held by nodes that do not answer now{f' (in {where})' if where else ''}. Please try again."
-        )
-
 
 class BytesLost(NotAtSource):
     """No node of the store holds the bytes, and none will."""
 
     for_operators = False
-
-    def __init__(self) -> None:
-        super().__init__(
-            "The bytes of this object are lost: the nodes that held them were removed from the store. Trying again "
-            "will not help; put the object again, or delete it."
-        )
 
 
 class BlockReader(Protocol):
@@ -123,15 +111,20 @@ class RemoteSource:
             if located.homes == before.homes:
                 break  # it has not moved since it was last looked for
         if failure is not None:
-            raise SourceUnavailable(str(failure)) from failure
+            raise HomesSilent({home.region for home in located.homes}) from failure
         silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
         if silent:
             where = ", ".join(f"{home.node.hex()} ({home.region or 'region unknown'})" for home in silent)
             log.warning("blob %s is held by nodes that do not answer: %s", blob_id.hex(), where)
-            raise HomesSilent({home.region for home in silent})
+            regions = sorted({home.region for home in silent if home.region})
+            nearby = f" (in {', '.join(regions)})" if regions else ""
+            raise HomesSilent(f"The object is held by nodes that do not answer now{nearby}. Please try again.")
         if not located.homes:
             log.error("blob %s was held by nodes that were removed only", blob_id.hex())
-            raise BytesLost
+            raise BytesLost(
+                "The bytes of this object are lost: the nodes that held them were removed from the store. Trying again "
+                "will not help; put the object again, or delete it."
+            )
         raise NotAtSource(f"no other node has blob {blob_id.hex()}")
 
     async def _from(

@@ -1,0 +1,319 @@
+"""Nodes in several regions over one database, as processes of their own, and everything that can befall them.
+
+A node's name begins with its region's: "a", or "a1" and "a2". The nodes speak to each other through a link
+(`lab/link.py`), which tells regions apart by the address that their connections come from; clients speak to the nodes
+past it. All share one SQLite file, from which a region can be cut off, and each has its own data directory and address,
+which it keeps when it is killed, emptied and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import boto3
+from botocore.client import BaseClient
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lab.link import call
+from tests.chaos.runs import assert_store_is_whole
+from tests.crash.test_kill import until
+from tests.nodes import RunningNode, start_node
+from tigrislike.metadata import MasterKey, Metadata
+from tigrislike.metadata.errors import MetadataError
+from tigrislike.metadata.kv import open_engine
+from tigrislike.metadata.records import Content, Item
+from tigrislike.replication.membership import BEAT_S, Members
+from tigrislike.replication.removing import remove_node
+
+T = TypeVar("T")
+
+FLAGS = ("--workers=1", "--access-log=off", "--replicate-after=3", "--reclaim-grace=0s", "--sweep-interval=1s")
+
+MOVING_S = 60
+"""Within which all nodes that run have been seen to beat."""
+
+LASTING = frozenset({"decay"})
+"""Tasks that wait for days by design."""
+
+
+class Placed(NamedTuple):
+    """Where an object is, and the names of the nodes that hold all of it durably; "?": one that runs no more."""
+
+    content_id: bytes
+    content: Content
+    nodes: list[str]
+
+
+class Regions:
+    """A store of several nodes. Make it with `regions`.
+
+    Attributes:
+        nodes: those that run, by name.
+    """
+
+    def __init__(self, directory: Path, names: Sequence[str], flags: Sequence[str]) -> None:
+        self.directory = directory
+        self.names = tuple(names)
+        self.regions = tuple(dict.fromkeys(name[0] for name in names))
+        self.nodes: dict[str, RunningNode] = {}
+        self._flags = (*FLAGS, *flags)
+        self._addresses = {region: f"127.0.{number}.1" for number, region in enumerate(self.regions, 1)}
+        ports = _free_ports(2 * len(names))
+        self._ports = dict(zip(names, ports, strict=False))
+        self._link_ports = dict(zip(names, ports[len(names) :], strict=True))
+        self._control = directory / "link"
+        self._link = self._start_link()
+
+    def _start_link(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "lab.link", f"--control={self._control}"]
+        command += [f"--region={region}={address}" for region, address in self._addresses.items()]
+        command += [
+            f"--node={name[0]}=127.0.0.1:{self._link_ports[name]}=127.0.0.1:{self._ports[name]}" for name in self.names
+        ]
+        link = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert link.stdout is not None
+        assert link.stdout.readline() == b"ready\n"
+        return link
+
+    def close(self) -> None:
+        for node in self.nodes.values():
+            node.kill()
+        self._link.kill()
+        self._link.communicate()
+
+    # --- nodes
+
+    def data_dir(self, name: str) -> Path:
+        return self.directory / name
+
+    def metadata_url(self, region: str) -> str:
+        return f"sqlite://{self.directory}/metadata.db?cut-while={self._cut_file(region)}"
+
+    def start(self, name: str) -> None:
+        """Start a node, where it was before."""
+        self.nodes[name] = start_node(
+            self.data_dir(name),
+            f"--region={name[0]}",
+            f"--metadata={self.metadata_url(name[0])}",
+            f"--port={self._ports[name]}",
+            f"--advertise=http://127.0.0.1:{self._link_ports[name]}",
+            f"--peer-source-address={self._addresses[name[0]]}",
+            *self._flags,
+        )
+
+    def start_all(self) -> None:
+        with ThreadPoolExecutor(len(self.names)) as threads:
+            list(threads.map(self.start, self.names))
+        self.meet()
+
+    def stop(self, name: str) -> None:
+        assert self.nodes.pop(name).stop() == 0
+
+    def kill(self, name: str) -> None:
+        self.nodes.pop(name).kill()
+
+    def empty(self, name: str) -> None:
+        """Lose the disk of a node that does not run: started again, it is another node."""
+        shutil.rmtree(self.data_dir(name) / "cache")
+
+    def meet(self) -> None:
+        """Wait until every node counts on every other to take copies, as writes to as many homes show."""
+        everywhere = f"homes={len(self.nodes)}"
+        for name in self.nodes:
+            s3 = self.client(name)
+            bucket = f"meeting-{name}"
+            with contextlib.suppress(ClientError):
+                create_bucket(s3, bucket, durability=everywhere)
+            until(lambda s3=s3, bucket=bucket: succeeds(s3.put_object, Bucket=bucket, Key="k", Body=bytes(70_000)),  # type: ignore[misc]
+                  f"{name} knows all others")  # fmt: skip
+            s3.delete_object(Bucket=bucket, Key="k")
+
+    def node_id(self, name: str) -> bytes:
+        return bytes.fromhex(json.loads((self.data_dir(name) / "cache" / "format.json").read_text())["node"])
+
+    def client(self, name: str, *, timeout_s: float = 30) -> BaseClient:
+        """One that asks a node once and takes its first answer."""
+        node = self.nodes[name]
+        return boto3.client(
+            "s3",
+            endpoint_url=node.endpoint,
+            aws_access_key_id=node.access_key_id,
+            aws_secret_access_key=node.secret_access_key,
+            region_name="auto",
+            config=Config(
+                retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=timeout_s, max_pool_connections=4
+            ),
+        )
+
+    # --- the wide area
+
+    def cut(self, region: str, *, established: str = "reset", arriving: str = "refuse") -> None:
+        """Cut a region's nodes off from those of all others."""
+        for other in self.regions:
+            if other != region:
+                state = {"established": established, "arriving": arriving}
+                call(self._control, "partition", source=region, destination=other, **state)
+
+    def cut_database(self, region: str) -> None:
+        self._cut_file(region).touch()
+
+    def heal(self, region: str) -> None:
+        """End both kinds of cuts."""
+        self._cut_file(region).unlink(missing_ok=True)
+        for other in self.regions:
+            if other != region:
+                call(self._control, "heal", source=region, destination=other)
+
+    def crossed_bytes(self, source: str, destination: str) -> int:
+        crossed: int = call(self._control, "crossed_bytes", source=source, destination=destination)
+        return crossed
+
+    def _cut_file(self, region: str) -> Path:
+        return self.directory / f"cut-{region}"
+
+    # --- what the database and the disks say
+
+    def ask(self, question: Callable[[Metadata], Awaitable[T]]) -> T:
+        """Ask the database itself, from nowhere."""
+
+        async def asked() -> T:
+            engine = await open_engine(f"sqlite://{self.directory}/metadata.db")
+            try:
+                master = MasterKey.load(None, self.directory / "master.key", create=False)
+                metadata = await Metadata.open(engine, master_key=master, node_id=bytes(16), region="nowhere")
+                async with contextlib.aclosing(metadata):
+                    await metadata.refresh()
+                    return await question(metadata)
+            finally:
+                await engine.close()
+
+        return asyncio.run(asked())
+
+    def placed(self, bucket: str, key: str) -> Placed | None:
+        """Where an object lies; None where there is none."""
+        return self.all_placed({(bucket, key)})[bucket, key]
+
+    def all_placed(self, objects: set[tuple[str, str]]) -> dict[tuple[str, str], Placed | None]:
+        names = {self.node_id(name): name for name in self.nodes}
+
+        async def find(metadata: Metadata) -> dict[tuple[str, str], Placed | None]:
+            found: dict[tuple[str, str], Placed | None] = {}
+            for bucket, key in objects:
+                try:
+                    content_id = (await metadata.find_object(await metadata.bucket(bucket), key)).version.content
+                    content = await metadata.content(content_id)
+                except MetadataError:
+                    content = None
+                found[bucket, key] = None
+                if content is not None:
+                    whole = sorted(names.get(home.node, "?") for home in content.homes if home.whole)
+                    found[bucket, key] = Placed(content_id, content, whole)
+            return found
+
+        return self.ask(find)
+
+    def owed(self) -> list[Item]:
+        """Everything that is left in the queue, dead letters too, but for what waits for days."""
+
+        async def collect(metadata: Metadata) -> list[Item]:
+            found: list[Item] = []
+            for zone in await metadata.queue.zones():
+                for rows in (await metadata.queue.items(zone), await metadata.queue.letters(zone)):
+                    found += [item for _, item in rows if item.task not in LASTING]
+            return found
+
+        return self.ask(collect)
+
+    def remove_lost(self) -> None:
+        """Remove from the store, as an operator does, the nodes whose disks are gone."""
+        running = {self.node_id(name) for name in self.nodes}
+
+        async def remove(metadata: Metadata) -> None:
+            members = Members(metadata)
+            deadline_s = time.monotonic() + MOVING_S
+            while not running <= {each.node for each in members.takers()}:
+                assert time.monotonic() < deadline_s, "a node that runs does not beat"
+                await asyncio.sleep(BEAT_S / 4)
+                await members.refresh()
+            for each in members.all():
+                if each.node not in running:
+                    async for _ in remove_node(metadata, members, each.node):
+                        pass
+
+        self.ask(remove)
+
+    def files(self, name: str, blob_id: bytes | None = None, under: str = "home") -> list[Path]:
+        """Block files of a node, of one blob or all: in `home`, `cache` or `incoming`."""
+        pattern = f"*{blob_id.hex() if blob_id is not None else ''}*"
+        return [path for path in (self.data_dir(name) / "cache" / under).rglob(pattern) if path.is_file()]
+
+    def assert_whole(self, name: str) -> None:
+        """fsck has nothing to say of the database and of a node's disk."""
+        assert_store_is_whole(self.nodes[name], f"--metadata={self.metadata_url(name[0])}", f"--region={name[0]}")
+
+
+@contextlib.contextmanager
+def regions(directory: Path, *names: str, flags: Sequence[str] = ()) -> Iterator[Regions]:
+    """Nodes that know each other, for the length of a `with` block."""
+    directory.mkdir(parents=True, exist_ok=True)
+    store = Regions(directory, names, flags)
+    try:
+        store.start_all()
+        yield store
+    finally:
+        store.close()
+
+
+def create_bucket(s3: BaseClient, name: str, *, policy: str = "", durability: str = "") -> None:
+    """Make a bucket with the headers that boto3 does not know."""
+    extra = {"X-Tigris-Regions": policy, "X-Tigrislike-Durability": durability}
+
+    def add(params: dict[str, Any], **_: object) -> None:
+        params["headers"].update({header: value for header, value in extra.items() if value})
+
+    s3.meta.events.register("before-call.s3.CreateBucket", add)
+    try:
+        s3.create_bucket(Bucket=name)
+    finally:
+        s3.meta.events.unregister("before-call.s3.CreateBucket", add)
+
+
+def succeeds(request: Callable[..., object], **arguments: object) -> bool:
+    try:
+        request(**arguments)
+    except (ClientError, BotoCoreError):
+        return False
+    return True
+
+
+def read(s3: BaseClient, bucket: str, key: str) -> tuple[bytes, str]:
+    """An object's bytes, and the region that they are said to come from."""
+    answer = s3.get_object(Bucket=bucket, Key=key)
+    with contextlib.closing(answer["Body"]) as body:
+        return body.read(), answer["ResponseMetadata"]["HTTPHeaders"]["x-tigris-served-from"]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on and that the kernel gives to no connection: a node finds its own free again."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+    return list(dict.fromkeys(ports)) if len(set(ports)) == count else _free_ports(count)
