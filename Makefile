@@ -24,7 +24,7 @@ define environment
 	rm -rf $(1) && $(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install --quiet pip; }
 endef
 
-.PHONY: run test test-fdb test-slow soak bench lint clients clients-torch clean
+.PHONY: run test test-fdb test-slow soak bench lab lint clients clients-torch clean
 
 run: .venv/.installed
 	@exec $(BIN)/tigrislike serve --data-dir $(DATA_DIR) --port $(PORT) $(FLAGS)
@@ -60,6 +60,10 @@ soak: .venv/.installed-test
 # All of it, into the tables of bench/README.md; with ARGS what they say, and nowhere but where they say.
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(or $(ARGS),--readme)
+
+# Three regions on this machine, 80 ms apart: make lab ARGS="--keep"
+lab: .venv/.installed
+	@$(BIN)/python -m lab $(ARGS)
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
