@@ -136,7 +136,9 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     content = replace(content, homes=(*content.homes, ctx.home))
     put_content(tr, ctx, content_id, content)
     tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
-    for home in placing.surplus(content, alive, ctx.regions):
+    # Whoever cannot be counted on at this moment may be back by the time that the release is looked at.
+    recorded = {home.node: home.region for home in content.homes}
+    for home in placing.surplus(content, {**recorded, **alive}, ctx.regions):
         await owe_release(tr, ctx, home.node, content.bucket, content_id)
     return content
 
@@ -249,10 +251,14 @@ async def owe_hold(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes,
     await owed.enqueue(tr, ctx, zone, HOLD, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id)
 
 
-async def owe_release(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> None:
+async def owe_release(
+    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes, *, vesting_ns: int = 0
+) -> None:
     """Ask a node to give up its home of a content, if it can."""
     zone = owed.zone_of(node, bucket_id)
-    await owed.enqueue(tr, ctx, zone, RELEASE, content_id, priority=RELEASE_PRIORITY, bucket=bucket_id)
+    await owed.enqueue(
+        tr, ctx, zone, RELEASE, content_id, vesting_ns=vesting_ns, priority=RELEASE_PRIORITY, bucket=bucket_id
+    )
 
 
 async def owe_warmth(tr: Transaction, ctx: Context, bucket: Bucket, content_id: bytes, content: Content) -> None:

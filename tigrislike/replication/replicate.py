@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from tigrislike.bytecache import BlockStore
@@ -36,6 +37,10 @@ time: at 80 ms these are 150 a second."""
 COPY_BYTES: Final = 32 << 20
 """Bytes of contents that it fetches at a time: enough to hide the distance, few enough to leave memory and link to
 readers. A content that is larger is fetched alone."""
+
+
+_LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
+"""After which a home that its policy does not want, and that had to stay, is looked at again."""
 
 
 class NoTaker(Exception):
@@ -228,11 +233,12 @@ class Release:
             held = await self._metadata.held(item.subject)
             if held is None:
                 return None  # whoever reclaims it removes the bytes
-            if not await self._metadata.drop_home(item.subject, self._members.alive()):
-                self.kept += 1
-                return None
             content = await self._metadata.content(item.subject)
             keep = content is not None and self._metadata.regions.allow(content.regions, self._members.region)
+            if not await self._metadata.drop_home(item.subject, self._members.alive()):
+                self.kept += 1
+                # Where its policy does not want it, it goes once the others can be counted on.
+                return None if keep else partial(self._later, item)
             for blob_id, size in held.blobs:
                 await self._blocks.demote(blob_id, size, keep=keep)
             self.released += 1
@@ -241,3 +247,7 @@ class Release:
             await homes.left_home(tr, ctx, item.subject)
 
         return left
+
+    async def _later(self, item: Item, tr: Transaction, ctx: Context) -> None:
+        vesting_ns = ctx.now_ns() + _LOOK_AGAIN_NS
+        await homes.owe_release(tr, ctx, ctx.home.node, item.bucket, item.subject, vesting_ns=vesting_ns)
