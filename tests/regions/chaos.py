@@ -236,9 +236,24 @@ def repaired(store: Regions, clients: list[Client]) -> bool:
     )
 
 
+def amiss(store: Regions, clients: list[Client]) -> dict[tuple[str, str], Placed]:
+    """Objects whose homes are not what their policy says."""
+    placed = placed_of(store, clients)
+    return {
+        where: there
+        for where, there in placed.items()
+        if there is not None
+        and where[0] != "local"
+        and (
+            len([name for name in there.nodes if name != "?"]) < 2
+            or (there.content.regions and {name[0] for name in there.nodes} != set(there.content.regions))
+        )
+    }
+
+
 def until_settled(store: Regions, clients: list[Client]) -> None:
     """Wait until all homes are what the policies say, remove nodes that are gone for good, and see the queue empty."""
-    _until(lambda: repaired(store, clients), lambda: f"homes: {placed_of(store, clients)}")
+    _until(lambda: repaired(store, clients), lambda: f"homes: {amiss(store, clients)}")
     store.remove_lost()
     _until(lambda: not store.owed(), lambda: f"owed: {store.owed()}")
 

@@ -479,9 +479,13 @@ async def complete_upload(
         tr.set(ctx.keys.home(home.node, content_id), b"")
     await owe_replicas(tr, ctx, content_id, content)
     await owe_warmth(tr, ctx, bucket, content_id, content)
-    if not any(home.whole for home in homes):
-        # Its parts are scattered: this node gathers them, and the others may then let go of theirs.
-        await owe_hold(tr, ctx, ctx.home.node, bucket.id, content_id)
+    # Where too few nodes have all of its parts, this one gathers the rest, or those do that have some; the others may
+    # then let go of theirs.
+    lacking = wanted.copies - sum(home.whole for home in homes)
+    gatherers = [ctx.home.node, *(home.node for home in homes if home.node != ctx.home.node)]
+    whole = {home.node for home in homes if home.whole}
+    for node in [node for node in gatherers if node not in whole][: max(lacking, 0)]:
+        await owe_hold(tr, ctx, node, bucket.id, content_id)
     if wanted.regions:
         for source in sorted({part.source for part in chosen if part.source}):
             await share(tr, ctx, source, await live_content(tr, ctx, source), wanted)
