@@ -31,7 +31,7 @@ from tigrislike.replication.reclaim import reclaim_due
 
 BLOCK = 2 * 1024 * 1024
 WRITERS = 4
-SETTLE_TIMEOUT_S = 30.0
+SETTLE_TIMEOUT_S = 90.0
 DAY_S = 86_400
 
 

@@ -183,7 +183,10 @@ def test_the_mode_is_set_when_storage_is_made_and_changed_later(tmp_path: Path) 
 
         assert (mode("first"), mode("second")) == ("bounded=1.5s", "bounded=5s")
         changed = tigris("buckets", "set", "first", "--read-mode=strong", *here)
-        assert (changed.returncode, changed.stdout) == (0, "read-mode=strong\n"), changed.stderr
+        assert (changed.returncode, changed.stdout) == (
+            0,
+            "regions=global\ndurability=local\nread-mode=strong\n",
+        ), changed.stderr
         assert mode("first") == "strong"  # at once, on the running node
         words[2] = "third"
         refused = tigris(*words[:-1], "--read-mode=sometimes", **keys)

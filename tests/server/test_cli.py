@@ -153,10 +153,11 @@ def test_the_policies_of_a_bucket_are_changed_beside_its_node(tmp_path: Path) ->
         assert "x-tigris-regions" not in s3.head_bucket(Bucket="my-bucket")["ResponseMetadata"]["HTTPHeaders"]
         words = ["buckets", "set", "my-bucket", f"--data-dir={data}"]
         done = tigris(*words, "--regions=iad")
-        assert (done.returncode, done.stdout) == (0, "regions=iad\ndurability=local\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "regions=iad\ndurability=local\nread-mode=strong\n"), done.stderr
         assert s3.head_bucket(Bucket="my-bucket")["ResponseMetadata"]["HTTPHeaders"]["x-tigris-regions"] == "iad"
-        assert tigris(*words, "--durability=homes=2").stdout == "regions=iad\ndurability=homes=2\n"
-        assert tigris(*words, "--regions=global", "--durability=local").stdout == "regions=global\ndurability=local\n"
+        assert tigris(*words, "--durability=homes=2").stdout == "regions=iad\ndurability=homes=2\nread-mode=strong\n"
+        back = tigris(*words, "--regions=global", "--durability=local")
+        assert back.stdout == "regions=global\ndurability=local\nread-mode=strong\n"
         for refused, why in (
             (words, "nothing to change"),
             ([*words, "--regions=i a d"], "InvalidArgument"),

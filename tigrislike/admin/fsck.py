@@ -353,7 +353,7 @@ class _Fsck:
         """Whether the blob's first block is on the disk now."""
         assert self.blocks is not None
         try:
-            async for _ in self.blocks.open_blob(blob_id, size).read(0, 1):
+            async for _ in self.blocks.open_blob(blob_id, size, fetch=False).read(0, 1):
                 pass
         except MissingBlob:
             return False

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Final, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.homes import Located
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import ranked
+from tigrislike.metadata.records import Home
 
 from .membership import Member, Members
 
@@ -111,14 +112,12 @@ class RemoteSource:
             if located.homes == before.homes:
                 break  # it has not moved since it was last looked for
         if failure is not None:
-            raise HomesSilent({home.region for home in located.homes}) from failure
+            raise _silence(located.homes) from failure
         silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
         if silent:
             where = ", ".join(f"{home.node.hex()} ({home.region or 'region unknown'})" for home in silent)
             log.warning("blob %s is held by nodes that do not answer: %s", blob_id.hex(), where)
-            regions = sorted({home.region for home in silent if home.region})
-            nearby = f" (in {', '.join(regions)})" if regions else ""
-            raise HomesSilent(f"The object is held by nodes that do not answer now{nearby}. Please try again.")
+            raise _silence(silent)
         if not located.homes:
             log.error("blob %s was held by nodes that were removed only", blob_id.hex())
             raise BytesLost(
@@ -194,6 +193,13 @@ class RemoteSource:
 
     def _answers(self, node: bytes) -> bool:
         return bool(self._members.reachable([node]))
+
+
+def _silence(homes: Iterable[Home]) -> HomesSilent:
+    """The error that says where those are that do not answer."""
+    regions = sorted({home.region for home in homes if home.region})
+    nearby = f" (in {', '.join(regions)})" if regions else ""
+    return HomesSilent(f"The object is held by nodes that do not answer now{nearby}. Please try again.")
 
 
 class PeerSource:

@@ -131,7 +131,8 @@ class Copying:
                 return None
             for blob_id, size in held.blobs:
                 async with self._room.of(size):
-                    self.copied_bytes += await self._blocks.adopt(blob_id, size, gate=self._gate)
+                    fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+                    self.copied_bytes += fetched  # not in one, for others add to it meanwhile
         alive = self._members.alive()
 
         async def record(tr: Transaction, ctx: Context) -> None:

@@ -59,7 +59,8 @@ class Warm:
             return None
         try:
             for blob_id, size in held.blobs:
-                self.warmed_bytes += await self._blocks.warm(blob_id, size)
+                fetched = await self._blocks.warm(blob_id, size)
+                self.warmed_bytes += fetched  # not in one, for others add to it meanwhile
         except (CacheFull, DiskFull) as error:
             log.info("content %s is not warmed: %s", item.subject.hex(), error)
             self.left_out += 1
