@@ -99,6 +99,7 @@ class Node:
         self._endpoint = ""
         self._beats = 0
         self._joined = False
+        self._supervisor = os.getppid()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -239,7 +240,8 @@ class Node:
         )
         if not await self.metadata.beat(self.blocks.node_id, sign):
             _LOG.critical("this node was removed from the store: stopping")
-            os.kill(os.getppid(), signal.SIGTERM)
+            if os.getppid() == self._supervisor:  # else it is gone, and whoever took its place is none of ours
+                os.kill(self._supervisor, signal.SIGTERM)
 
     def regional_duties(self) -> list[Duty]:
         """What each process of the node does to know the others."""

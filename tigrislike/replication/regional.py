@@ -6,7 +6,6 @@ What the front door asks of it is in `Regional`; `node.py` opens one per process
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from tigrislike.bytecache import BlockStore, BytesError
@@ -70,6 +69,5 @@ class Regional:
 
     async def aclose(self) -> None:
         """Let go of what is under way, and close the connections."""
-        with contextlib.suppress(BytesError):
-            await self.receiver.aclose()
+        await self.receiver.aclose()
         await self._peers.aclose()

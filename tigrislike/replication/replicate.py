@@ -1,4 +1,4 @@
-"""Homes gained and lost, as work owed: `replicate` and `release`.
+"""Homes gained and lost, as work owed: `replicate`, `hold` and `release`.
 
 A replica is owed to a region or to a node. In a region, whoever takes the item finds by rendezvous hashing which of its
 nodes is to hold the content, and does it or passes it on. The bytes become durable block by block, so that a run goes
@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final
 
 from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache.homing import Gate
 from tigrislike.metadata import Metadata, homes, placing
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
@@ -27,12 +28,12 @@ from tigrislike.metadata.records import LIVE, Item
 from .lacking import View, owe_missing
 from .membership import Members
 
-Gate = Callable[[int], Awaitable[None]]
-"""Awaited before so many bytes are fetched."""
-
 COPIES_AT_ONCE: Final = 128
 """Contents that a node copies at a time, of one task. A small one takes ten round trips, and of the wire hardly any
 time: at 80 ms these are 150 a second."""
+
+RELEASES_AT_ONCE: Final = 16
+"""Contents that a node gives up at a time: mostly it waits for the database, seven round trips each."""
 
 COPY_BYTES: Final = 32 << 20
 """Bytes of contents that it fetches at a time: enough to hide the distance, few enough to leave memory and link to
@@ -218,7 +219,7 @@ class Release:
 
     name = homes.RELEASE
     priority = homes.RELEASE_PRIORITY
-    concurrency = 1
+    concurrency = RELEASES_AT_ONCE
 
     def __init__(self, metadata: Metadata, blocks: BlockStore, members: Members, moving: Moving) -> None:
         self._metadata = metadata
