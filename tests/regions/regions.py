@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -329,10 +330,12 @@ def read(s3: BaseClient, bucket: str, key: str) -> tuple[bytes, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on and that the kernel gives to no connection: a node finds its own free again."""
+    """Ports that nobody listens on, that the kernel gives to no connection, and that no other worker of this run of
+    tests takes: a node finds its own free again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000, 12) + worker
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
