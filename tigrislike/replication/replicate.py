@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Final
 
-from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache import BlobBusy, BlockStore, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.bytecache.homing import Gate
 from tigrislike.metadata import Metadata, homes, placing
 from tigrislike.metadata.context import Context
@@ -27,6 +28,10 @@ from tigrislike.metadata.records import LIVE, Item
 
 from .lacking import View, owe_missing
 from .membership import Members
+from .remote import BytesLost
+from .tasks import NotNow
+
+log = logging.getLogger("tigrislike.replication")
 
 COPIES_AT_ONCE: Final = 128
 """Contents that a node copies at a time, of one task. A small one takes ten round trips, and of the wire hardly any
@@ -40,11 +45,14 @@ COPY_BYTES: Final = 32 << 20
 readers. A content that is larger is fetched alone."""
 
 
+_PASSING: Final = (SourceUnavailable, DiskFull, TooManyOpenFiles, BlobBusy)
+"""Why bytes cannot be had or kept for a while. A region that was cut off for hours, say, gets its replicas after it."""
+
 _LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
 """After which a home that its policy does not want, and that had to stay, is looked at again."""
 
 
-class NoTaker(Exception):
+class NoTaker(NotNow):
     """No node of the region can hold a content now."""
 
 
@@ -121,9 +129,11 @@ class Copying:
         """Contents that this node has become a home of, and bytes fetched for them."""
 
     async def become_home(self, content_id: bytes) -> Effect | None:
-        """Make a content's bytes durable here; the effect that records it. None: it is gone, or held here already.
+        """Make a content's bytes durable here; the effect that records it. None: it is gone or lost, or held
+        here already.
 
         Raises:
+            NotNow: those who have them do not answer, or there is no room for them here.
             BytesError: they could not be had, or not be kept.
         """
         async with self._moving.of(content_id):
@@ -132,7 +142,13 @@ class Copying:
                 return None
             for blob_id, size in held.blobs:
                 async with self._room.of(size):
-                    fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+                    try:
+                        fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+                    except BytesLost:
+                        log.warning("content %s is lost: it gets no home here", content_id.hex())
+                        return None
+                    except _PASSING as error:
+                        raise NotNow(f"{type(error).__name__}: {error}") from error
                     self.copied_bytes += fetched  # not in one, for others add to it meanwhile
         alive = self._members.alive()
 
