@@ -198,6 +198,7 @@ def test_what_is_lost_is_owed_to_nobody_any_more(scratch: Path) -> None:
         assert await metadata.queue.depth(owed.zone_of(it["b"].id, bucket)) == 1
         assert it.failed() > 0
         assert await remove(it, "a", by="b") == [content]
+        await it.beat(60)
         await it.work(rounds=3)
         assert await metadata.queue.depth(owed.zone_of(it["b"].id, bucket)) == 0
         assert await metadata.queue.letters(owed.zone_of(it["b"].id, bucket)) == []
