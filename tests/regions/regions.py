@@ -206,7 +206,9 @@ class Regions:
             engine = await open_engine(f"sqlite://{self.directory}/metadata.db")
             try:
                 master = MasterKey.load(None, self.directory / "master.key", create=False)
-                metadata = await Metadata.open(engine, master_key=master, node_id=bytes(16), region="nowhere")
+                metadata = await Metadata.open(
+                    engine, master_key=master, node_id=bytes(16), region="nowhere", reclaim_grace_s=0
+                )
                 async with contextlib.aclosing(metadata):
                     await metadata.refresh()
                     return await question(metadata)
