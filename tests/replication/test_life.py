@@ -185,6 +185,28 @@ def test_a_content_that_only_the_dead_node_has_is_left(scratch: Path) -> None:
     play(scratch, story, a="iad", b="iad")
 
 
+@pytest.mark.parametrize("where", [{"regions": "iad,sjc"}, {"durability": "homes=2"}], ids=["regions", "copies"])
+def test_a_repair_that_finds_nobody_yet_serves_who_has_just_come(scratch: Path, where: dict[str, str]) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(**where)
+        others = () if "regions" in where else (Home("sjc", it["b"].id),)
+        content = await it["a"].put("k", data_of(1), others=others)
+        await it.work()
+        assert await it.homes(content) == {"a", "b"}
+        it.kill("b")
+        await it.beat(LONG)
+        await watch_for_dead(it["a"].metadata, it["a"].members, REPAIR_AFTER_S)
+        await it.add("new", "sjc")
+        await it["a"].members.refresh()
+        assert it["new"].id not in it["a"].members.alive(), "it has joined, and not been seen to beat"
+        await it.work(rounds=1, only=["a"])
+        await it.beat(60)
+        await it.work()
+        assert {"a", "new"} <= await it.homes(content)
+
+    play(scratch, story, a="iad", b="sjc")
+
+
 def test_what_is_lost_is_owed_to_nobody_any_more(scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()

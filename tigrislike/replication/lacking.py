@@ -14,7 +14,7 @@ from tigrislike.metadata import homes, placing
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.placing import Alive
-from tigrislike.metadata.records import Content
+from tigrislike.metadata.records import UP, Content
 
 from .membership import Member, Members
 
@@ -32,8 +32,8 @@ class View(NamedTuple):
 
 async def owe_missing(
     tr: Transaction, ctx: Context, view: View, content_id: bytes, content: Content, *, near: str
-) -> None:
-    """Owe the homes that a content lacks, as far as there are nodes for them.
+) -> bool:
+    """Owe the homes that a content lacks, as far as there are nodes for them. False: there are too few now.
 
     Args:
         near: the region where homes are looked for once the wanted regions are served.
@@ -44,12 +44,14 @@ async def owe_missing(
     for region in missing:
         chosen = members.chosen(content_id, region)[:1]
         served += chosen
-        # Where nobody is, a replica waits for who comes; where all drain, they would only refuse it.
-        if chosen or not any(each.region == region and not each.dead for each in members.all()):
+        # Where nobody is, a replica waits for who comes, or has come and not beaten yet; where all drain, they would
+        # only refuse it.
+        living = [each for each in members.all() if each.region == region and not each.dead]
+        if chosen or not living or any(each.state == UP for each in living):
             await homes.owe_replica(tr, ctx, region, content.bucket, content_id)
     lacking = max(content.copies, 1) - len(placing.whole_homes(content, view.alive)) - len(served)
     if lacking <= 0:
-        return
+        return True
     wanted = regions.expand(content.regions)
     have = [home.node for home in content.homes if home.whole]
     takers = members.chosen(content_id, beside=[*have, *(each.node for each in served)])
@@ -57,3 +59,4 @@ async def owe_missing(
     takers.sort(key=lambda each: (each.region not in wanted, each.region != near))
     for each in takers[:lacking]:
         await homes.owe_hold(tr, ctx, each.node, content.bucket, content_id)
+    return len(takers) >= lacking

@@ -34,6 +34,9 @@ PAGE: Final = 200
 ROUND_NS: Final = 5 * SECOND
 """How long a draining node rests between two rounds: what it owes takes time, and each round asks for it again."""
 
+AGAIN_NS: Final = 30 * SECOND
+"""How long a repair rests that found too few nodes."""
+
 
 async def watch_for_dead(metadata: Metadata, members: Members, after_s: float) -> list[bytes]:
     """Owe the repair of nodes that have been silent for `after_s` seconds. Their ids.
@@ -66,7 +69,7 @@ class Repair:
         self._members = members
 
     async def run(self, item: Item) -> Effect | None:
-        after = b""
+        after, served = b"", True
         while page := await self._metadata.homes_of(item.subject, after, PAGE):
             silent = self._members.get(item.subject)
             if silent is None or silent.moving:
@@ -74,17 +77,19 @@ class Repair:
             if not silent.dead:
                 return partial(_later, node=item.subject)  # nor is it known yet who else is alive
             view = View(self._members, self._members.alive())
-            await self._metadata.background(owe_for_lost, self._metadata.context, view, silent.region, page)
+            served &= await self._metadata.background(owe_for_lost, self._metadata.context, view, silent.region, page)
             after = page[-1]
-        return None
+        # Nodes that have just come, or will, are nobody's takers yet, and this is owed once for each silence.
+        return None if served else partial(_later, node=item.subject, after_ns=AGAIN_NS)
 
 
-async def _later(tr: Transaction, ctx: Context, node: bytes) -> None:
-    await nodes.enqueue_repair(tr, ctx, node, ctx.now_ns() + ROUND_NS)
+async def _later(tr: Transaction, ctx: Context, node: bytes, after_ns: int = ROUND_NS) -> None:
+    await nodes.enqueue_repair(tr, ctx, node, ctx.now_ns() + after_ns)
 
 
-async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> None:
-    """Owe the homes that contents lack, but for those that nobody can give."""
+async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> bool:
+    """Owe the homes that contents lack, but for those that nobody can give. False: there are too few nodes for some."""
+    served = True
     # By snapshot: nothing rests on it, and contents that are in use need not wait for each other.
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     for content_id, stored in asked:
@@ -93,7 +98,8 @@ async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, con
         if content is None or content.state != LIVE:
             continue
         if await homes.survives(tr, ctx, content_id, content, view.alive):
-            await owe_missing(tr, ctx, view, content_id, content, near=near)
+            served &= await owe_missing(tr, ctx, view, content_id, content, near=near)
+    return served
 
 
 class Drain:
