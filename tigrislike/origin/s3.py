@@ -56,6 +56,10 @@ _AT_ONCE = 64 << 10  # what is hashed in less time than a thread takes to be ask
 # The last character that there is: behind a common prefix, nothing that it stands for comes later.
 _LAST = "\U0010ffff"
 
+# Pages are gone on with by the store's own token, for not all stores list in the order that `start-after` supposes
+# (SeaweedFS goes through its directories). No text of XML, and so no token, has this character in it.
+_TOKEN = "\0"
+
 HEADERS = {
     "CacheControl": "cache-control",
     "ContentDisposition": "content-disposition",
@@ -119,7 +123,6 @@ class S3Origin:
                 yield piece
 
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> OriginPage:
-        rolled = bool(delimiter) and _is_rolled_up(after, prefix, delimiter)
         query = {
             "list-type": "2",
             "encoding-type": "url",
@@ -128,8 +131,11 @@ class S3Origin:
         }
         if delimiter:
             query["delimiter"] = delimiter
-        if after:
-            query["start-after"] = self._prefix + after + (_LAST if rolled else "")
+        if after.startswith(_TOKEN):
+            query["continuation-token"] = after[len(_TOKEN) :]
+        elif after:
+            past = _LAST if delimiter and _is_rolled_up(after, prefix, delimiter) else ""
+            query["start-after"] = self._prefix + after + past
         async with self._request("GET", None, query=query) as answer:
             if answer.status != 200:
                 raise await self._failure(answer)
@@ -248,15 +254,17 @@ class S3Origin:
                     prefixes.add(decode(_text(element, "Prefix"))[strip:])
         except ValueError as error:
             raise OriginBroken(f"{self.name} lists what is no object: {error}") from error
-        last = max([*entries, *prefixes], default="")
+        token = _text(page, "NextContinuationToken")
+        going_on = _TOKEN + token if token else max([*entries, *prefixes], default="")
         more = _text(page, "IsTruncated") == "true"
-        if more and last <= after:
-            raise OriginBroken(f"{self.name} does not go on behind {after!r}")
+        if more and (going_on == after or not going_on):
+            raise OriginBroken(f"{self.name} lists the same again and again")
+        begun = "" if after.startswith(_TOKEN) else after
         return OriginPage(
             # A key of "" is the folder's own; it has no name here.
-            entries=tuple(entry for key, entry in sorted(entries.items()) if key > after),
-            prefixes=tuple(prefix for prefix in sorted(prefixes) if prefix > after),
-            after=last if more else "",
+            entries=tuple(entry for key, entry in sorted(entries.items()) if key > begun),
+            prefixes=tuple(prefix for prefix in sorted(prefixes) if prefix > begun),
+            after=going_on if more else "",
         )
 
     # -- writing ---------------------------------------------------------------------------------------------------
