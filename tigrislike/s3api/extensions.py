@@ -13,6 +13,11 @@ _REGIONS: Final = ("Regions", "X-Tigris-Regions", "ExtensionText")
 _DURABILITY: Final = ("Durability", "X-Tigrislike-Durability", "ExtensionText")
 _PREFETCH: Final = ("Prefetch", "X-Tigris-Prefetch", "ExtensionFlag")
 _LIST_SOURCE: Final = ("ListSource", "X-Tigris-List-Source", "ExtensionText")
+_SCHEDULE_MIGRATION: Final = ("ScheduleMigration", "X-Tigris-Schedule-Migration", "ExtensionFlag")
+_READ_SOURCE: Final = ("ReadSource", "X-Tigris-Read-Source", "ExtensionText")
+
+BLOCK_SHADOW: Final = "block_shadow"
+"""Where an object is read from that is its bucket's shadow's, and of which no node is the home yet."""
 
 SERVED_FROM: Final = b"x-tigris-served-from"
 """Of every response of GetObject and HeadObject: the region that the bytes came from. No member, for it is known only
@@ -29,6 +34,9 @@ _MEMBERS: Final = {
     "CreateMultipartUploadRequest": (_REGIONS,),
     "ListObjectsRequest": (_LIST_SOURCE,),
     "ListObjectsV2Request": (_LIST_SOURCE, _PREFETCH),
+    "HeadObjectRequest": (_SCHEDULE_MIGRATION,),
+    "HeadObjectOutput": (_READ_SOURCE,),
+    "GetObjectOutput": (_READ_SOURCE,),
 }
 
 _TEXT: Final = {"shape": "ExtensionText"}
