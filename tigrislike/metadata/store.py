@@ -463,6 +463,15 @@ class Metadata:
         """Whether a bucket has, and has had, nothing under `key` since it looks through to its shadow."""
         return await self.engine.read(shadows.is_untouched, self.context, bucket, key)
 
+    async def untouched(self, bucket: Bucket, keys: Sequence[str]) -> set[str]:
+        """Those of a few hundred keys at most of which `is_untouched` holds."""
+        return await self.engine.read(shadows.untouched, self.context, bucket, keys)
+
+    async def under_prefixes(self, bucket: Bucket, prefixes: Sequence[str]) -> dict[str, tuple[bool, bool]]:
+        """Of each of a few hundred prefixes at most, whether a live object is under it, and whether anything there was
+        touched."""
+        return await self.engine.read(shadows.under_prefixes, self.context, bucket, prefixes)
+
     async def whiteouts(self, bucket: Bucket, prefix: str, after: str, limit: int) -> list[str]:
         """Keys that were deleted in a bucket with a shadow, in order."""
         return await self.engine.read(shadows.whiteouts, self.context, bucket.id, prefix, after, limit)
