@@ -72,9 +72,16 @@ lint: .venv/.installed-test
 
 # Clients under test live apart, each with what its constraints file says, as they do on a user's machine. The tests make
 # the environments that they need; this makes all of them beforehand. The one with torch is large, and a target of its own.
-clients: $(CLIENTS:%=.venvs/%/.installed)
+clients: $(CLIENTS:%=.venvs/%/.installed) .venvs/tigris/.installed
 
 clients-torch: .venvs/torch/.installed
+
+# Tigris' command line is a package of Node's: exactly what its lock file says, and nothing of it run at installation.
+.venvs/tigris/.installed: tests/clients/tigris/package.json tests/clients/tigris/package-lock.json
+	@mkdir -p $(@D) && cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
+	@ln -sfn node_modules/.bin $(@D)/bin
+	@touch $@
 
 .venvs/%/.installed: tests/clients/requirements-%.txt
 	$(call environment,$(@D))
