@@ -89,7 +89,7 @@ TRUE = Fault()
 
 @dataclass(frozen=True)
 class Stored:
-    """An object. `headers` are those of answers beside the ones that S3 makes up."""
+    """An object. `headers`, in lower case, are those of answers beside the ones that S3 makes up."""
 
     data: bytes
     etag: str
@@ -147,7 +147,8 @@ class Lying:
         self, key: str, data: bytes, *, headers: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
     ) -> Stored:
         """Put an object there without a request. `headers`: Content-Type, x-amz-meta-* and the like."""
-        stored = Stored(data, hashlib.md5(data).hexdigest(), int(time.time()), headers or {}, tags or {})
+        lower = {name.lower(): value for name, value in (headers or {}).items()}
+        stored = Stored(data, hashlib.md5(data).hexdigest(), int(time.time()), lower, tags or {})
         self.objects[key] = stored
         return stored
 
@@ -316,7 +317,7 @@ class Lying:
             "ETag": f'"{fault.etag or stored.etag}"',
             "Last-Modified": formatdate(stored.modified_s, usegmt=True),
             "Accept-Ranges": "bytes",
-            "Content-Type": "binary/octet-stream",
+            "content-type": "binary/octet-stream",
             **stored.headers,
         }
         if stored.tags:

@@ -48,6 +48,8 @@ RETRIES_AT_LEAST: Final = 10.0
 HEDGES: Final = 0.03
 """Second requests for each call: a hundredth is what p99 promises, more is an origin that became slow altogether."""
 HEDGES_AT_LEAST: Final = 3.0
+HEDGED_AFTER_S: Final = 0.01
+"""And no sooner: a busy event loop looks like a slow origin, and there is nothing to gain."""
 BACK_OFF_S: Final = 0.1
 LONGEST_BACK_OFF_S: Final = 5.0
 
@@ -286,7 +288,7 @@ class Resilient:
         try:
             late_s = self._late.value
             if late_s is not None:
-                done, _ = await asyncio.wait(attempts, timeout=late_s)
+                done, _ = await asyncio.wait(attempts, timeout=max(late_s, HEDGED_AFTER_S))
                 if not done and (second := await self._hedge()) is not None:
                     attempts[asyncio.create_task(begin(second))] = second
             pending = set(attempts)
