@@ -47,17 +47,22 @@ def _seal(master: MasterKey, key: AccessKey) -> AccessRecord:
     return AccessRecord(key.key_id, key.owner, key.bucket, key.created_ns, master.id, sealed, key.root)
 
 
-def _unseal(master: MasterKey, record: AccessRecord) -> AccessKey:
-    if record.master != master.id:
+def check_sealed_with(master: MasterKey, used: bytes, what: str) -> None:
+    """Refuse to open `what`, where another master key than this one was `used`. Raises WrongMasterKey."""
+    if used != master.id:
         raise WrongMasterKey(
-            f"access key {record.key_id} is sealed with master key {record.master.hex()}, "
+            f"{what} is sealed with master key {used.hex()}, "
             f"this node has {master.id.hex()}: restart it with the new key"
         )
+
+
+def _unseal(master: MasterKey, record: AccessRecord) -> AccessKey:
+    check_sealed_with(master, record.master, f"access key {record.key_id}")
     secret = master.unseal(record.sealed, record.key_id.encode()).decode()
     return AccessKey(record.key_id, secret, record.owner, record.bucket, record.created_ns, record.root)
 
 
-async def _master_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> None:
+async def master_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> None:
     """Refuse to seal anything while a rotation runs, or with a key that is no longer in force."""
     raw = await tr.get(ctx.keys.master)
     state = state_codec.decode(raw) if raw is not None else None
@@ -85,7 +90,7 @@ def _erase(tr: Transaction, ctx: Context, record: AccessRecord) -> None:
 async def create_key(tr: Transaction, ctx: Context, master: MasterKey, key: AccessKey) -> AccessKey:
     """Store a new key pair. Raises InvalidArgument if the id is taken, MasterKeyRotating, WrongMasterKey."""
     taken = tr.get(ctx.keys.access.key(key.key_id))
-    await _master_in_force(tr, ctx, master)
+    await master_in_force(tr, ctx, master)
     if await taken is not None:
         raise InvalidArgument("AccessKeyId", key.key_id, "The access key id is taken")
     key = msgspec.structs.replace(key, created_ns=ctx.now_ns())
@@ -148,7 +153,7 @@ async def ensure_root(
         key = _unseal(master, present)
         if not given or (key.key_id == wanted.key_id and key.secret == wanted.secret):
             return key, False
-    await _master_in_force(tr, ctx, master)
+    await master_in_force(tr, ctx, master)
     if wanted.key_id != (present.key_id if present is not None else ""):
         other = await tr.get(ctx.keys.access.key(wanted.key_id))
         if other is not None:

@@ -210,6 +210,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
         else:
             for extent in part.extents:
                 tr.clear(ctx.keys.blob(extent.blob))
+                tr.clear(ctx.keys.elsewhere(extent.blob))
     for source in sorted(sources):
         await drop_reference(tr, ctx, content.bucket, source, Referrer(content=content_id))
     for node in sorted(nodes):
@@ -217,6 +218,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
     if len(rows) == FORGET_BATCH:
         return False
     tr.clear(ctx.keys.blob(content_id))
+    tr.clear(ctx.keys.elsewhere(content_id))
     tr.clear(ctx.keys.content(content_id))
     tr.clear(ctx.keys.home(LOST, content_id))
     return True

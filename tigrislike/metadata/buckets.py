@@ -124,6 +124,7 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     tr.clear(ctx.keys.owned(bucket.owner).key(name))
     tr.clear_range(*ctx.keys.config_range(bucket.id))
     tr.clear_range(*subspace(keys.count))
+    tr.clear_range(keys.whiteout.begin, keys.whiteout.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()

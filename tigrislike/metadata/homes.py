@@ -22,9 +22,10 @@ from .context import Context
 from .keyspace import unpack_bytes
 from .kv.engine import Transaction
 from .placing import Alive, Wanted
-from .records import ENABLED, LIVE, Bucket, Content, Home, digest16
+from .records import BACKED, ENABLED, LIVE, NOWHERE, SHADOWED, Bucket, Content, Elsewhere, Home, digest16
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import object_version as version_codec
 from .records import part as part_codec
 
@@ -46,11 +47,13 @@ and `SUSPENDED`."""
 
 
 class Located(NamedTuple):
-    """Where a blob is: its content, and the nodes that hold it durably, those that hold all of the content first."""
+    """Where a blob is: its content, and the nodes that hold it durably, those that hold all of the content first; and
+    where an origin has it, if one does."""
 
     content_id: bytes
     homes: tuple[Home, ...]
     regions: tuple[str, ...]
+    elsewhere: Elsewhere | None = None
 
 
 class Held(NamedTuple):
@@ -94,7 +97,10 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
     holders = {blob.node, *(home.node for home in others)}
     whole = tuple(home for home in content.homes if home.whole)
     partly = tuple(home for home in content.homes if not home.whole and home.node in holders)
-    return Located(blob.content, whole + partly, content.regions)
+    elsewhere = None
+    if content.elsewhere in (SHADOWED, BACKED) and (raw := await tr.get(ctx.keys.elsewhere(blob_id))) is not None:
+        elsewhere = elsewhere_codec.decode(raw)
+    return Located(blob.content, whole + partly, content.regions, elsewhere)
 
 
 async def read_content(tr: Transaction, ctx: Context, content_id: bytes) -> Content | None:
@@ -132,7 +138,7 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     content = await read_content(tr, ctx, content_id)
     if content is None:
         return None
-    content = _without(content, ctx.home.node)
+    content = _settled(tr, ctx, content_id, _without(content, ctx.home.node))
     content = replace(content, homes=(*content.homes, ctx.home))
     put_content(tr, ctx, content_id, content)
     tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
@@ -141,6 +147,14 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     for home in placing.surplus(content, {**recorded, **alive}, ctx.regions):
         await owe_release(tr, ctx, home.node, content.bucket, content_id)
     return content
+
+
+def _settled(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> Content:
+    """A content that gets a home of its own, and depends on the object that it was adopted from no longer."""
+    if content.elsewhere != SHADOWED:
+        return content
+    tr.clear(ctx.keys.elsewhere(content_id))
+    return replace(content, origin=b"", elsewhere=NOWHERE)
 
 
 async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> bool:

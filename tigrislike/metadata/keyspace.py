@@ -143,7 +143,7 @@ class TextKeys:
 class BucketKeys:
     """The key families of one bucket, packed once."""
 
-    __slots__ = ("count", "current", "inline", "null", "upload", "version")
+    __slots__ = ("count", "current", "inline", "null", "upload", "version", "whiteout")
 
     def __init__(self, space: Keyspace, bucket_id: bytes) -> None:
         packed = pack_bytes(bucket_id)
@@ -152,6 +152,7 @@ class BucketKeys:
         self.null = TextKeys(space.null + packed)
         self.inline = TextKeys(space.inline + packed)
         self.upload = TextKeys(space.upload + packed)
+        self.whiteout = TextKeys(space.whiteout + packed)
         self.count = space.count + packed
 
 
@@ -169,6 +170,7 @@ class Keyspace:
         self.null = family("null")
         self.inline = family("inline")
         self.upload = family("upload")
+        self.whiteout = family("whiteout")
         self.count = family("count")
         self.contents = family("content")
         self.parts = family("part")
@@ -180,6 +182,8 @@ class Keyspace:
         self.demands = family("demand")
         self.repolicies = family("repolicy")
         self.configs = family("config")
+        self.elsewheres = family("elsewhere")
+        self.origins = family("origin")
         self.bucket = TextKeys(family("bucket"))
         self.owners = family("owner")
         meta = family("meta")
@@ -227,6 +231,14 @@ class Keyspace:
 
     def homes_of(self, node_id: bytes) -> tuple[bytes, bytes]:
         return subspace(self.homes + pack_bytes(node_id))
+
+    # -- origins
+
+    def elsewhere(self, blob_id: bytes) -> bytes:
+        return self.elsewheres + pack_bytes(blob_id)
+
+    def origin(self, origin_id: bytes) -> bytes:
+        return self.origins + pack_bytes(origin_id)
 
     # -- nodes and regions
 

@@ -38,6 +38,7 @@ from .records import object_version as codec
 from .versions import (
     ask_if_versioned,
     hide,
+    leave_whiteout,
     live_version,
     newest,
     parse_version_id,
@@ -48,9 +49,10 @@ from .versions import (
 )
 
 
-def _version_of(
+def version_of(
     draft: Draft, stamp: int, null: bool, size: int, content: bytes, parts: int, whole: bool
 ) -> ObjectVersion:
+    """The record of what `draft` says, with its bytes in `content`, which has `parts`."""
     return ObjectVersion(
         stamp,
         size,
@@ -105,7 +107,7 @@ async def put_object(
         await owe_warmth(tr, ctx, bucket, content_id, content)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
+        return version_of(draft, stamp, null, draft.size, content_id, 0, False)
 
     return await place(tr, ctx, bucket, key, live, make, draft.inline, asked, draft.regions)
 
@@ -238,6 +240,7 @@ async def delete_object(
                 marker = await newest(tr, ctx, bucket.id, key)
                 hidden = marker is not None and marker.delete_marker
             check_delete(condition, key, live, hidden)
+        leave_whiteout(tr, ctx, bucket, key)
         return await hide(tr, ctx, bucket, key, live, asked)
     stamp = parse_version_id(version_id)
     if stamp is None:
@@ -248,6 +251,7 @@ async def delete_object(
         check_delete(condition, key, target, False)
     if target is None:
         return Deletion(version_id, False)
+    leave_whiteout(tr, ctx, bucket, key)
     return await remove(tr, ctx, bucket, key, live, target)
 
 
@@ -300,7 +304,7 @@ async def copy_object(
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
+        return version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
 
     return version, await place(tr, ctx, bucket, key, live, make, inline, asked, draft.regions)
 

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
 
 from .errors import InvalidArgument
-from .records import Bucket, Content, Home
+from .records import BACKED, Bucket, Content, Home
 
 MAX_REGIONS = 16
 GLOBAL = "global"
@@ -26,6 +26,11 @@ GLOBAL = "global"
 
 LOCAL = "local"
 """The durability of a bucket whose writes are acknowledged once one node holds them."""
+
+WRITE_BACK = "write-back"
+WRITE_THROUGH = "write-through"
+"""Durabilities of a bucket whose backing origin holds what is written: some time after a node does, or before the write
+is acknowledged. What the origin holds, no node needs to."""
 
 Alive = Mapping[bytes, str]
 """Nodes that may be counted on, by id, and their regions."""
@@ -83,16 +88,19 @@ class Wanted(NamedTuple):
 
 
 def parse_durability(text: str) -> int:
-    """How many nodes must hold bytes durably under a bucket's durability: 1 for "local", N for "homes=N".
+    """How many nodes, its origin counted as one, must hold bytes durably under a bucket's durability: N for "homes=N",
+    otherwise 1.
 
     Raises:
         InvalidArgument.
     """
-    if text == LOCAL:
+    if text in (LOCAL, WRITE_BACK, WRITE_THROUGH):
         return 1
     match = re.fullmatch(r"homes=([1-9])", text)
     if match is None:
-        raise InvalidArgument("X-Tigrislike-Durability", text, "Durability is local or homes=N, N from 1 to 9")
+        raise InvalidArgument(
+            "X-Tigrislike-Durability", text, "Durability is local, write-back, write-through, or homes=N, N from 1 to 9"
+        )
     return int(match[1])
 
 
@@ -107,7 +115,8 @@ def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]
         kept["region_policy"] = ",".join(regions.parse(kept["region_policy"]))
     if "durability" in kept:
         copies = parse_durability(kept["durability"])
-        kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
+        if kept["durability"] not in (WRITE_BACK, WRITE_THROUGH):
+            kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
     return kept
 
 
@@ -137,14 +146,15 @@ def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[st
 def missing_copies(content: Content, alive: Alive, regions: Regions) -> int:
     """How many homes are lacking once every wanted region has one."""
     missing = missing_regions(content, alive, regions)
-    return max(0, max(content.copies, 1) - len(whole_homes(content, alive)) - len(missing))
+    have = len(whole_homes(content, alive)) + (content.elsewhere == BACKED)
+    return max(0, max(content.copies, 1) - have - len(missing))
 
 
 def may_lose(content: Content, node: bytes, alive: Alive, regions: Regions) -> bool:
-    """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, and one
-    in each wanted region that has one now."""
+    """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, its
+    backing origin counted as one, and one in each wanted region that has one now."""
     others = [home for home in whole_homes(content, alive) if home.node != node]
-    if len(others) < max(content.copies, 1):
+    if len(others) + (content.elsewhere == BACKED) < max(content.copies, 1):
         return False
     mine = {home.region for home in content.homes if home.node == node} | {alive.get(node, "")}
     return not (mine & regions.expand(content.regions)) - {alive[home.node] for home in others}

@@ -21,8 +21,7 @@ R = TypeVar("R")
 
 OBJECT = 0
 DELETE_MARKER = 1
-WHITEOUT = 2
-"""Kinds of a version. A whiteout says "deleted here" in buckets that look through to another place."""
+"""Kinds of a version."""
 
 NEVER = ""
 ENABLED = "Enabled"
@@ -32,6 +31,13 @@ SUSPENDED = "Suspended"
 LIVE = 1
 DEAD = 2
 """States of a content or blob. A dead one never becomes live again."""
+
+NOWHERE = 0
+SHADOWED = 1
+ANNOUNCED = 2
+BACKED = 3
+"""What an origin has of a content: nothing; all of it, as somebody else's object that is not ours to rely on; perhaps
+some of it, for it is being written there; all of it, durably, as ours."""
 
 DEFAULT_STORAGE_CLASS = "STANDARD"
 
@@ -218,6 +224,9 @@ class Content(Struct, frozen=True, array_like=True):
     `homes` is who holds it durably, `pending` who is about to, `leaving` who did and may still have its files: all are
     told when it is to go. `regions` is where its bucket's policy wants it, as `placing.Regions` reads it, and `copies`
     how many nodes are to hold it; what buckets that share it want adds up.
+
+    `elsewhere` is what the origin with the id `origin` has of it (one of NOWHERE, SHADOWED, ANNOUNCED, BACKED); where
+    each of its blobs lies there say the ``elsewhere`` rows.
     """
 
     size: int
@@ -231,6 +240,8 @@ class Content(Struct, frozen=True, array_like=True):
     regions: tuple[str, ...] = ()
     copies: int = 1
     leaving: tuple[Home, ...] = ()
+    origin: bytes = b""
+    elsewhere: int = NOWHERE
 
 
 class Referrer(Struct, frozen=True, array_like=True):
@@ -259,6 +270,15 @@ class Blob(Struct, frozen=True, array_like=True):
     size: int = 0
     node: bytes = b""
     changed_ns: int = 0
+
+
+class Elsewhere(Struct, frozen=True, array_like=True):
+    """``elsewhere / blob id``: where an origin has a blob: the whole object `key` there, as long as its ETag is
+    `etag`."""
+
+    origin: bytes
+    key: str
+    etag: str
 
 
 class Found(Struct, frozen=True):
@@ -409,7 +429,12 @@ class PartPage(Struct, frozen=True):
 
 class Bucket(Struct, frozen=True, array_like=True):
     """``bucket / name``. `configs` names the kinds of configuration document that exist, so that looking for one that
-    does not costs nothing. `public` opens objects to anonymous reads, `public_list` listings too."""
+    does not costs nothing. `public` opens objects to anonymous reads, `public_list` listings too.
+
+    `shadow` is the id of the origin that the bucket looks through to for what it does not have, which with
+    `write_through` gets what is written and deleted here; `backing` that of the origin which durably holds its bytes
+    under the durabilities ``write-back`` and ``write-through``. Empty: there is none.
+    """
 
     id: bytes
     name: str
@@ -423,6 +448,9 @@ class Bucket(Struct, frozen=True, array_like=True):
     read_mode: str = "strong"
     storage_class: str = DEFAULT_STORAGE_CLASS
     configs: tuple[str, ...] = ()
+    shadow: bytes = b""
+    write_through: bool = False
+    backing: bytes = b""
 
 
 class Repolicy(Struct, frozen=True, array_like=True):
@@ -465,6 +493,35 @@ class AccessKey(Struct, frozen=True):
 
     def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
         return f"AccessKey(key_id={self.key_id!r}, owner={self.owner!r}, bucket={self.bucket!r}, root={self.root})"
+
+
+class OriginRecord(Struct, frozen=True, array_like=True):
+    """``origin / id``: a store elsewhere, as stored: its credentials are encrypted with the master key whose id is
+    `master`. Fields as of `OriginPlace`."""
+
+    id: bytes
+    url: str
+    endpoint: str
+    region: str
+    options: dict[str, str]
+    created_ns: int
+    master: bytes
+    sealed: bytes
+
+
+class OriginPlace(Struct, frozen=True):
+    """A store elsewhere: `url` is scheme, bucket and prefix (``s3://bucket/prefix``), `endpoint` the URL of its service
+    where that is not the scheme's own, `options` what else its driver takes."""
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    options: dict[str, str] = {}
+
+    def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
+        return f"OriginPlace(url={self.url!r}, endpoint={self.endpoint!r}, region={self.region!r})"
 
 
 # --- work owed -----------------------------------------------------------------------------------------------------
@@ -600,6 +657,8 @@ upload = Codec(Upload)
 upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
+elsewhere = Codec(Elsewhere)
+origin = Codec(OriginRecord)
 access = Codec(AccessRecord)
 item = Codec(Item)
 pointer = Codec(Pointer)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
+from . import access, blobs, buckets, homes, listing, nodes, objects, origins, shadows, uploads
 from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
@@ -51,11 +51,14 @@ from .records import (
     Content,
     Deletion,
     Draft,
+    Elsewhere,
     Found,
     Home,
     Node,
     ObjectPage,
     ObjectVersion,
+    OriginPlace,
+    OriginRecord,
     Part,
     PartPage,
     ReadCondition,
@@ -266,6 +269,7 @@ class Metadata:
         if new.id == old.id:
             return
         await self.engine.transact(access.begin_rotation, self.context, old, new)
+        await self.engine.transact(origins.reseal_origins, self.context, old, new)
         after = await self.engine.transact(access.rotate_some, self.context, old, new, "")
         while after:
             after = await self.engine.transact(access.rotate_some, self.context, old, new, after)
@@ -409,6 +413,59 @@ class Metadata:
     async def delete_bucket_config(self, name: str, kind: str) -> None:
         """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
         await self._change(name, buckets.delete_config, self.context, name, kind)
+
+    # --- origins
+
+    async def use_origin(self, name: str, purpose: str, place: OriginPlace | None, **also: object) -> Bucket:
+        """Have a bucket use the origin at `place` (None: none any more) as its `origins.SHADOW` or `origins.BACKING`,
+        and change the fields `also` of its record with it.
+
+        Raises:
+            NoSuchBucket, InvalidArgument. MasterKeyRotating.
+        """
+        also = policy_fields(also, self.regions)
+        fresh_id = secrets.token_bytes(16)
+        return await self._change(
+            name, origins.use_origin, self.context, self._master, name, purpose, place, fresh_id, also
+        )
+
+    async def origin(self, origin_id: bytes) -> OriginPlace | None:
+        """Where an origin is, and with which credentials; None where there is no such origin."""
+        return await self.engine.read(origins.read_origin, self.context, self._master, origin_id)
+
+    async def origins(self) -> list[OriginRecord]:
+        """Every origin, its credentials sealed."""
+        return await self.engine.read(origins.list_origins, self.context)
+
+    async def adopt(
+        self, bucket: Bucket, key: str, draft: Draft, modified_ns: int, source: Elsewhere
+    ) -> ObjectVersion | None:
+        """Make an object of the bucket's shadow the bucket's own; None where the key is, or was, in use here.
+
+        Raises:
+            NoSuchBucket.
+        """
+        token = self._token(bucket)
+        return await self._write(
+            bucket, (key,), shadows.adopt, self.context, bucket, token, key, draft, modified_ns, source
+        )
+
+    async def readopt(
+        self, bucket: Bucket, key: str, seen: ObjectVersion, draft: Draft | None, modified_ns: int, source: Elsewhere
+    ) -> bool:
+        """Replace an adopted version whose bytes never came by what the origin has by now. Raises NoSuchBucket."""
+        token = self._token(bucket)
+        return await self._write(
+            bucket, (key,), shadows.readopt, self.context, bucket, token, key, seen, draft, modified_ns, source
+        )
+
+    async def is_untouched(self, bucket: Bucket, key: str) -> bool:
+        """Whether a bucket has, and has had, nothing under `key` since it looks through to its shadow."""
+        return await self.engine.read(shadows.is_untouched, self.context, bucket, key)
+
+    async def whiteouts(self, bucket: Bucket, prefix: str, after: str, limit: int) -> list[str]:
+        """Keys that were deleted in a bucket with a shadow, in order."""
+        return await self.engine.read(shadows.whiteouts, self.context, bucket.id, prefix, after, limit)
 
     async def usage(self, bucket: Bucket) -> Usage:
         """The bucket's counters of objects, other versions, and bytes."""

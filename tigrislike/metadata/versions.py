@@ -48,7 +48,7 @@ def unpack_null(raw: bytes) -> int:
 
 
 def live_version(raw: bytes | None) -> ObjectVersion | None:
-    """What a ``current`` row makes readable: nothing if it is absent or a whiteout."""
+    """What a ``current`` row makes readable: nothing if it is absent."""
     if raw is None:
         return None
     version = codec.decode(raw)
@@ -216,6 +216,12 @@ async def hide(
         tr.clear(ctx.keys.in_bucket(bucket.id).current.key(key))
         count(tr, ctx, bucket.id, objects=-1, noncurrent=0, size=-live.size)
     return Deletion()
+
+
+def leave_whiteout(tr: Transaction, ctx: Context, bucket: Bucket, key: str) -> None:
+    """Note that a key of a bucket with a shadow was deleted here, so that the shadow's object does not come back."""
+    if bucket.shadow:
+        tr.set(ctx.keys.in_bucket(bucket.id).whiteout.key(key), b"")
 
 
 async def remove(

@@ -1,8 +1,18 @@
-"""How an origin fails. Messages are for operators and clients: they name no credential, ever."""
+"""How an origin fails. Messages are for operators; they name no credential, ever."""
+
+from typing import ClassVar
 
 
 class OriginError(Exception):
-    """Something went wrong at an origin."""
+    """Something went wrong at an origin.
+
+    Attributes:
+        code: what S3 calls it.
+        for_operators: the text names places that are no business of clients.
+    """
+
+    code: ClassVar[str] = "ServiceUnavailable"
+    for_operators: ClassVar[bool] = True
 
 
 class OriginMissing(OriginError):
@@ -19,6 +29,8 @@ class OriginUnavailable(OriginError):
     Attributes:
         retry_after_s: how long it is of no use to try again, 0 where nothing is known.
     """
+
+    code: ClassVar[str] = "SlowDown"
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
