@@ -18,6 +18,7 @@ from tests.origin.plain import Plain
 from tigrislike.origin import (
     Attributes,
     Buffer,
+    Origin,
     OriginBroken,
     OriginChanged,
     OriginError,
@@ -28,6 +29,9 @@ from tigrislike.origin import (
 )
 from tigrislike.origin.breaker import Breaker
 from tigrislike.origin.budget import Budget
+from tigrislike.origin.egress import Egress
+from tigrislike.origin.location import Location
+from tigrislike.origin.opening import open_origin
 from tigrislike.origin.resilient import RETRIES, RETRIES_AT_LEAST, Limits, Resilient
 
 DATA = Random(6).randbytes(600_000)
@@ -42,10 +46,21 @@ def now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
+def s3(server: Lying) -> Origin:
+    location = Location(f"s3://{server.bucket}", server.endpoint, "us-east-1", "any", "any")
+    return open_origin(location, egress=Egress(allow_private=True))
+
+
+DRIVERS = {"plain": Plain, "s3": s3}
+drivers = pytest.mark.parametrize("driver", DRIVERS.values(), ids=DRIVERS)
+
+
 @asynccontextmanager
-async def served(server: Lying, limits: Limits = LIMITS, **options: Any) -> AsyncIterator[Resilient]:
+async def served(
+    server: Lying, driver: Callable[[Lying], Origin] = Plain, limits: Limits = LIMITS, **options: Any
+) -> AsyncIterator[Resilient]:
     async with server:
-        origin = Resilient(Plain(server), limits, **{"random": Random(1)} | options)
+        origin = Resilient(driver(server), limits, **{"random": Random(1)} | options)
         try:
             yield origin
         finally:
@@ -89,11 +104,12 @@ ONCE = {name: fault for name, (fault, _) in FAULTS.items()} | {
 }
 
 
+@drivers
 @pytest.mark.parametrize("fault", ONCE.values(), ids=ONCE)
-def test_what_happens_once_is_got_over(fault: Fault) -> None:
+def test_what_happens_once_is_got_over(driver: Callable[[Lying], Origin], fault: Fault) -> None:
     async def story() -> None:
         server = Lying()
-        async with served(server) as origin:
+        async with served(server, driver) as origin:
             etag = server.put("key", DATA).etag
             server.faults.append(fault)
             try:
@@ -111,16 +127,20 @@ def test_what_happens_once_is_got_over(fault: Fault) -> None:
     run(story(), sockets=True)
 
 
+@drivers
 @pytest.mark.parametrize(("fault", "error"), FAULTS.values(), ids=FAULTS)
-def test_what_does_not_end_is_an_error_within_the_bound(fault: Fault, error: type[OriginError]) -> None:
+def test_what_does_not_end_is_an_error_within_the_bound(
+    driver: Callable[[Lying], Origin], fault: Fault, error: type[OriginError]
+) -> None:
     async def story() -> None:
         server = Lying()
-        async with served(server) as origin:
+        async with served(server, driver) as origin:
             etag = server.put("key", DATA).etag
             server.always = fault
             with pytest.raises((OriginUnavailable, OriginBroken)) as raised:
                 await read(origin, etag)
-            assert isinstance(raised.value, error)
+            # The S3 driver counts too, and calls an answer that ends early broken, however it came to end.
+            assert isinstance(raised.value, error) or (driver is s3 and fault.cut is not None)
             assert now_s() <= BOUND_S
             assert server.asked("GET") <= LIMITS.attempts
 
@@ -175,11 +195,12 @@ def test_another_version_is_none_to_be_had() -> None:
     run(story(), sockets=True)
 
 
+@drivers
 @pytest.mark.parametrize("at", [0, 1, 100_000, STOP - START - 1])
-def test_an_object_that_changes_in_the_middle_is_never_spliced(at: int) -> None:
+def test_an_object_that_changes_in_the_middle_is_never_spliced(driver: Callable[[Lying], Origin], at: int) -> None:
     async def story() -> None:
         server = Lying()
-        async with served(server) as origin:
+        async with served(server, driver) as origin:
             etag = server.put("key", DATA).etag
             server.faults.append(Fault(change=(at, DATA[::-1])))
             with pytest.raises(OriginChanged):
