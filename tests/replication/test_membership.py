@@ -12,7 +12,7 @@ from tests.metadata.world import NODE, found
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.placing import ranked
-from tigrislike.metadata.records import DRAINING, REMOVED, UP, Beat, Node
+from tigrislike.metadata.records import DRAINING, REMOVED, UP, UP, Beat, Node
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members, skew_s
 
 REGIONS = {b"%016d" % number: region for number, region in enumerate(("here", "here", "iad", "iad"))}
@@ -181,6 +181,18 @@ def test_who_drains_is_asked_and_given_nothing_and_who_was_removed_is_not_there(
         removed = it.members.get(A)
         assert removed is not None
         assert removed.state == REMOVED
+
+    play(story)
+
+
+def test_a_node_knows_that_it_is_to_leave() -> None:
+    async def story(it: World) -> None:
+        assert (it.members.own_state, it.members.leaving) == (UP, False)
+        await it.metadata.join(Node(it.members.own, "here", "http://own"))
+        for state in (UP, DRAINING, REMOVED):
+            await it.metadata.set_node_state(it.members.own, state)
+            await it.members.refresh()
+            assert (it.members.own_state, it.members.leaving) == (state, state != UP)
 
     play(story)
 
