@@ -50,7 +50,7 @@ from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
-from tigrislike.replication.repair import Drain, Repair, watch_for_dead
+from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.signing import KEY_PURPOSE
@@ -290,6 +290,7 @@ class Node:
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
         ]

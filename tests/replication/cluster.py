@@ -32,7 +32,7 @@ from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Memb
 from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.repair import Drain, Repair
+from tigrislike.replication.repair import Drain, Repair, Return
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.tasks import Task
@@ -152,6 +152,7 @@ class Cluster:
             Release(metadata, blocks, members, moving),
             Decay(metadata, members),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
         ]

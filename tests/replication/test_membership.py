@@ -12,7 +12,7 @@ from tests.metadata.world import NODE, found
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.placing import ranked
-from tigrislike.metadata.records import DRAINING, REMOVED, UP, UP, Beat, Node
+from tigrislike.metadata.records import DRAINING, REMOVED, UP, Beat, Node
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members, skew_s
 
 REGIONS = {b"%016d" % number: region for number, region in enumerate(("here", "here", "iad", "iad"))}
