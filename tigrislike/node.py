@@ -56,8 +56,8 @@ from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
-from tigrislike.replication.repair import Drain, Repair, watch_for_dead
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
@@ -291,7 +291,7 @@ class Node:
         It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
-        moving = Moving()
+        moving = self.regional.moving
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
             *reclaim_tasks(metadata, blocks),
@@ -301,6 +301,7 @@ class Node:
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
         ]

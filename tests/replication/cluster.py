@@ -29,10 +29,11 @@ from tigrislike.metadata.records import Beat, Content, Home, Node
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import Decay
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.repair import Drain, Repair
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.repair import Drain, Repair, Return
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.tasks import Task
 
@@ -142,7 +143,7 @@ class Cluster:
         members = Members(metadata, clock_s=self.now_s)
         source = RemoteSource(metadata, members, self.wires, clock_s=self.now_s)
         blocks.fill_from(source)
-        moving = Moving()
+        moving = Moving(self._folder / name)
         copying = Copying(metadata, blocks, members, moving, _no_limit)
         tasks: list[Task] = [
             *reclaim_tasks(metadata, blocks),
@@ -151,6 +152,7 @@ class Cluster:
             Release(metadata, blocks, members, moving),
             Decay(metadata, members),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
         ]

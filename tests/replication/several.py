@@ -23,9 +23,10 @@ from tigrislike.metadata.records import Beat, Content, Home, Item
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
 from tigrislike.replication.membership import BEAT_S, Member, Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.tasks import Task
 
 BLOCK = 64 * 1024
@@ -88,7 +89,7 @@ class Node:
         self.source = RemoteSource(metadata, self.members, self.peers, clock_s=lambda: several.now_s)
         self.blocks.fill_from(self.source)
         self.gate: Callable[[int], Awaitable[None]] = self._count
-        self.moving = Moving()
+        self.moving = Moving(root)
         self.copying = Copying(metadata, self.blocks, self.members, self.moving, lambda count: self.gate(count))
         self.release = Release(metadata, self.blocks, self.members, self.moving)
         self.replicate = Replicate(metadata, self.members, self.copying)
@@ -103,6 +104,7 @@ class Node:
         self.fetched += count
 
     async def close(self) -> None:
+        self.moving.close()
         await self.blocks.aclose()
         await self.disk.aclose()
 

@@ -14,10 +14,11 @@ from tests.replication.cluster import BUCKET, Cluster, cluster, data_of
 from tigrislike.metadata import CompletedPart, Draft, Extent, Part, UploadDraft, copy_draft, nodes, owed
 from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.errors import NodeRemoved, ProtocolsApart
-from tigrislike.metadata.homes import ANYBODY, add_home, owe_hold
+from tigrislike.metadata.homes import ANYBODY, add_home, begin_home, owe_hold
 from tigrislike.metadata.keyspace import pack_bytes
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.records import DEAD, DRAINING, LOST, UP, Home, Node, repolicy
+from tigrislike.replication.demand import _want
 from tigrislike.replication.lacking import View
 from tigrislike.replication.remote import BytesLost, HomesSilent
 from tigrislike.replication.removing import remove_node
@@ -126,6 +127,84 @@ def test_a_node_that_comes_back_before_its_repair_is_left_alone(scratch: Path) -
         assert await it.homes(content) == {"a", "b"}
 
     play(scratch, story, a="iad", b="iad", c="iad")
+
+
+async def die_and_be_repaired(it: Cluster, name: str, *, by: str) -> None:
+    it.kill(name)
+    await it.beat(LONG)
+    assert await watch_for_dead(it[by].metadata, it[by].members, REPAIR_AFTER_S) == [it[name].id]
+    await it.work()
+
+
+@pytest.mark.parametrize("policy", [{"durability": "homes=2"}, {"regions": "iad,sjc"}], ids=["homes=2", "dual"])
+def test_a_repaired_node_that_returns_leaves_nothing_with_more_homes_than_are_wanted(
+    scratch: Path, policy: dict[str, str]
+) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(**policy)
+        contents = [await it["a"].put(f"k{number}", data_of(number)) for number in range(5)]
+        for content in contents:
+            await it["a"].metadata.background(_owe_hold, it["a"].metadata.context, it["s"].id, content)
+        await it.work()
+        await die_and_be_repaired(it, "a", by="s")
+        for content in contents:
+            assert await it.homes(content) == {"a", "b", "s"}
+        it.revive("a")
+        await it.beat()
+        await it.work(rounds=2)
+        assert await it.homes(contents[0]) == {"a", "b", "s"}, "others have to see it first"
+        await it.work(rounds=16)
+        for number, content in enumerate(contents):
+            assert await it.homes(content) == {"a", "s"}
+            assert await it["b"].get(content) == data_of(number)
+        assert it["b"].files() == 0
+        assert it["a"].files() == it["s"].files() == 15
+        assert it.failed() == 0
+        # It is over: the next silence is repaired again.
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 0
+        await die_and_be_repaired(it, "a", by="s")
+        assert await it.homes(contents[0]) == {"a", "b", "s"}
+
+    play(scratch, story, a="iad", b="iad", s="sjc")
+
+
+def test_what_is_about_to_become_too_much_when_a_node_returns_is_seen_to_later(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(durability="homes=2")
+        content = await it["a"].put("k", data_of(1))
+        await it["a"].metadata.background(_owe_hold, it["a"].metadata.context, it["c"].id, content)
+        await it.work()
+        it.kill("a")
+        await it.beat(LONG)
+        assert await watch_for_dead(it["c"].metadata, it["c"].members, REPAIR_AFTER_S) == [it["a"].id]
+        await it.work(rounds=2, only=["c"])
+        assert await it["b"].metadata.begin_home(content) is not None
+        it.revive("a")
+        await it.work(rounds=10, only=["a", "c"])
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 1
+        await it.work(rounds=2, only=["b"])
+        assert await it.homes(content) == {"a", "b", "c"}
+        await it.work(rounds=16)
+        assert await it.homes(content) == {"a", "c"}
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 0
+
+    play(scratch, story, a="iad", b="iad", c="iad")
+
+
+def test_a_return_leaves_demand_its_replicas(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        content = await it["a"].put("k", data_of(1))
+        metadata = it["s"].metadata
+        await metadata.background(_want, metadata.context, "sjc", content)
+        await it.work()
+        assert await it.homes(content) == {"a", "s"}
+        await die_and_be_repaired(it, "a", by="s")
+        it.revive("a")
+        await it.work(rounds=16)
+        assert await it.homes(content) == {"a", "s"}
+
+    play(scratch, story, a="iad", b="iad", s="sjc")
 
 
 def test_who_does_not_know_the_others_yet_leaves_a_repair_for_later(scratch: Path) -> None:
@@ -277,6 +356,7 @@ def test_two_that_drain_do_not_lean_on_each_other(scratch: Path) -> None:
 
 
 async def _also_home(tr: Any, ctx: Any, content_id: bytes) -> None:
+    await begin_home(tr, ctx, content_id)
     await add_home(tr, ctx, content_id, {})
 
 
