@@ -3,7 +3,7 @@
 A node's name begins with its region's: "a", or "a1" and "a2". The nodes speak to each other through a link
 (`lab/link.py`), which tells regions apart by the address that their connections come from; clients speak to the nodes
 past it. All share one SQLite file, from which a region can be cut off, and each has its own data directory and address,
-which it keeps when it is killed, emptied and started again.
+which it keeps when it is killed, emptied and started again, and a wall clock of its own (`stepped_node.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -31,6 +32,7 @@ from lab.link import call
 from tests.chaos.runs import assert_store_is_whole
 from tests.crash.test_kill import until
 from tests.nodes import RunningNode, start_node
+from tests.regions import stepped_node
 from tigrislike.metadata import MasterKey, Metadata
 from tigrislike.metadata.errors import MetadataError
 from tigrislike.metadata.kv import open_engine
@@ -76,6 +78,8 @@ class Regions:
         self._link_ports = dict(zip(names, ports[len(names) :], strict=True))
         self._control = directory / "link"
         self._link = self._start_link()
+        for name in names:
+            self.set_clock(name, 0)
 
     def _start_link(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lab.link", f"--control={self._control}"]
@@ -112,6 +116,8 @@ class Regions:
             f"--advertise=http://127.0.0.1:{self._link_ports[name]}",
             f"--peer-source-address={self._addresses[name[0]]}",
             *self._flags,
+            command=stepped_node.COMMAND,
+            environment={stepped_node.VARIABLE: str(self._clock_file(name))},
         )
 
     def start_all(self) -> None:
@@ -140,6 +146,13 @@ class Regions:
             until(lambda s3=s3, bucket=bucket: succeeds(s3.put_object, Bucket=bucket, Key="k", Body=bytes(70_000)),  # type: ignore[misc]
                   f"{name} knows all others")  # fmt: skip
             s3.delete_object(Bucket=bucket, Key="k")
+
+    def set_clock(self, name: str, off_s: float) -> None:
+        """Set the wall clock of a node, which may run, wrong by so much; 0 sets it right."""
+        stepped_node.set_clock(self._clock_file(name), int(off_s * 1e9))
+
+    def _clock_file(self, name: str) -> Path:
+        return self.directory / f"clock-{name}"
 
     def node_id(self, name: str) -> bytes:
         return bytes.fromhex(json.loads((self.data_dir(name) / "cache" / "format.json").read_text())["node"])
@@ -255,6 +268,16 @@ class Regions:
 
         self.ask(remove)
 
+    def lost(self) -> set[tuple[str, str]]:
+        """The objects, as bucket and key, that `tigrislike admin check` says no node has."""
+        name = next(iter(self.nodes))
+        command = [sys.executable, "-m", "tigrislike", "admin", "check", "--json", f"--data-dir={self.data_dir(name)}"]
+        command.append(f"--metadata={self.metadata_url(name[0])}")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode in (0, 3), done.stderr
+        (contents,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "contents"]
+        return {(each["bucket"], each["key"]) for each in contents["facts"]["objects"]}
+
     def files(self, name: str, blob_id: bytes | None = None, under: str = "home") -> list[Path]:
         """Block files of a node, of one blob or all: in `home`, `cache` or `incoming`."""
         pattern = f"*{blob_id.hex() if blob_id is not None else ''}*"
@@ -307,10 +330,12 @@ def read(s3: BaseClient, bucket: str, key: str) -> tuple[bytes, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on and that the kernel gives to no connection: a node finds its own free again."""
+    """Ports that nobody listens on, that the kernel gives to no connection, and that no other worker of this run of
+    tests takes: a node finds its own free again."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 12
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000, 12) + worker
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):

@@ -80,6 +80,7 @@ class ClusterNode:
     source: RemoteSource
     tasks: Sequence[Task]
     beats: int = 0
+    step_ns: int = 0
     up: bool = True
     worked: list[Consumer] = field(default_factory=list)
 
@@ -169,7 +170,7 @@ class Cluster:
             up = [node for node in self.nodes.values() if node.up]
             for node in up:
                 node.beats += 1
-                sign = Beat(node.metadata.now_ns(), node.beats, b"epoch---", 1 << 40, 1 << 39)
+                sign = Beat(node.metadata.now_ns(), node.beats, b"epoch---", 1 << 40, 1 << 39, node.step_ns)
                 if not await node.metadata.beat(node.id, sign):
                     node.up = False  # what an agent does that hears of its removal
             for node in up:

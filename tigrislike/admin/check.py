@@ -364,6 +364,10 @@ async def check_nodes(metadata: Metadata, *, full: bool, sleep: Sleep = asyncio.
             facts = {"against": each.node.hex(), "skew_least_s": round(least_s, 3), "skew_most_s": round(most_s, 3)}
             detail = f"the clock of {name} is between {least_s:+.1f} and {most_s:+.1f} s from this machine's"
             yield Check("clock", "attention", detail, facts)
+        if abs(step_s := each.step_ns / 1e9) > SKEW_S:
+            facts = {"against": each.node.hex(), "step_s": round(step_s, 3)}
+            detail = f"the clock of {name} was set {step_s:+.1f} s off since it started: it goes by the time before"
+            yield Check("clock", "attention", detail, facts)
     yield await _contents(metadata, members, full)
 
 

@@ -118,7 +118,7 @@ def _managed(
             if claimed is None:
                 raise S3Error("AccessDenied")
             await services.metadata.refresh()
-            verified = await authenticate(services.metadata, request, claimed, _body_sha256)
+            verified = await authenticate(services.metadata, request, claimed, services.metadata.now_ns(), _body_sha256)
             if not request.identity.root:
                 raise S3Error("AccessDenied")
             document = await call(request, Payload(request.receive, request.headers, verified))
