@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.kv.memory_engine import MemoryEngine, RandomFaults
+from tests.kv.memory_engine import RandomFaults
 from tests.metadata.nodes import (
     ALIVE,
     add_home,
@@ -27,17 +27,15 @@ from tests.metadata.nodes import (
     reclaim,
     rows_left,
 )
-from tests.metadata.world import blob_id, large, listed, no_combine, no_composite, part
+from tests.metadata.world import blob_id, both_engines, large, listed, no_combine, no_composite, open_kind, part
 from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import BlobDead, Bucket, Metadata, Part, UploadDraft, copy_draft, homes, owed, placing
 from tigrislike.metadata.errors import ContentGone, HomesLacking, NoSuchKey
 from tigrislike.metadata.homes import AHEAD_NS, HOLD, RELEASE, REPLICATE, region_destination
-from tigrislike.metadata.kv import open_engine
 from tigrislike.metadata.placing import Alive, ranked
 from tigrislike.metadata.records import DEAD, LIVE, Content, Home, Item
 
 every_seed = pytest.mark.parametrize("seed", range(30))
-on_each = pytest.mark.parametrize("kind", ["memory", "sqlite"])
 
 Nodes = list[Metadata]
 ONE = blob_id(b"one")
@@ -45,15 +43,9 @@ ONE = blob_id(b"one")
 
 def play(kind: str, folder: Path, story: Callable[[Nodes], Awaitable[Any]], *, seed: int | None = None) -> Any:
     async def main() -> Any:
-        if kind == "memory":
-            faults = RandomFaults(seed) if seed is not None else None
-            engine: Any = MemoryEngine(seed=seed or 0, faults=faults)
-        else:
-            engine = await open_engine(f"sqlite://{folder / 'metadata.db'}")
-        try:
+        faults = RandomFaults(seed) if seed is not None else None
+        async with open_kind(kind, folder, seed=seed or 0, faults=faults) as engine:
             return await story(await open_nodes(engine))
-        finally:
-            await engine.close()
 
     return asyncio.run(main())
 
@@ -85,7 +77,7 @@ async def become_home(metadata: Metadata, content_id: bytes = ONE) -> None:
 # --- one after the other
 
 
-@on_each
+@both_engines
 def test_a_home_is_announced_recorded_and_given_up(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -121,7 +113,7 @@ def test_a_home_is_announced_recorded_and_given_up(kind: str, tmp_path: Path) ->
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_left_half_way_may_become_a_home_again(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -139,7 +131,7 @@ def test_who_left_half_way_may_become_a_home_again(kind: str, tmp_path: Path) ->
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_what_is_gone_has_no_homes(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -167,7 +159,7 @@ def test_what_is_gone_has_no_homes(kind: str, tmp_path: Path) -> None:
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_the_contents_of_a_node_are_listed_in_pages(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -187,7 +179,7 @@ def test_the_contents_of_a_node_are_listed_in_pages(kind: str, tmp_path: Path) -
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_write_under_a_policy_owes_each_region_a_home_and_the_last_one_releases_what_is_outside(
     kind: str, tmp_path: Path
 ) -> None:
@@ -210,7 +202,7 @@ def test_a_write_under_a_policy_owes_each_region_a_home_and_the_last_one_release
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_copy_into_a_bucket_of_another_policy_is_wanted_there_too(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, *_ = nodes
@@ -229,7 +221,7 @@ def test_a_copy_into_a_bucket_of_another_policy_is_wanted_there_too(kind: str, t
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 @pytest.mark.parametrize(
     ("policy", "durability", "others", "enough"),
     [
@@ -280,7 +272,7 @@ def test_bytes_are_shared_once_they_are_on_as_many_nodes_as_a_write_would_bring_
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_what_lends_shared_bytes_parts_has_to_be_on_as_many_nodes_too(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -311,7 +303,7 @@ def test_what_lends_shared_bytes_parts_has_to_be_on_as_many_nodes_too(kind: str,
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_an_upload_from_before_its_bucket_wanted_more_homes_is_owed_them(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, *_ = nodes
@@ -325,7 +317,7 @@ def test_an_upload_from_before_its_bucket_wanted_more_homes_is_owed_them(kind: s
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_home_gained_ahead_of_a_write_is_finished_by_others_and_given_up_where_nothing_wants_it(
     kind: str, tmp_path: Path
 ) -> None:
@@ -344,7 +336,7 @@ def test_a_home_gained_ahead_of_a_write_is_finished_by_others_and_given_up_where
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_gave_a_home_up_meanwhile_does_not_record_it(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -358,7 +350,7 @@ def test_who_gave_a_home_up_meanwhile_does_not_record_it(kind: str, tmp_path: Pa
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_copy_that_was_committed_without_a_node_is_not_for_it_to_keep(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -380,7 +372,7 @@ def test_a_copy_that_was_committed_without_a_node_is_not_for_it_to_keep(kind: st
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_whoever_may_have_bytes_of_a_dead_content_is_told(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -407,7 +399,7 @@ def test_whoever_may_have_bytes_of_a_dead_content_is_told(kind: str, tmp_path: P
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_has_no_bytes_asks_one_who_has_to_reclaim(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes
@@ -464,7 +456,7 @@ class Multipart:
         return tuple(each.node for each in found.homes)
 
 
-@on_each
+@both_engines
 def test_parts_on_several_nodes_are_found_where_they_are_and_gathered(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -499,7 +491,7 @@ def test_parts_on_several_nodes_are_found_where_they_are_and_gathered(kind: str,
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_holds_every_part_is_a_whole_home(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes
@@ -516,7 +508,7 @@ def test_who_holds_every_part_is_a_whole_home(kind: str, tmp_path: Path) -> None
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 @pytest.mark.parametrize("end", ["replaced", "not listed"])
 def test_every_copy_of_a_part_that_is_not_used_is_owed(kind: str, tmp_path: Path, end: str) -> None:
     async def story(nodes: Nodes) -> None:
@@ -540,7 +532,7 @@ def test_every_copy_of_a_part_that_is_not_used_is_owed(kind: str, tmp_path: Path
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_an_aborted_upload_is_reclaimed_wherever_its_parts_are(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -566,7 +558,7 @@ def test_an_aborted_upload_is_reclaimed_wherever_its_parts_are(kind: str, tmp_pa
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_what_slices_are_of_is_wanted_where_the_whole_is(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes

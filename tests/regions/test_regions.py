@@ -16,8 +16,6 @@ from botocore.exceptions import ClientError
 from tests.crash.test_kill import until
 from tests.regions.regions import Regions, create_bucket, read, regions, succeeds
 
-pytestmark = pytest.mark.sqlite
-
 SIZE = 200_000
 PART = 5 << 20
 

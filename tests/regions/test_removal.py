@@ -16,7 +16,8 @@ from tests.nodes import START_TIMEOUT_S, RunningNode, engine_settings, running_n
 
 
 def test_a_node_that_is_removed_while_it_runs_stops_and_may_not_return(tmp_path: Path) -> None:
-    flags = [f"--metadata=sqlite://{tmp_path / 'shared.db'}"] if not engine_settings(tmp_path / "a") else []
+    settings = engine_settings(tmp_path / "shared") or {"metadata": f"sqlite://{tmp_path / 'shared.db'}"}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     with running_node(tmp_path / "a", *flags, "--region=a"):
         leaver = start_node(tmp_path / "b", *flags, "--region=b")
         try:

@@ -18,12 +18,11 @@ from pathlib import Path
 
 from tests.bytecache.blobs import BLOCK, drain
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.world import MASTER, etag_of, open_kind
 from tigrislike.bytecache import BlockStore, BytesError, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import Beat, Content, Home, Node
 from tigrislike.replication.consumer import Consumer
@@ -115,7 +114,7 @@ class ClusterNode:
 class Cluster:
     """The nodes by their names."""
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock, folder: Path) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock, folder: Path) -> None:
         self.engine = engine
         self.clock = clock
         self.wires = Wires()
@@ -226,17 +225,18 @@ async def _no_limit(size: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *, seed: int = 0, grace_s: float = 0, **regions: str) -> AsyncIterator[Cluster]:
+async def cluster(
+    folder: Path, *, kind: str = "memory", seed: int = 0, grace_s: float = 0, **regions: str
+) -> AsyncIterator[Cluster]:
     """Nodes by their names, each in its region; they know of each other."""
     clock = ManualClock()
-    engine = MemoryEngine(seed=seed, clock=clock)
-    it = Cluster(engine, clock, folder)
-    try:
-        for name, region in regions.items():
-            await it.add(name, region, grace_s=grace_s)
-        await it.beat(2)
-        yield it
-    finally:
-        for node in it.nodes.values():
-            await node.blocks.aclose()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock, seed=seed) as engine:
+        it = Cluster(engine, clock, folder)
+        try:
+            for name, region in regions.items():
+                await it.add(name, region, grace_s=grace_s)
+            await it.beat(2)
+            yield it
+        finally:
+            for node in it.nodes.values():
+                await node.blocks.aclose()

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.world import MASTER, etag_of, open_kind
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.records import Beat, Content, Home, Item
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
@@ -127,7 +126,7 @@ class Node:
 class Several:
     """All of them, in the regions that they were made with."""
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock) -> None:
         self.engine = engine
         self.clock = clock
         self.now_s = 1000.0
@@ -226,19 +225,20 @@ class Several:
 
 
 @contextlib.asynccontextmanager
-async def several(folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400) -> AsyncIterator[Several]:
+async def several(
+    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400
+) -> AsyncIterator[Several]:
     clock = ManualClock()
-    engine = MemoryEngine(clock=clock)
-    it = Several(engine, clock)
-    try:
-        await it.join(folder, regions, decay_s)
-        await it.beat()
-        await it.beat()
-        yield it
-    finally:
-        for node in it.nodes:
-            await node.close()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock) as engine:
+        it = Several(engine, clock)
+        try:
+            await it.join(folder, regions, decay_s)
+            await it.beat()
+            await it.beat()
+            yield it
+        finally:
+            for node in it.nodes:
+                await node.close()
 
 
 def play(folder: Path, regions: str, story: Callable[[Several], Awaitable[None]], **options: Any) -> None:
