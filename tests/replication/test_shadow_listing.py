@@ -121,7 +121,7 @@ def test_a_bucket_and_its_shadow_list_as_their_union_less_what_was_deleted_here(
                 await metadata.put_object(bucket, key, small(b"ours"))
             for key in sorted(deleted):
                 await metadata.delete_object(bucket, key)
-            origin = MemoryOrigin({key: b"theirs" for key in theirs}, page=shadow_page)
+            origin = MemoryOrigin(dict.fromkeys(theirs, b"theirs"), page=shadow_page)
             pages = [page async for page in walk(metadata, origin, bucket, prefix, delimiter, limit)]
             rows = [each for page in pages for each in page.rows]
             keys, prefixes, _ = naive((ours | theirs) - deleted, prefix, delimiter, "", 1000)
@@ -137,7 +137,7 @@ def test_a_bucket_and_its_shadow_list_as_their_union_less_what_was_deleted_here(
 def test_an_object_adopted_in_between_is_listed_once(kind: str, tmp_path: Path) -> None:
     async def story(metadata: Metadata) -> None:
         bucket = await shadowed(metadata)
-        origin = MemoryOrigin({key: b"bytes" for key in "abcdef"})
+        origin = MemoryOrigin(dict.fromkeys("abcdef", b"bytes"))
         found: list[str] = []
         async for page in walk(metadata, origin, bucket, "", "", 2):
             found += [each.name for each in page.rows]
@@ -180,7 +180,7 @@ def test_a_page_ends_early_where_nearly_all_is_hidden(tmp_path: Path, monkeypatc
 
     async def story(metadata: Metadata) -> None:
         bucket = await shadowed(metadata)
-        origin = MemoryOrigin({key: b"x" for key in "abcdef"}, page=1)
+        origin = MemoryOrigin(dict.fromkeys("abcdef", b"x"), page=1)
         for key in "abcde":
             await metadata.delete_object(bucket, key)
         pages = [page async for page in walk(metadata, origin, bucket, "", "", 5)]
