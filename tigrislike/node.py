@@ -52,6 +52,7 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.mirror import Mirror
 from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
@@ -341,6 +342,7 @@ class Node:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            Mirror(metadata, blocks, self.regional.origins),
         ]
         return Consumer(
             metadata.queue,

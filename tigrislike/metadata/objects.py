@@ -18,6 +18,7 @@ from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, 
 from .homes import owe_replicas, owe_warmth, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
+from .mirroring import owe_mirror
 from .records import (
     LIVE,
     NEVER,
@@ -333,6 +334,7 @@ async def put_tags(
     live = live_version(raw)
     if live is not None and live.stamp == version.stamp:
         tr.set(keys.current.key(key), encoded)
+        await owe_mirror(tr, ctx, bucket, key)
     row = keys.version.key(key) + pack_stamp(version.stamp)
     if bucket.versioning != NEVER and await tr.get(row) is not None:
         tr.set(row, encoded)

@@ -112,8 +112,13 @@ async def _place(
         modified = min(max(modified_ns, MIN_STAMP) & ~0xFF | ctx.cluster, stamp)
         return version_of(draft, modified, null, draft.size, content_id, 0, False)
 
-    # As if it had been there before anybody thought of versions.
-    return await place(tr, ctx, replace(bucket, versioning=NEVER), key, live, make, draft.inline)
+    return await place(tr, ctx, _as_before(bucket), key, live, make, draft.inline)
+
+
+def _as_before(bucket: Bucket) -> Bucket:
+    """A bucket as what its shadow has gets into it: as if it had been there before anybody thought of versions, or of
+    telling the shadow."""
+    return replace(bucket, versioning=NEVER, write_through=False)
 
 
 async def readopt(
@@ -149,7 +154,7 @@ async def readopt(
     if draft is not None:
         await _place(tr, ctx, bucket, key, live, draft, modified_ns, source)
         return True
-    await hide(tr, ctx, replace(bucket, versioning=NEVER), key, live)
+    await hide(tr, ctx, _as_before(bucket), key, live)
     return True
 
 
