@@ -25,7 +25,9 @@ def encoded_path(path: str) -> str:
 
 def encoded_query(pairs: Iterable[tuple[str, str]]) -> str:
     """The canonical query of these pairs."""
-    return "&".join(f"{name}={value}" for name, value in sorted((quote(n, safe="~"), quote(v, safe="~")) for n, v in pairs))
+    return "&".join(
+        f"{name}={value}" for name, value in sorted((quote(n, safe="~"), quote(v, safe="~")) for n, v in pairs)
+    )
 
 
 class Signer:
