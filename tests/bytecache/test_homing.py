@@ -806,9 +806,10 @@ async def _verify(node: Node, tree: str, number: int) -> None:
     assert file[:length] == DATA[number * BLOCK : number * BLOCK + length]
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("job", ["adopt", "demote"])
 def test_a_process_that_is_killed_at_any_moment_leaves_whole_blocks_and_the_next_run_gets_through(
-    scratch: Path, job: str
+    scratch: Path, job: str, every: int
 ) -> None:
     with homers() as processes:
         moment = 1
@@ -839,7 +840,7 @@ def test_a_process_that_is_killed_at_any_moment_leaves_whole_blocks_and_the_next
             node.run(story)
             if not killed:
                 break
-            moment += 1
+            moment += every
         assert moment > 40
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 from urllib.parse import quote, urlencode
 
-from tests.e2e.wire import UNSIGNED, Answer, Caller
+from tests.e2e.wire import UNSIGNED, Answer, Caller, moment_of
 from tests.nodes import engine_settings
 from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.filesystem import FileSystem
@@ -74,7 +74,8 @@ class InProcessNode:
         if method in ("PUT", "POST") or length:
             given.setdefault("content-length", str(length))
         target = quote(path) + (f"?{urlencode(query)}" if query else "")
-        signed = self.caller.sign(method, target, given, payload=payload)
+        moment = moment_of(self.metadata.now_ns() / 1e9)
+        signed = self.caller.sign(method, target, given, payload=payload, moment=moment)
         return await self.send(method, target, signed, pieces)
 
     async def send(

@@ -218,7 +218,12 @@ class Caller:
 
 
 def now() -> str:
-    return datetime.fromtimestamp(time.time(), UTC).strftime("%Y%m%dT%H%M%SZ")
+    return moment_of(time.time())
+
+
+def moment_of(unix_s: float) -> str:
+    """A time as signatures name it."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
 def sorted_query(query: str) -> str:

@@ -36,8 +36,9 @@ def chaos(directory: Path, default_s: float) -> None:
         judge(store, clients, faults.wiped)
 
 
+@pytest.mark.timeout(900)
 def test_nothing_acknowledged_is_lost_while_regions_fail(tmp_path: Path) -> None:
-    chaos(tmp_path / "store", 25)
+    chaos(tmp_path / "store", 120)
 
 
 @pytest.mark.soak

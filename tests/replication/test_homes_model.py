@@ -344,7 +344,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestHomes(Homes.TestCase):  # type: ignore[misc, valid-type]
-    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+    settings = settings(max_examples=5, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
