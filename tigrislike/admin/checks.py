@@ -432,6 +432,8 @@ async def check_home(view: View, tr: Transaction, key: bytes, value: bytes) -> l
         return []
     if content is not None and node == records.LOST:
         return []
+    if content is None and await tr.get_range(*ctx.keys.part_range(content_id), limit=1):
+        return []  # of an upload in progress; what is left of one that is not is found apart
     detail = f"node {node.hex()} is said to hold it, its record does not say so"
     return [Problem("home-dangling", content_id.hex(), detail, clearing(key))]
 
