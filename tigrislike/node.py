@@ -52,7 +52,7 @@ from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
 from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
-from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
@@ -293,6 +293,7 @@ class Node:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            OpenRegion(metadata),
         ]
         return Consumer(
             metadata.queue,

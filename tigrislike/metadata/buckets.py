@@ -178,13 +178,11 @@ async def change_bucket(tr: Transaction, ctx: Context, name: str, changes: dict[
     return changed
 
 
-async def owe_repolicy(tr: Transaction, ctx: Context, bucket: Bucket, *, vesting_ns: int = 0) -> None:
+async def owe_repolicy(tr: Transaction, ctx: Context, bucket: Bucket) -> None:
     """Owe it to what a bucket holds to follow its policies. What is under way starts over."""
     tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(bucket.name)))
     zone = owed.zone_of(ANYBODY, bucket.id)
-    await owed.enqueue(
-        tr, ctx, zone, REPOLICY, bucket.id, vesting_ns=vesting_ns, priority=REPOLICY_PRIORITY, bucket=bucket.id
-    )
+    await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
 
 
 # --- configuration documents
