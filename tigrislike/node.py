@@ -60,7 +60,7 @@ from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
 from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
-from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
@@ -332,7 +332,7 @@ class Node:
         moving = self.regional.moving
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks),
+            *reclaim_tasks(metadata, blocks, moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
@@ -343,6 +343,7 @@ class Node:
             Drain(metadata, members),
             FollowPolicy(metadata, members),
             Mirror(metadata, blocks, self.regional.origins),
+            OpenRegion(metadata),
         ]
         return Consumer(
             metadata.queue,

@@ -30,6 +30,7 @@ from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs,
 from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
+from tigrislike.replication.reclaim import reclaim_due
 
 
 async def findings(metadata, blocks=None, *, repair=False):
@@ -76,6 +77,7 @@ class Scene:
             await metadata.beat(node, records.Beat(1, 1))
         await metadata.set_node_state(b"r" * 16, records.REMOVED)
         await metadata.background(self.replicate)
+        await metadata.change_bucket("versioned", durability="homes=2")
         self.access = await metadata.create_access_key("me", "plain")
         self.in_plain = self.keys.in_bucket(self.plain.id)
         self.in_versioned = self.keys.in_bucket(self.versioned.id)
@@ -129,6 +131,27 @@ async def owners_list_with_a_bucket_that_is_not(tr, s):
 @damage("bucket-configs")
 async def configuration_that_the_bucket_does_not_mention(tr, s):
     tr.set(s.keys.config(s.plain.id, "tagging"), b"x")
+
+
+@damage("repolicy-dangling")
+async def policy_of_a_bucket_that_is_not_is_followed(tr, s):
+    tr.set(s.keys.repolicy(bytes(16)), records.repolicy.encode(records.Repolicy("ghost")))
+
+
+@damage("repolicy-forgotten")
+async def nobody_is_to_follow_a_policy(tr, s):
+    tr.set(s.keys.repolicy(s.plain.id), records.repolicy.encode(records.Repolicy("plain")))
+
+
+@damage("repolicy-wrong")
+async def policy_is_followed_under_another_name(tr, s):
+    tr.set(s.keys.repolicy(s.versioned.id), records.repolicy.encode(records.Repolicy("plain")))
+
+
+@damage("repolicy-wrong")
+async def policy_is_followed_among_rows_of_another_bucket(tr, s):
+    after = s.in_plain.current.key("small").removeprefix(s.keys.prefix)
+    tr.set(s.keys.repolicy(s.versioned.id), records.repolicy.encode(records.Repolicy("versioned", after)))
 
 
 @damage("bucket-name", mended=False)
@@ -638,6 +661,39 @@ def test_a_file_that_no_row_knows_goes(tmp_path):
         assert finding.repaired
         assert stored_files(tmp_path / "cache") == kept
         assert await findings(metadata, blocks) == []
+
+    with_files(tmp_path, story)
+
+
+@pytest.mark.parametrize("moves", ["", "pending", "leaving"])
+def test_a_live_file_that_is_not_for_this_node_to_hold_becomes_cache(tmp_path, moves):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        await stored(metadata, blocks, bucket, "ours", b"o" * 1000)
+        stray = (await stored(metadata, blocks, bucket, "k", b"d" * 200_000)).content
+        keys, other, own = metadata.context.keys, records.Home("there", b"n" * 16), metadata.context.home
+
+        async def move(tr):
+            content = records.content.decode(await tr.get(keys.content(stray)))
+            content = msgspec.structs.replace(content, homes=(other,), **({moves: (own,)} if moves else {}))
+            tr.set(keys.content(stray), records.content.encode(content))
+            tr.set(keys.blob(stray), records.blob.encode(records.Blob(records.LIVE, stray, 0, 200_000, other.node)))
+            tr.clear(keys.home(own.node, stray))
+            tr.set(keys.home(other.node, stray), b"")
+
+        await metadata.engine.transact(move)
+        if moves:
+            assert await findings(metadata, blocks) == []
+            return
+        (finding,) = await findings(metadata, blocks)
+        assert (finding.kind, finding.key, finding.repairable) == ("file-stray", stray.hex(), True)
+        (finding,) = await findings(metadata, blocks, repair=True)
+        assert finding.repaired
+        assert await findings(metadata, blocks) == [], "it is owed"
+        metadata.engine.clock.advance(2 * metadata.context.grace_ns)
+        await reclaim_due(metadata, blocks)
+        assert await findings(metadata, blocks) == []
+        assert not [path for path in stored_files(tmp_path / "cache") if stray.hex() in path.name]
 
     with_files(tmp_path, story)
 

@@ -33,7 +33,7 @@ from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
 from tigrislike.replication.repair import Drain, Repair, Return
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
-from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.tasks import Task
 
 SECOND = 1_000_000_000
@@ -146,7 +146,7 @@ class Cluster:
         moving = Moving(self._folder / name)
         copying = Copying(metadata, blocks, members, moving, _no_limit)
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks),
+            *reclaim_tasks(metadata, blocks, moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
@@ -155,6 +155,7 @@ class Cluster:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            OpenRegion(metadata),
         ]
         node = ClusterNode(name, region, metadata, blocks, self._folder / name, members, source, tasks)
         await metadata.join(Node(blocks.node_id, region, f"http://{name}"))

@@ -96,7 +96,7 @@ class Node:
             self.replicate,
             Hold(self.copying),
             self.release,
-            *reclaim_tasks(metadata, self.blocks),
+            *reclaim_tasks(metadata, self.blocks, self.moving),
         ]
 
     async def _count(self, count: int) -> None:

@@ -571,6 +571,35 @@ def test_old_versions_follow_too(kind: str, scratch: Path) -> None:
     play(scratch, story, kind=kind, a="iad", s="sjc")
 
 
+def test_a_region_that_joins_a_geography_gets_what_was_there_before(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(regions="usa")
+        await it.bucket("elsewhere", regions="eur")
+        await it.bucket("anywhere")
+        old = [await it["a"].put(f"k{number}", data_of(number)) for number in range(3)]
+        others = [await it["a"].put("k", data_of(9), bucket=name) for name in ("elsewhere", "anywhere")]
+        shared = await it["a"].put("shared", data_of(8))
+        metadata = it["a"].metadata
+        source, target = await metadata.bucket(BUCKET), await metadata.bucket("anywhere")
+        await metadata.copy_object((source, "shared", None), None, target, "copy", _same)
+        await it.work(rounds=10)
+        before = [await it.homes(content) for content in others]
+        assert [await it.homes(content) for content in old] == [{"a"}] * 3
+        await it.add("s", "sjc")
+        await it.work(rounds=16)
+        assert [await it.homes(content) for content in [*old, shared]] == [{"a", "s"}] * 4
+        assert [await it.homes(content) for content in others] == before
+        # Another node of a region that has one changes nothing, nor does one that starts again.
+        await it.add("t", "sjc")
+        await it["s"].metadata.join(Node(it["s"].id, "sjc", "http://s"))
+        assert await it["a"].metadata.queue.depth(owed.zone_of(ANYBODY, b"")) == 0
+        await it.work(rounds=10)
+        assert [await it.homes(content) for content in [*old, shared]] == [{"a", "s"}] * 4
+        assert it.failed() == 0
+
+    play(scratch, story, a="iad", m="ams")
+
+
 @both_engines_at_length
 def test_what_several_buckets_share_is_where_any_of_them_wants_it(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:

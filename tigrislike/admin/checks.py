@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from tigrislike.metadata import blobs, overseeing, owed, records
+from tigrislike.metadata.buckets import REPOLICY, owe_repolicy
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import pack_stamp, subspace, unpack_bytes, unpack_int, unpack_stamp
 from tigrislike.metadata.kv import Transaction
@@ -150,6 +151,32 @@ async def check_owner(view: View, tr: Transaction, key: bytes, value: bytes) -> 
     if raw is not None and records.bucket.decode(raw).owner == owner.decode():
         return []
     return [Problem("owner-dangling", name, f"is listed for {owner.decode()}, who has no such bucket", clearing(key))]
+
+
+async def check_repolicy(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    ctx = view.ctx
+    bucket_id, _ = unpack_bytes(key, len(ctx.keys.repolicies))
+    cursor = records.repolicy.decode(value)
+    bucket = await view.bucket(tr, bucket_id)
+    if bucket is None:
+        detail = f"says how far bucket {bucket_id.hex()} follows its policy, which does not exist"
+        return [Problem("repolicy-dangling", cursor.name, detail, clearing(key))]
+    rows = ctx.keys.in_bucket(bucket_id)
+    after = ctx.keys.prefix + cursor.after
+    placed = not cursor.after or any(each.begin <= after < each.end for each in (rows.current, rows.version))
+    owes = await owed_anywhere(tr, ctx, REPOLICY, bucket_id)
+    if cursor.name == bucket.name and placed and owes:
+        return []
+
+    async def start_over(tr: Transaction) -> None:
+        await owe_repolicy(tr, ctx, bucket)
+
+    if not owes:
+        return [
+            Problem("repolicy-forgotten", bucket.name, "its objects would follow its policy no further", start_over)
+        ]
+    detail = f"a policy is followed under the name {cursor.name!r}, behind {cursor.after!r}"
+    return [Problem("repolicy-wrong", bucket.name, detail, start_over)]
 
 
 # --- versions
@@ -432,6 +459,8 @@ async def check_home(view: View, tr: Transaction, key: bytes, value: bytes) -> l
         return []
     if content is not None and node == records.LOST:
         return []
+    if content is None and await tr.get_range(*ctx.keys.part_range(content_id), limit=1):
+        return []  # of an upload in progress; what is left of one that is not is found apart
     detail = f"node {node.hex()} is said to hold it, its record does not say so"
     return [Problem("home-dangling", content_id.hex(), detail, clearing(key))]
 
@@ -633,6 +662,7 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.contents, check_content),
         (keys.blobs, check_blob),
         (keys.homes, check_home),
+        (keys.repolicies, check_repolicy),
         (keys.upload, check_upload),
         (keys.nodes, check_node),
         (keys.beats, check_beat),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -29,7 +30,7 @@ from tigrislike.metadata.keyspace import subspace, unpack_bytes
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import LIVE, OBJECT, Bucket, Content
 
-from .checks import Check, Problem, View, families
+from .checks import Check, Problem, View, families, owed_anywhere
 
 T = TypeVar("T")
 
@@ -304,6 +305,8 @@ class _Fsck:
                 orphan = await self.orphan_file(stored)
                 if orphan is not None:
                     yield orphan
+            elif blob.state == LIVE and await self.stray(stored):
+                yield await self.settle_stray(stored)
             elif (stored.damage or blob.size != stored.size) and await self.needed(stored.blob_id):
                 for damage in stored.damage:
                     yield Finding("file-damaged", name, damage, False)
@@ -335,6 +338,37 @@ class _Fsck:
                 return None
             await self.blocks.delete_blob(blob_id)
         return Finding("file-orphan", blob_id.hex(), f"{stored.disk_bytes} bytes that no row knows", True, self.repair)
+
+    async def stray(self, stored: StoredBlob) -> bool:
+        """Whether a live blob lies in ``home/`` of a node that is not to hold it, and nothing is owed about that.
+
+        Looked at before and after the files are: who becomes a home says so first, and who is one no longer says so
+        last.
+        """
+        return await self.unwanted(stored.blob_id) and self.at_home(stored) and await self.unwanted(stored.blob_id)
+
+    async def unwanted(self, blob_id: bytes) -> bool:
+        async def read(tr: Transaction) -> bool:
+            if await homes.is_held_here(tr, self.ctx, blob_id) or await homes.locate(tr, self.ctx, blob_id) is None:
+                return False  # what is dead is being reclaimed
+            return not await owed_anywhere(tr, self.ctx, owed.RECLAIM_BLOB, blob_id)
+
+        return await self.engine.read(read)
+
+    def at_home(self, stored: StoredBlob) -> bool:
+        assert self.blocks is not None
+        layout = self.blocks.layout
+        return any(os.path.exists(layout.home_block(stored.blob_id, number)) for number in stored.blocks)
+
+    async def settle_stray(self, stored: StoredBlob) -> Finding:
+        if self.repair:
+
+            async def mend(tr: Transaction) -> None:
+                await blobs.owe_blob(tr, self.ctx, self.ctx.home.node, b"", stored.blob_id)
+
+            await self.engine.transact(mend)
+        detail = f"{stored.disk_bytes} bytes at home on a node that is not to hold it"
+        return Finding("file-stray", stored.blob_id.hex(), detail, True, self.repair)
 
     async def missing(self, blob_id: bytes, size: int) -> bool:
         """Whether a live blob has no files: it may have been committed, or reclaimed, since the disk was read."""

@@ -135,7 +135,8 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
     if content.parts:
         parts = await load_parts(tr, ctx, content_id)
         own = [part for part in parts if not part.source]
-        holders.update(node for part in own for node in (part.node, *(home.node for home in part.others)) if node)
+        beside = (home.node for part in own for home in (*part.others, *part.pending))
+        holders.update(node for node in (*(part.node for part in own), *beside) if node)
     others = await _not_removed(tr, ctx, sorted(holders - {ctx.home.node}))
     homes = tuple(Home("", node) for node in (ctx.home.node, *others))
     dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=(), leaving=())
@@ -274,7 +275,11 @@ async def _is_holder(tr: Transaction, ctx: Context, blob: Blob) -> bool:
         return True
     stored, row = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
     raw, part = await stored, await row
-    others = list(part_codec.decode(part).others) if part is not None else []
+    others = (
+        [home for each in [part_codec.decode(part)] for home in (*each.others, *each.pending)]
+        if part is not None
+        else []
+    )
     if raw is not None:
         content = content_codec.decode(raw)
         others += [*content.homes, *content.pending, *content.leaving]

@@ -176,11 +176,15 @@ async def change_bucket(tr: Transaction, ctx: Context, name: str, changes: dict[
         tr.set(ctx.keys.bucket.key(name), codec.encode(changed))
         tr.bump_metadata_version()
     if (changed.region_policy, changed.durability) != (bucket.region_policy, bucket.durability):
-        # One that is under way starts over.
-        tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(name)))
-        zone = owed.zone_of(ANYBODY, bucket.id)
-        await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
+        await owe_repolicy(tr, ctx, bucket)
     return changed
+
+
+async def owe_repolicy(tr: Transaction, ctx: Context, bucket: Bucket) -> None:
+    """Owe it to what a bucket holds to follow its policies. What is under way starts over."""
+    tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(bucket.name)))
+    zone = owed.zone_of(ANYBODY, bucket.id)
+    await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
 
 
 # --- configuration documents

@@ -112,6 +112,22 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
     return Located(blob.content, whole + partly, content.regions, elsewhere)
 
 
+async def is_held_here(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
+    """Whether this node holds a blob, is about to, or has not yet noted that it does not any more."""
+    located = await locate(tr, ctx, blob_id)
+    if located is None:
+        return False
+    content = await read_content(tr, ctx, located.content_id)
+    moving: tuple[Home, ...] = (*content.pending, *content.leaving) if content is not None else ()
+    if content is None:  # of an upload in progress
+        raw = await tr.get(ctx.keys.blob(blob_id))
+        part = (
+            await tr.get(ctx.keys.part(located.content_id, blob_codec.decode(raw).number)) if raw is not None else None
+        )
+        moving = part_codec.decode(part).pending if part is not None else ()
+    return any(home.node == ctx.home.node for home in (*located.homes, *moving))
+
+
 async def read_content(tr: Transaction, ctx: Context, content_id: bytes) -> Content | None:
     """A live content."""
     raw = await tr.get(ctx.keys.content(content_id))
@@ -226,8 +242,13 @@ async def survives(tr: Transaction, ctx: Context, content_id: bytes, content: Co
         return True
     if not content.parts:
         return False
+    return await parts_survive(tr, ctx, content_id, homes)
+
+
+async def parts_survive(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> bool:
+    """Whether some of `nodes` hold each part that is no slice, of an upload in progress too."""
     own = [part for part in await load_parts(tr, ctx, content_id) if not part.source]
-    return all(homes & {part.node, *(home.node for home in part.others)} for part in own)
+    return all(any(node in nodes for node in (part.node, *(home.node for home in part.others))) for part in own)
 
 
 async def homes_of(tr: Transaction, ctx: Context, node: bytes, after: bytes, limit: int) -> list[bytes]:

@@ -24,12 +24,18 @@ PROTOCOL = 1
 REPAIR = "repair"
 DRAIN = "drain"
 RETURN = "return"
+OPEN_REGION = "open_region"
 """Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more; a node that was silent is
-back, and what others took in its stead is too much."""
+back, and what others took in its stead is too much; a region has got its first node, and what policies want there is to
+be owed to it."""
 
 REPAIR_PRIORITY = 0
 DRAIN_PRIORITY = 1
 RETURN_PRIORITY = 2
+OPEN_REGION_PRIORITY = 1
+
+OPEN_REGION_NS = 10 * 1_000_000_000
+"""How long after a region's first node joined others know of it."""
 
 RETURN_NS = 10 * 1_000_000_000
 """How long after a node's return, and between two rounds, it is left alone: others have to see it, and what was owed to
@@ -45,9 +51,10 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
     """
     asked, rows = tr.get(ctx.keys.node(node.node)), tr.get_range(*subspace(ctx.keys.nodes))
     raw = await asked
-    for other in [node_codec.decode(value) for _, value in await rows]:
+    present = [other for other in (node_codec.decode(value) for _, value in await rows) if other.state != REMOVED]
+    for other in present:
         # One that is not running counts too: it may be starting at this moment.
-        if other.node != node.node and other.state != REMOVED and abs(other.protocol - PROTOCOL) > 1:
+        if other.node != node.node and abs(other.protocol - PROTOCOL) > 1:
             raise ProtocolsApart(other.node, other.protocol, PROTOCOL)
     joined_ns = ctx.now_ns()
     state = UP
@@ -58,7 +65,19 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
         joined_ns, state = old.joined_ns, old.state
     record = replace(node, joined_ns=joined_ns, state=state, protocol=PROTOCOL)
     tr.set(ctx.keys.node(node.node), node_codec.encode(record))
+    opens = present and all(other.region != node.region for other in present)
+    if opens and ctx.regions.in_geography(node.region):
+        await owe_region(tr, ctx, node.region)
     return record
+
+
+async def owe_region(tr: Transaction, ctx: Context, region: str) -> None:
+    """Owe it to whoever comes first that a region gets what policies want there that do not name it: what is named has
+    been waiting for it."""
+    zone = owed.zone_of(ANYBODY, b"")
+    vesting_ns = ctx.now_ns() + OPEN_REGION_NS
+    subject = region.encode()
+    await owed.enqueue(tr, ctx, zone, OPEN_REGION, subject, vesting_ns=vesting_ns, priority=OPEN_REGION_PRIORITY)
 
 
 async def beat(tr: Transaction, ctx: Context, node_id: bytes, sign: Beat) -> bool:

@@ -60,6 +60,10 @@ class Regions:
             raise InvalidArgument("X-Tigris-Regions", text, "Regions are names separated by commas, at most 16")
         return names
 
+    def in_geography(self, region: str) -> bool:
+        """Whether a policy can want a region without naming it."""
+        return any(region in members for members in self._geographies.values())
+
     def expand(self, names: Iterable[str]) -> frozenset[str]:
         """The regions that `names` stand for: those of a geography as far as they have nodes."""
         wanted: set[str] = set()

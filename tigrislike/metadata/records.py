@@ -181,8 +181,9 @@ class Part(Struct, frozen=True, array_like=True):
 
     `checksum` is base64, of its upload's algorithm or, where that named none, of the default one; empty in parts from
     before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node in `region` that holds
-    them durably; `others` are nodes that do so beside it. `source` is the content that the extents belong to when they
-    are a slice of another content (then the part owns no blob).
+    them durably; `others` are nodes that do so beside it, `pending` those that are about to, while its upload is in
+    progress. `source` is the content that the extents belong to when they are a slice of another content (then the part
+    owns no blob).
     """
 
     number: int
@@ -195,6 +196,7 @@ class Part(Struct, frozen=True, array_like=True):
     source: bytes = b""
     others: tuple[Home, ...] = ()
     region: str = ""
+    pending: tuple[Home, ...] = ()
 
 
 class Home(Struct, frozen=True, array_like=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -921,6 +921,11 @@ class Metadata:
         """Give up this node's home of a content. False: it has to stay, for others are too few."""
         return await self._background.transact(homes.drop_home, self.context, content_id, alive)
 
+    async def begin_parts(self, content_id: bytes, leaving: Container[bytes]) -> list[tuple[bytes, int]]:
+        """Announce that this node is about to hold parts of an upload in progress that nodes hold which leave, before
+        their bytes are made durable; `uploads.take_parts` then records that they are. Blobs and their sizes."""
+        return await self._background.transact(uploads.begin_parts, self.context, content_id, leaving)
+
     async def held(self, content_id: bytes) -> Held | None:
         """What a home of a content holds; None where it is dead."""
 
@@ -972,6 +977,10 @@ class Metadata:
         while not await self._background.transact(blobs.forget_some, self.context, content_id):
             pass
         self._manifests.drop(content_id)
+
+    async def is_held_here(self, blob_id: bytes) -> bool:
+        """Whether this node holds a live blob, or is on the way to or from it."""
+        return await self._background.read(homes.is_held_here, self.context, blob_id)
 
     async def reclaim_blob(self, blob_id: bytes) -> bool:
         """Mark one blob dead unless its content uses it. True: delete its files, then call `forget_blob`."""

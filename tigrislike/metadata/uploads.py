@@ -14,7 +14,7 @@ integrity".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -66,6 +66,7 @@ from .records import (
     digest16,
     part_list_digest,
 )
+from .records import blob as blob_codec
 from .records import content as content_codec
 from .records import part as part_codec
 from .records import upload as codec
@@ -193,7 +194,104 @@ async def put_part(
                 await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
     record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=ctx.home.node, region=ctx.home.region)
     tr.set(row, part_codec.encode(record))
+    if not part.source:
+        for node in holders(record):
+            tr.set(ctx.keys.home(node, content_id), b"")
     return record
+
+
+def holders(part: Part) -> list[bytes]:
+    """The nodes that have a part's bytes durably. A slice is where its source is."""
+    return [] if part.source else [part.node, *(home.node for home in part.others)]
+
+
+async def held_parts(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> list[Part]:
+    """Parts of an upload in progress that some of `nodes` hold; none where it ended, for then its content says who
+    does."""
+    if await tr.get(ctx.keys.content(content_id)) is not None:
+        return []
+    return [part for part in await load_parts(tr, ctx, content_id) if any(node in nodes for node in holders(part))]
+
+
+async def begin_parts(
+    tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]
+) -> list[tuple[bytes, int]]:
+    """Announce that this node is about to hold parts of an upload in progress in the stead of nodes that leave: their
+    blobs, with their sizes in bytes."""
+    blobs: list[tuple[bytes, int]] = []
+    for part in await held_parts(tr, ctx, content_id, leaving):
+        if ctx.home.node in holders(part):
+            continue
+        if ctx.home not in part.pending:
+            _put(tr, ctx, content_id, msgspec.structs.replace(part, pending=(*part.pending, ctx.home)))
+        blobs += [(extent.blob, extent.size) for extent in part.extents]
+    return blobs
+
+
+async def take_parts(tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]) -> None:
+    """Record that this node holds durably what it announced. Who leaves need not, and may let its files go; so may this
+    node, where another one was faster. Where the upload ended meanwhile, that was seen to."""
+    if await tr.get(ctx.keys.content(content_id)) is not None:
+        return
+    parts = list(await load_parts(tr, ctx, content_id))
+    for at, part in enumerate(parts):
+        if ctx.home not in part.pending:
+            continue
+        replaced = next((node for node in holders(part) if node in leaving), None)
+        homes = [ctx.home if home.node == replaced else home for home in _homes(part)]
+        parts[at] = taken = _held_by(part, homes)
+        _put(tr, ctx, content_id, msgspec.structs.replace(taken, pending=_without(part.pending, ctx.home.node)))
+        for extent in part.extents:
+            await _move_blob(tr, ctx, extent.blob, homes[0].node)
+            await owe_blob(tr, ctx, replaced or ctx.home.node, b"", extent.blob)
+        if replaced is not None:
+            tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
+            if not any(replaced in holders(each) for each in parts):
+                tr.clear(ctx.keys.home(replaced, content_id))
+
+
+async def lose_parts(tr: Transaction, ctx: Context, content_id: bytes, node: bytes) -> bool:
+    """Take a node that is gone out of the parts of an upload in progress. Those that only it had are no parts any more:
+    completing asks for them in vain. Whether there were any."""
+    lost = False
+    for part in await held_parts(tr, ctx, content_id, {node}):
+        left = [home for home in _homes(part) if home.node != node]
+        if left:
+            _put(tr, ctx, content_id, _held_by(part, left))
+        else:
+            lost = True
+            tr.clear(ctx.keys.part(content_id, part.number))
+        for extent in part.extents:
+            if left:
+                await _move_blob(tr, ctx, extent.blob, left[0].node)
+            else:
+                tr.clear(ctx.keys.blob(extent.blob))
+    tr.clear(ctx.keys.home(node, content_id))
+    return lost
+
+
+def _homes(part: Part) -> list[Home]:
+    return [Home(part.region, part.node), *part.others]
+
+
+def _held_by(part: Part, homes: Sequence[Home]) -> Part:
+    first, *others = homes
+    return msgspec.structs.replace(part, region=first.region, node=first.node, others=tuple(others))
+
+
+def _without(homes: Sequence[Home], node: bytes) -> tuple[Home, ...]:
+    return tuple(home for home in homes if home.node != node)
+
+
+def _put(tr: Transaction, ctx: Context, content_id: bytes, part: Part) -> None:
+    tr.set(ctx.keys.part(content_id, part.number), part_codec.encode(part))
+
+
+async def _move_blob(tr: Transaction, ctx: Context, blob_id: bytes, node: bytes) -> None:
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is not None:
+        tr.set(key, blob_codec.encode(msgspec.structs.replace(blob_codec.decode(raw), node=node)))
 
 
 async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts: Sequence[Part]) -> None:
@@ -202,8 +300,7 @@ async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts:
     blobs = [
         (node, extent.blob)
         for part in parts
-        if not part.source
-        for node in (part.node, *(home.node for home in part.others))
+        for node in (*holders(part), *(home.node for home in part.pending))
         for extent in part.extents
     ]
     asked = [ask_owed_blob(tr, ctx, node, bucket_id, blob) for node, blob in blobs]
@@ -447,6 +544,12 @@ async def complete_upload(
     await _discard_parts(tr, ctx, bucket.id, discarded)
     for part in discarded:
         tr.clear(ctx.keys.part(content_id, part.number))
+    # Who was about to take parts over learns that from the content; these bytes are not for it to keep.
+    for part in [part for part in chosen if part.pending]:
+        _put(tr, ctx, content_id, msgspec.structs.replace(part, pending=()))
+        for home in part.pending:
+            for extent in part.extents:
+                await owe_blob(tr, ctx, home.node, bucket.id, extent.blob)
     # A source of which no slice is left is let go of: no row would remember it.
     for source in sorted({part.source for part in stored.values()} - {part.source for part in chosen}):
         if source:
@@ -482,6 +585,8 @@ async def complete_upload(
         size, LIVE, len(chosen), homes, bucket.id, completion, regions=wanted.regions, copies=wanted.copies
     )
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+    for node in {node for part in stored.values() for node in holders(part)}:
+        tr.clear(ctx.keys.home(node, content_id))
     for home in homes:
         tr.set(ctx.keys.home(home.node, content_id), b"")
     await owe_replicas(tr, ctx, content_id, content)
@@ -515,8 +620,8 @@ def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:
     own = [part for part in parts if not part.source]
     if not own:
         return (ctx.home,)
-    holders = [{part.node, *(home.node for home in part.others)} for part in own]
+    holding = [set(holders(part)) for part in own]
     regions = {home.node: home.region for part in own for home in (*part.others, Home(part.region, part.node))}
-    whole = set.intersection(*holders)
-    nodes = sorted(set.union(*holders), key=lambda node: (node != ctx.home.node, node not in whole, node))
+    whole = set.intersection(*holding)
+    nodes = sorted(set.union(*holding), key=lambda node: (node != ctx.home.node, node not in whole, node))
     return tuple(Home(regions[node], node, node in whole) for node in nodes)

@@ -27,6 +27,9 @@ FLUSH_S: Final = 5.0
 _FLUSH_MOST: Final = 500
 """Contents of one flush, the most read first: what is left out is not in demand."""
 
+_NATIVES_MOST: Final = 1 << 16
+"""Blobs that are remembered to be born here: a few MB, and more than are read again within an hour."""
+
 DECAY = "decay"
 DECAY_PRIORITY = 2
 
@@ -40,16 +43,23 @@ class Demand:
         self._source = source
         self._threshold = threshold
         self._reads: Counter[bytes] = Counter()
+        self._natives: set[bytes] = set()
+        """Blobs that were born here, as was found in the present period: who holds them is not asked again in it."""
+        self._period = 0
 
     def count(self, blob_id: bytes) -> None:
         """An object that begins with this blob was read."""
-        if len(self._metadata.regions.known) > 1:
+        if len(self._metadata.regions.known) > 1 and blob_id not in self._natives:
             self._reads[blob_id] += 1
 
     async def flush(self) -> None:
         """Add what was counted to the database's counts. Raises what the database raises; the counts are then lost,
         which delays a replica and nothing else."""
         reads, self._reads = self._reads, Counter()
+        period = self._metadata.now_ns() // PERIOD_NS
+        if period != self._period or len(self._natives) > _NATIVES_MOST:
+            self._natives.clear()  # a node may have given up what was born on it
+            self._period = period
         wanted: dict[bytes, int] = {}
         for blob_id, count in reads.most_common(_FLUSH_MOST):
             try:
@@ -57,7 +67,9 @@ class Demand:
             except (NotAtSource, SourceUnavailable):
                 continue
             # Where a content was born it is at home without anybody's demand.
-            if located.homes and located.homes[0].node != self._members.own:
+            if located.homes and located.homes[0].node == self._members.own:
+                self._natives.add(blob_id)
+            elif located.homes:
                 wanted[located.content_id] = wanted.get(located.content_id, 0) + count
         if wanted:
             await self._metadata.background(_add, self._metadata.context, self._members.region, wanted, self._threshold)

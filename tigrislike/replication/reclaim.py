@@ -11,6 +11,7 @@ A node works only in its own zones: it alone has the files.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from tigrislike.bytecache import BlockStore
@@ -20,9 +21,10 @@ from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.owed import RECLAIM_BLOB, RECLAIM_CONTENT, RECLAIM_PRIORITY
-from tigrislike.metadata.records import Item
+from tigrislike.metadata.records import LIVE, Item
 
 from .consumer import Consumer
+from .moving import Moving
 
 CONCURRENCY = 4
 """Removing files waits for the disk, which has that much to give beside requests."""
@@ -56,15 +58,17 @@ class ReclaimContent:
 
 
 class ReclaimBlob:
-    """Remove the files of one blob, and its record, if its content does not use it."""
+    """Remove the files of one blob, and its record, if its content does not use it. Where it does, and this node is not
+    to hold it any more, its files here become cache."""
 
     name = RECLAIM_BLOB
     priority = RECLAIM_PRIORITY
     concurrency = CONCURRENCY
 
-    def __init__(self, metadata: Metadata, blocks: BlockStore) -> None:
+    def __init__(self, metadata: Metadata, blocks: BlockStore, moving: Moving) -> None:
         self._metadata = metadata
         self._blocks = blocks
+        self._moving = moving
         self.removed = 0
         self.in_use = 0
         """Runs that found the blob used."""
@@ -72,6 +76,7 @@ class ReclaimBlob:
     async def run(self, item: Item) -> Effect | None:
         if not await self._metadata.reclaim_blob(item.subject):
             self.in_use += 1
+            await self._leave(item.subject)
             return None
         await self._blocks.delete_blob(item.subject)
         self.removed += 1
@@ -81,9 +86,17 @@ class ReclaimBlob:
 
         return forget
 
+    async def _leave(self, blob_id: bytes) -> None:
+        blob = await self._metadata.blob(blob_id)
+        if blob is None or blob.state != LIVE:
+            return
+        async with self._moving.of(blob.content):
+            if not await self._metadata.is_held_here(blob_id):
+                await self._blocks.demote(blob_id, blob.size)
 
-def reclaim_tasks(metadata: Metadata, blocks: BlockStore) -> tuple[ReclaimContent, ReclaimBlob]:
-    return ReclaimContent(metadata, blocks), ReclaimBlob(metadata, blocks)
+
+def reclaim_tasks(metadata: Metadata, blocks: BlockStore, moving: Moving) -> tuple[ReclaimContent, ReclaimBlob]:
+    return ReclaimContent(metadata, blocks), ReclaimBlob(metadata, blocks, moving)
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,8 @@ class ReclaimStats:
 
 async def reclaim_due(metadata: Metadata, blocks: BlockStore) -> ReclaimStats:
     """Work off every reclaim item of this node that is due now, in one pass; returns when none is left."""
-    content, blob = reclaim_tasks(metadata, blocks)
-    consumer = Consumer(metadata.queue, [blocks.node_id], [content, blob])
-    await consumer.drain()
+    with contextlib.closing(Moving(blocks.layout.root)) as moving:
+        content, blob = reclaim_tasks(metadata, blocks, moving)
+        consumer = Consumer(metadata.queue, [blocks.node_id], [content, blob])
+        await consumer.drain()
     return ReclaimStats(content.removed, blob.removed, content.in_use + blob.in_use, consumer.worked.failed.total())

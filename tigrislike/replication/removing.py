@@ -2,7 +2,8 @@
 
 The node is marked first, which nothing undoes: it hears so with its next beat, and stops. Then its homes go, page by
 page: what they leave lacking is owed to others in the same transaction, a content that nobody else can give is noted as
-lost, and a dead one that nobody else has is forgotten. What was owed to the node is owed to others or to nobody. Each
+lost, and a dead one that nobody else has is forgotten; of uploads in progress, parts that nobody else has are none any
+more. What was owed to the node is owed to others or to nobody. Each
 step is a bounded transaction that can be repeated; where it is cut off, removing the node again goes on.
 
 A node that is still running may commit until it hears of its removal, so whoever removes one comes back after that.
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
 
-from tigrislike.metadata import Metadata, blobs, homes, owed
+from tigrislike.metadata import Metadata, blobs, homes, owed, uploads
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import pack_bytes, strinc, unpack_bytes
 from tigrislike.metadata.kv import Transaction
@@ -66,7 +67,8 @@ async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, ne
         raw = await read
         content = content_codec.decode(raw) if raw is not None else None
         if content is None:
-            tr.clear(ctx.keys.home(node, content_id))
+            if await uploads.lose_parts(tr, ctx, content_id, node):
+                lost.append(content_id)
         elif content.state == DEAD:
             if await blobs.strike_dead(tr, ctx, content_id, node):
                 dead.append(content_id)

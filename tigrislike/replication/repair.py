@@ -18,7 +18,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tigrislike.metadata import Metadata, homes, nodes, placing
+from tigrislike.metadata import Metadata, homes, nodes, placing, uploads
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.kv import Transaction
@@ -176,13 +176,30 @@ class Drain:
 
 async def give_up(tr: Transaction, ctx: Context, view: View, content_ids: Sequence[bytes]) -> None:
     """Owe the homes that contents lack where this node, which `view` leaves out, does not count, and owe it to this
-    node to be none of the homes of those that lack nothing."""
+    node to be none of the homes of those that lack nothing. Of uploads in progress, others are to take the parts."""
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     for content_id, stored in asked:
         raw = await stored
         content = content_codec.decode(raw) if raw is not None else None
-        if content is None or content.state != LIVE:
+        if content is None:
+            await owe_parts(tr, ctx, view, content_id)
+            continue
+        if content.state != LIVE:
             continue  # whoever reclaims it removes the bytes
         await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
         if placing.may_lose(content, ctx.home.node, view.alive, ctx.regions):
             await homes.owe_release(tr, ctx, ctx.home.node, content.bucket, content_id)
+
+
+async def owe_parts(tr: Transaction, ctx: Context, view: View, content_id: bytes) -> None:
+    """Owe it to others to take what this node has of an upload in progress: for each part to one that has it not. Where
+    the upload has ended, nothing is to be taken; where it has replaced what this node had, that is noted."""
+    takers: set[bytes] = set()
+    held = await uploads.held_parts(tr, ctx, content_id, {ctx.home.node})
+    if not held and await tr.get(ctx.keys.content(content_id)) is None:
+        tr.clear(ctx.keys.home(ctx.home.node, content_id))
+    for part in held:
+        chosen = view.members.chosen(content_id, beside=uploads.holders(part))
+        takers.update(each.node for each in sorted(chosen, key=lambda each: each.region != ctx.home.region)[:1])
+    for node in sorted(takers):
+        await homes.owe_hold(tr, ctx, node, b"", content_id)

@@ -19,11 +19,11 @@ from typing import Final
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.homing import Gate
-from tigrislike.metadata import Metadata, homes, placing
+from tigrislike.metadata import Metadata, homes, placing, uploads
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
-from tigrislike.metadata.records import LIVE, Item
+from tigrislike.metadata.records import DRAINING, LIVE, Item
 
 from .lacking import View, owe_missing
 from .membership import Members
@@ -122,6 +122,26 @@ class Copying:
             if record is not None:
                 await metadata.engine.transact(record, metadata.context)
 
+    async def take_parts(self, content_id: bytes) -> Effect | None:
+        """Make the parts of an upload in progress durable here that nodes hold which leave; the effect that records it.
+        None: there are none.
+
+        Raises:
+            BytesError: they could not be had, or not be kept.
+        """
+        leaving = frozenset(each.node for each in self._members.all() if each.state == DRAINING)
+        async with self._moving.of(content_id):
+            blobs = await self._metadata.begin_parts(content_id, leaving)
+            for blob_id, size in blobs:
+                async with self._room.of(size):
+                    fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+                    self.copied_bytes += fetched
+
+        async def record(tr: Transaction, ctx: Context) -> None:
+            await uploads.take_parts(tr, ctx, content_id, leaving)
+
+        return record if blobs else None
+
     async def _adopt(self, content_id: bytes, held: homes.Held | None) -> Effect | None:
         if held is None:
             return None
@@ -190,7 +210,7 @@ class Replicate:
 
 
 class Hold:
-    """Make this node a home of a content."""
+    """Make this node a home of a content, or of what a node that leaves has of an upload in progress."""
 
     name = homes.HOLD
     priority = homes.REPLICATE_PRIORITY
@@ -206,7 +226,8 @@ class Hold:
                 await self._copying.pass_on(tr, ctx, item.subject)
 
             return pass_on
-        return await self._copying.become_home(item.subject)
+        effect = await self._copying.become_home(item.subject)
+        return effect if effect is not None else await self._copying.take_parts(item.subject)
 
 
 class Release:
