@@ -67,7 +67,7 @@ soak: .venv/.installed-test
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(or $(ARGS),--readme)
 
-# Three regions on this machine, 80 ms apart: make lab ARGS="--keep"
+# Three regions on this machine, 80 ms apart: make lab ARGS="--keep"; with metadata in a cluster: make lab ARGS="--fdb FILE"
 lab: .venv/.installed
 	@$(BIN)/python -m lab $(ARGS)
 

@@ -481,8 +481,39 @@ def test_a_zone_of_which_much_waits_is_claimed_from_again_soon_for_what_there_is
             await enqueue(metadata, b"urgent", task="other")
             await settled()
             assert other.ran == []
-            clock.advance(QUEUE.poll_ns)
+            clock.advance(SECOND)
             await until(lambda: other.ran == [b"urgent"])
+
+    with_clock(story)
+
+
+def test_one_zone_does_not_take_all_the_room_ahead() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"known")
+        task = Blocking("task")
+        consumer = consumer_of(metadata, task)
+        task.release.set()
+        await consumer.drain()  # now it is known that runs are short, and items are claimed ahead
+        task.release.clear()
+        for start in range(0, 640, 64):
+            await enqueue(metadata, *(b"%d" % number for number in range(start, start + 64)))
+        claims: list[bytes] = []
+        real = metadata.queue.claim
+
+        async def claim(zone: bytes, *args: Any) -> Any:
+            batch = await real(zone, *args)
+            claims.extend(each.zone for each in (batch.claimed if batch is not None else ()))
+            return batch
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        clock.advance(QUEUE.poll_ns)
+        async with running(consumer):
+            for _ in range(4):
+                claims.clear()
+                await until(lambda: len(claims) > 0)
+                clock.advance(SECOND)
+            await enqueue(metadata, b"fresh", zone=ZONES[1])
+            await until(lambda: ZONES[1] in claims)
 
     with_clock(story)
 

@@ -253,7 +253,7 @@ class Consumer:
         """Zones of which more waits here than half a batch, of what was claimed lately: not for long, for they may
         hold something more urgent by now, or of a task that there is room for."""
         parameters = self._queue.parameters
-        lately_ns = self._queue.now_ns() - parameters.poll_ns + parameters.item_lease_ns
+        lately_ns = self._queue.now_ns() - _SOON_NS + parameters.item_lease_ns
         waiting: Counter[bytes] = Counter()
         for batch in chain.from_iterable(lane.waiting for lane in self._every_lane):
             if batch[0].item.vesting_ns > lately_ns:
@@ -295,7 +295,7 @@ class Consumer:
             if pointer_lease is None:
                 return None
             # Whoever takes at the same time has what room is left, should all of it be used.
-            room = {name: min(max(self._room(lane), 0), self._batch) for name, lane in self._lanes.items()}
+            room = {name: min(self._share(lane), self._batch) for name, lane in self._lanes.items()}
             self._promised.update(room)
             try:
                 batch = await self._queue.claim(zone, pointer_lease, room)
@@ -336,6 +336,13 @@ class Consumer:
         waiting = sum(map(len, lane.waiting))
         promised = self._promised[lane.task.name] if lane.task is not None else 0
         return workers + lane.ahead(workers) - waiting - promised
+
+    def _share(self, lane: _Lane) -> int:
+        """How many items of a lane one zone may give: of those that would have to wait, half of what there is room for,
+        lest there be none when another zone has something."""
+        room = max(self._room(lane), 0)
+        ahead = max(room - self._workers_for(lane), 0)
+        return room - ahead // 2
 
     def _has_room(self) -> bool:
         return any(self._room(lane) > 0 for lane in self._lanes.values() or [self._unknown])

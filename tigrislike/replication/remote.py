@@ -1,8 +1,9 @@
 """Blocks that are not here, from the nodes that hold them: the block store's source.
 
-The database says who holds a blob; who is nearest, as measured, is asked first, and an origin that has it last. Where
-one fails in the middle, the next goes on from there. In a region of several nodes, one of them is where copies gather,
-so that a block crosses the wide area once for all of them: it is asked before any node of another region.
+The database says who holds a blob. Who is nearest, as measured, is asked first, and of those that are about as near
+each for a share of the blobs; an origin that has it is asked last. Where one fails in the middle, the next goes on from
+there. In a region of several nodes, one of them is where copies gather, so that a block crosses the wide area once for
+all of them: it is asked before any node of another region.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ log = logging.getLogger("tigrislike.replication")
 _REMEMBERED: Final = 4096
 _LOOKUP_S: Final = 30.0
 """How long a lookup is relied on. Homes change seldom, and who is asked in vain has the next lookup made anew."""
+
+_ALIKE: Final = 1.5
+"""Who is at most so many times as far as the nearest is as near. Measured is also how busy a node is: one that has much
+more to give than others seems farther, and is asked less."""
 
 Buffer = bytes | memoryview
 T = TypeVar("T")
@@ -216,14 +221,21 @@ class RemoteSource:
 
     def _order(self, located: Located, blob_id: bytes) -> list[tuple[Member, bool]]:
         homes = self._members.reachable(home.node for home in located.homes)
-        near = [(member, False) for member in homes if member.region == self._members.region]
-        far = [(member, False) for member in homes if member.region != self._members.region]
+        near = self._shared([member for member in homes if member.region == self._members.region], blob_id)
+        far = self._shared([member for member in homes if member.region != self._members.region], blob_id)
         own = self._members.own
         mates = {each.node: each for each in self._members.takers(self._members.region)}
         gathering = ranked(blob_id, {*mates, own})[0]
         if near or gathering == own:
             return near + far
         return [(mates[gathering], True), *far]
+
+    def _shared(self, nearest_first: list[Member], blob_id: bytes) -> list[tuple[Member, bool]]:
+        """Whom to ask, as `_order`: those that are about as near in an order of the blob's own."""
+        reach_s = _ALIKE * min(map(self._members.latency_s, nearest_first), default=0.0)
+        alike = {each.node: each for each in nearest_first if self._members.latency_s(each) <= reach_s}
+        order = [alike[node] for node in ranked(blob_id, alike)]
+        return [(each, False) for each in (*order, *nearest_first[len(alike) :])]
 
     def _answers(self, node: bytes) -> bool:
         return bool(self._members.reachable([node]))
