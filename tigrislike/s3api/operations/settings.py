@@ -23,6 +23,7 @@ from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.buckets import canned_acl
+from tigrislike.s3api.request import Request
 from tigrislike.s3api.text import iso8601
 
 _NEUTRAL: Final = {
@@ -125,13 +126,18 @@ def _place(ctx: Context, value: object) -> tuple[OriginPlace | None, bool]:
         return None, False
     try:
         named = msgspec.convert(value, ShadowBucket)
-        place = origins.s3_place(named.name, named.endpoint, named.region, named.access_key, named.secret_key)
     except msgspec.ValidationError as error:
         # Not the value itself: it holds a secret.
         raise invalid_argument(str(error), "shadow_bucket", "") from None
-    if place.endpoint.partition("://")[2].rstrip("/") == ctx.request.host and named.name == ctx.bucket.name:
+    return place_of(named, ctx.request, ctx.bucket.name), named.write_through
+
+
+def place_of(named: ShadowBucket, request: Request, bucket: str) -> OriginPlace:
+    """The place that is named, as the shadow of `bucket`. Raises InvalidArgument."""
+    place = origins.s3_place(named.name, named.endpoint, named.region, named.access_key, named.secret_key)
+    if place.endpoint.partition("://")[2].rstrip("/") == request.host and named.name == bucket:
         raise InvalidArgument("shadow_bucket.name", named.name, "A bucket cannot be its own shadow")
-    return place, named.write_through
+    return place
 
 
 def _asks_nothing(value: object) -> bool:
