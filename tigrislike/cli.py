@@ -1,6 +1,7 @@
 """The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `origin`: `set`, `show`, `clear`,
-`ls`, `check`, `migrate`, `report`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the table):
-`drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+`ls`, `check`, `migrate`, `report`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the
+table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
+`rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
