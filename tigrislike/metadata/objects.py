@@ -269,6 +269,7 @@ async def copy_object(
     key: str,
     draft_from: Callable[[ObjectVersion], Draft],
     condition: WriteCondition | None,
+    alive: placing.Alive,
 ) -> tuple[ObjectVersion, ObjectVersion]:
     """Make a new version of `key` that shares the bytes of the source; returns (source version, new version).
 
@@ -279,6 +280,7 @@ async def copy_object(
     Raises:
         NoSuchKey, NoSuchVersion: about the source. InvalidRequest: the source is named as a delete marker.
         PreconditionFailed: either condition. NoSuchBucket, ContentGone.
+        HomesLacking: too few of the nodes that are `alive` hold the bytes.
     """
     from_bucket, from_key, from_version = source
     from_raw = tr.get(ctx.keys.in_bucket(from_bucket.id).current.key(from_key))
@@ -299,7 +301,7 @@ async def copy_object(
     if version.content:
         content = await live_content(tr, ctx, version.content)
         wanted = placing.wanted(bucket, ctx.regions, draft.regions)
-        await share(tr, ctx, version.content, content, wanted)
+        await share(tr, ctx, {version.content: content}, wanted, alive)
         await owe_warmth(tr, ctx, bucket, version.content, placing.merged(content, wanted))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)

@@ -96,7 +96,9 @@ class Origin(Protocol):
     """
 
     name: str
-    loses: frozenset[str]
+
+    @property
+    def loses(self) -> frozenset[str]: ...
 
     async def head(self, key: str) -> OriginObject:
         """All about an object but its bytes. Raises OriginMissing."""

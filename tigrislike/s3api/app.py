@@ -231,7 +231,8 @@ class Gateway:
     ) -> Response:
         verified = None
         if claimed is not None:
-            verified = await authenticate(recalled or self._metadata, request, claimed, self._body_sha256)
+            now_ns = self._metadata.now_ns()
+            verified = await authenticate(recalled or self._metadata, request, claimed, now_ns, self._body_sha256)
         bucket = await self._authorise(request, operation, recalled)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
