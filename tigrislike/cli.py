@@ -1,6 +1,7 @@
-"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`,
-`unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`,
-`backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `origin`: `set`, `show`, `clear`,
+`ls`, `check`, `migrate`, `report`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the
+table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
+`rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
@@ -26,6 +27,7 @@ from tigrislike.config import ConfigError, Settings, load_settings, options, unk
 if TYPE_CHECKING:
     from tigrislike.admin.cache_commands import Command
     from tigrislike.admin.nodes_commands import Command as NodesCommand
+    from tigrislike.admin.origin_commands import Command as OriginCommand
     from tigrislike.server import Ready
     from tigrislike.storage import Storage
 
@@ -45,6 +47,8 @@ app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 nodes = typer.Typer(help="The nodes of the store.", invoke_without_command=True)
 app.add_typer(nodes, name="nodes")
+origin = typer.Typer(help="Stores elsewhere, which buckets look through to.", no_args_is_help=True)
+app.add_typer(origin, name="origin")
 
 
 def main() -> None:
@@ -285,6 +289,26 @@ def _storage_create(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object in place of NAME=VALUE lines.")
     ] = False,
+    shadow_name: Annotated[
+        str, typer.Option(help="Look through to this bucket of another service; see `origin set`.", metavar="BUCKET")
+    ] = "",
+    shadow_endpoint: Annotated[str, typer.Option(help="URL of that service.", metavar="URL")] = "",
+    shadow_region: Annotated[str, typer.Option(help="Its region.", metavar="REGION")] = "",
+    shadow_access_key: Annotated[
+        str, typer.Option(help="A key that may read it.", metavar="KEY", envvar="SHADOW_ACCESS_KEY")
+    ] = "",
+    shadow_secret_key: Annotated[
+        str,
+        typer.Option(
+            help="Its secret, which others on this machine may see in a command line: better in the environment.",
+            metavar="SECRET",
+            envvar="SHADOW_SECRET_KEY",
+        ),
+    ] = "",
+    shadow_write_through: Annotated[
+        bool,
+        typer.Option("--shadow-write-through", help="Write and delete there too what is written and deleted here."),
+    ] = False,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -299,14 +323,22 @@ def _storage_create(
     Prints BUCKET_NAME, AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, which every AWS
     SDK and tool understands. The secret is shown only this once.
     """
-    from tigrislike.storage import StorageError, create_local, create_remote, new_private_file
+    from tigrislike.storage import Shadow, StorageError, create_local, create_remote, new_private_file
+
+    shadow: Shadow | None = None
+    if shadow_name:
+        shadow = Shadow(
+            shadow_name, shadow_endpoint, shadow_region, shadow_access_key, shadow_secret_key, shadow_write_through
+        )
+    elif shadow_endpoint or shadow_region or shadow_write_through:
+        _fail("--shadow-name is missing: which bucket is it to look through to?")
 
     def create() -> Storage:
         policies = {"regions": regions, "durability": durability, "read_mode": read_mode}
         if endpoint is None:
-            return create_local(settings, name, public=public, **policies)
+            return create_local(settings, name, public=public, shadow=shadow, **policies)
         keys = _root_keys(settings)
-        return create_remote(endpoint, *keys, name, public=public, ca_bundle=_ca_bundle(), **policies)
+        return create_remote(endpoint, *keys, name, public=public, shadow=shadow, ca_bundle=_ca_bundle(), **policies)
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -685,7 +717,175 @@ def _nodes_replace(
     _nodes(settings, lambda commands: commands.replace(old, new))
 
 
+_BUCKET = Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")]
+_PREFIX = Annotated[str, typer.Option(help="Only keys that begin so.", metavar="PREFIX")]
+_BACKING = Annotated[
+    bool, typer.Option("--backing", help="The origin that holds its bytes durably, not the one it looks through to.")
+]
+
+
+def _origins(settings: Settings, command: Callable[[ModuleType], OriginCommand]) -> NoReturn:
+    """Carry out a command of `origin_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import origin_commands
+    from tigrislike.admin.origins import OriginsError
+
+    try:
+        status = origin_commands.run(settings, command(origin_commands))
+    except OriginsError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _origin_set(
+    settings: Settings,
+    name: _BUCKET,
+    *,
+    bucket: Annotated[str, typer.Option(help="The bucket of an S3 service.", metavar="NAME")] = "",
+    endpoint: Annotated[str, typer.Option(help="URL of the service, by default AWS's.", metavar="URL")] = "",
+    prefix: Annotated[str, typer.Option(help="The folder of it, by default all of it.", metavar="PREFIX")] = "",
+    region: Annotated[str, typer.Option(help="The region that requests are signed for.", metavar="REGION")] = "",
+    url: Annotated[
+        str, typer.Option(help="In place of --bucket and --prefix: gs://, az://, https://, file://, ...", metavar="URL")
+    ] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the driver's; may be given again.", metavar="NAME=VALUE")
+    ] = None,
+    access_key: Annotated[
+        str,
+        typer.Option(
+            help="A key that may read it; its secret comes from --secret-key-file, from ORIGIN_SECRET_KEY, or is "
+            "asked for. Without one it is asked as anybody may ask it.",
+            metavar="KEY",
+            envvar="ORIGIN_ACCESS_KEY",
+        ),
+    ] = "",
+    secret_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the secret and nothing else; - for standard input.")
+    ] = None,
+    write_through: Annotated[
+        bool, typer.Option("--write-through", help="Write and delete there too what is written and deleted here.")
+    ] = False,
+    backing: _BACKING = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Have a bucket look through to a store elsewhere: what it does not have is fetched from there when it is read.
+
+    Running nodes need no restart. Given again for the same place, it replaces the credentials.
+    """
+    from tigrislike.metadata.errors import InvalidArgument
+    from tigrislike.metadata.origins import check_endpoint, s3_place
+    from tigrislike.metadata.records import OriginPlace
+
+    if bool(bucket) == bool(url):
+        _fail("one of --bucket and --url says where the origin is")
+    if url and prefix:
+        _fail("--prefix goes with --bucket; a URL has it in its path")
+    pairs = [each.partition("=") for each in option or []]
+    if any(not name or not equals for name, equals, _ in pairs):
+        _fail("--option is written NAME=VALUE")
+    options = {name: value for name, _, value in pairs}
+    secret_key = _origin_secret(secret_key_file) if access_key else ""
+    place: OriginPlace
+    try:
+        if url:
+            if endpoint:
+                check_endpoint(endpoint)
+            place = OriginPlace(url, endpoint, region, access_key, secret_key, options)
+        else:
+            found = s3_place(bucket, endpoint, region, access_key, secret_key, prefix)
+            place = OriginPlace(found.url, found.endpoint, found.region, access_key, secret_key, options)
+    except InvalidArgument as error:
+        _fail(str(error))
+    _origins(settings, lambda commands: commands.use(name, _purpose(backing), place, write_through, as_json))
+
+
+def _origin_secret(file: Path | None) -> str:
+    """The secret of an origin's key: never from a command line, which others on this machine can read."""
+    if file is not None:
+        try:
+            secret = (sys.stdin.read() if str(file) == "-" else file.read_text()).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            _fail(f"--secret-key-file {file}: {error}")
+    elif not (secret := os.environ.get("ORIGIN_SECRET_KEY", "")) and sys.stdin.isatty():
+        secret = typer.prompt("Secret key", hide_input=True, err=True)
+    if not secret:
+        _fail("the secret key is missing: give --secret-key-file, or set ORIGIN_SECRET_KEY")
+    return secret
+
+
+def _origin_show(settings: Settings, name: _BUCKET, *, as_json: _AsJson = False) -> None:
+    """Show where a bucket's origins are, and how its migration stands. Secrets are not shown."""
+    _origins(settings, lambda commands: commands.show(name, as_json))
+
+
+def _origin_clear(settings: Settings, name: _BUCKET, *, backing: _BACKING = False) -> None:
+    """Have a bucket look through to nothing any more. What it has read from there is its own, and stays."""
+    _origins(settings, lambda commands: commands.clear(name, _purpose(backing)))
+
+
+def _origin_ls(settings: Settings, *, as_json: _AsJson = False) -> None:
+    """Show the origins of all buckets."""
+    _origins(settings, lambda commands: commands.ls(as_json))
+
+
+def _origin_check(settings: Settings, name: _BUCKET, *, backing: _BACKING = False, as_json: _AsJson = False) -> None:
+    """List a bucket's origin and read from it once, from this machine; say what its driver cannot tell or keep."""
+    from tigrislike.node import origin_opener
+
+    opener = origin_opener(settings)
+    _origins(settings, lambda commands: commands.check(name, _purpose(backing), opener, as_json))
+
+
+def _origin_migrate(
+    settings: Settings,
+    name: _BUCKET,
+    *,
+    prefix: _PREFIX = "",
+    rate: Annotated[int, typer.Option(help="Objects a second, at most; 0: no limit.", metavar="N", min=0)] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Until everything is here, and show how it goes.")] = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Have everything that a bucket's shadow has brought here, by the nodes, in the background.
+
+    Run again, it goes on with what is under way. With --wait it exits 1 where an object could not be taken.
+    """
+    _origins(settings, lambda commands: commands.migrate(name, prefix, rate, wait, as_json))
+
+
+def _origin_report(
+    settings: Settings,
+    name: _BUCKET,
+    *,
+    output: Annotated[Path, typer.Option(help="The Parquet file to write.", metavar="FILE")],
+    prefix: _PREFIX = "",
+    as_json: _AsJson = False,
+) -> None:
+    """Compare a bucket with its shadow, object by object, and write down every key that differs, and in what.
+
+    Exits 0 where nothing does: then everything is here. One request to the origin for each object.
+    """
+    from tigrislike.node import origin_opener
+
+    opener = origin_opener(settings)
+    _origins(settings, lambda commands: commands.report(name, prefix, output, opener, as_json))
+
+
+def _purpose(backing: bool) -> str:
+    from tigrislike.metadata.origins import BACKING, SHADOW
+
+    return BACKING if backing else SHADOW
+
+
+# What commands that ask an origin themselves need beside the database.
+_EGRESS = (*_DATABASE, "allow_private_origins")
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+origin.command("set")(_with_settings(_origin_set, _DATABASE))
+origin.command("show")(_with_settings(_origin_show, _DATABASE))
+origin.command("clear")(_with_settings(_origin_clear, _DATABASE))
+origin.command("ls")(_with_settings(_origin_ls, _DATABASE))
+origin.command("check")(_with_settings(_origin_check, _EGRESS))
+origin.command("migrate")(_with_settings(_origin_migrate, _DATABASE))
+origin.command("report")(_with_settings(_origin_report, _EGRESS))
 buckets.command("set")(_with_settings(_buckets_set, _STORE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
 cache.command("ls")(_with_settings(_cache_ls, _CACHE))

@@ -52,6 +52,7 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.migrate import Migrate
 from tigrislike.replication.mirror import Mirror
 from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
@@ -344,6 +345,7 @@ class Node:
             FollowPolicy(metadata, members),
             Mirror(metadata, blocks, self.regional.origins),
             OpenRegion(metadata),
+            Migrate(metadata, self.regional.origins, self.regional.shadows.find),
         ]
         return Consumer(
             metadata.queue,

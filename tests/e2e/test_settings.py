@@ -13,7 +13,7 @@ from tests.e2e.wire import Answer, Caller, exchange
 JSON = {"accept": "application/json", "content-type": "application/json"}
 SHADOW = {
     "name": "src",
-    "endpoint": "https://s3.example.com",
+    "endpoint": "https://s3.invalid",  # a name that nobody has, so that it just does not answer
     "region": "us-east-1",
     "access_key": "AKIAEXAMPLE",
     "secret_key": "the-secret-of-the-source",
@@ -126,13 +126,13 @@ def test_what_is_not_there_is_refused_by_its_name(caller: Caller, bucket: str, d
         ({"shadow_bucket": {**SHADOW, "bucket": "x"}}, "InvalidArgument", "`bucket`"),
         ({"shadow_bucket": {"name": "src"}}, "InvalidArgument", "`endpoint`"),
         ({"shadow_bucket": {**SHADOW, "secret_key": ""}}, "InvalidArgument", "secret key"),
-        ({"shadow_bucket": {**SHADOW, "endpoint": "ftp://s3.example.com"}}, "InvalidArgument", "URL"),
+        ({"shadow_bucket": {**SHADOW, "endpoint": "ftp://s3.invalid"}}, "InvalidArgument", "URL"),
         (
-            {"shadow_bucket": {**SHADOW, "endpoint": "https://user:word@s3.example.com"}},
+            {"shadow_bucket": {**SHADOW, "endpoint": "https://user:word@s3.invalid"}},
             "InvalidArgument",
             "credentials",
         ),
-        ({"shadow_bucket": {**SHADOW, "endpoint": "https://s3.example.com/?a=b"}}, "InvalidArgument", "query"),
+        ({"shadow_bucket": {**SHADOW, "endpoint": "https://s3.invalid/?a=b"}}, "InvalidArgument", "query"),
         ({"shadow_bucket": {**SHADOW, "endpoint": "https://[::1"}}, "InvalidArgument", "URL"),
         ({"shadow_bucket": {**SHADOW, "name": "a/b"}}, "InvalidArgument", "slashes"),
     ],
@@ -154,6 +154,15 @@ def test_listings_for_everybody_are_refused(caller: Caller, bucket: str) -> None
 def test_a_bucket_is_not_its_own_shadow(caller: Caller, store: Any, bucket: str) -> None:
     answer = update(caller, bucket, {"shadow_bucket": {**SHADOW, "name": bucket, "endpoint": store.endpoint + "/"}})
     assert json.loads(answer.body)["Code"] == "InvalidArgument"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:9", "http://169.254.169.254", "http://[::1]:9", "http://10.0.0.1"]
+)
+def test_a_shadow_at_a_private_address_is_refused(caller: Caller, bucket: str, endpoint: str) -> None:
+    answer = update(caller, bucket, {"shadow_bucket": {**SHADOW, "endpoint": endpoint}})
+    assert (answer.status, json.loads(answer.body)["Code"]) == (400, "InvalidArgument")
+    assert "shadow_bucket" not in metadata(caller, bucket)
 
 
 def test_only_the_owner_changes_settings(caller: Caller, store: Any, bucket: str, s3: Any) -> None:

@@ -245,6 +245,7 @@ def test_the_shadows_object_stays_while_its_bytes_are_needed_here_and_nowhere_el
         assert world.there()["k"] == b"theirs"
         assert mirror.put_off
         home = node.metadata.context.home
+        await node.metadata.begin_home(blob_id(b"one"))
         await node.metadata.background(add_home, node.metadata.context, blob_id(b"one"), {home.node: home.region})
         await world.it.work(5)
         assert world.there().get("k") == (b"ours" if versioned else None)

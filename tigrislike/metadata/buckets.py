@@ -127,6 +127,7 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     for family in (keys.whiteout, keys.needed):
         tr.clear_range(family.begin, family.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
+    tr.clear(ctx.keys.migration(bucket.id))
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()
 

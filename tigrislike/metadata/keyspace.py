@@ -183,6 +183,7 @@ class Keyspace:
         self.beats = family("beat")
         self.demands = family("demand")
         self.repolicies = family("repolicy")
+        self.migrations = family("migration")
         self.configs = family("config")
         self.elsewheres = family("elsewhere")
         self.origins = family("origin")
@@ -261,6 +262,9 @@ class Keyspace:
 
     def repolicy(self, bucket_id: bytes) -> bytes:
         return self.repolicies + pack_bytes(bucket_id)
+
+    def migration(self, bucket_id: bytes) -> bytes:
+        return self.migrations + pack_bytes(bucket_id)
 
     def config(self, bucket_id: bytes, kind: str) -> bytes:
         return self.configs + pack_bytes(bucket_id) + pack_text(kind)

@@ -463,6 +463,28 @@ class Repolicy(Struct, frozen=True, array_like=True):
     after: bytes = b""
 
 
+class Migration(Struct, frozen=True, array_like=True):
+    """``migration / bucket id``: how far the shadow `origin` of the bucket called `name` has been adopted: what of its
+    keys starts with `prefix`, at most `rate` objects a second (0: as fast as it goes).
+
+    `after` is what the next page of its listing is listed after. `looked` counts keys, `adopted` those that became the
+    bucket's by it, `failed` those that did not and should have; `error` is what kept it last. `ended_ns` is 0 while it
+    goes on.
+    """
+
+    name: str
+    origin: bytes
+    prefix: str
+    rate: int
+    begun_ns: int
+    after: str = ""
+    looked: int = 0
+    adopted: int = 0
+    failed: int = 0
+    error: str = ""
+    ended_ns: int = 0
+
+
 class Usage(Struct, frozen=True):
     """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
 
@@ -661,6 +683,7 @@ upload = Codec(Upload)
 upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
+migration = Codec(Migration)
 elsewhere = Codec(Elsewhere)
 origin = Codec(OriginRecord)
 access = Codec(AccessRecord)

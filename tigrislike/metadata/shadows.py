@@ -13,6 +13,7 @@ A version adopted keeps the time at which it was modified: that is its stamp.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -163,6 +164,33 @@ async def adopters(tr: Transaction, ctx: Context, content_id: bytes) -> list[Ref
     begin, end = ctx.keys.ref_range(content_id)
     rows = await tr.get_range(begin, end, limit=100)
     return [referrer_codec.decode(value) for _, value in rows]
+
+
+class Standing(NamedTuple):
+    """How a key of a bucket with a shadow stands: its live `version`, if there is one; whether anything was ever there
+    (`touched`); and whether its bytes are still the shadow's alone (`lent`)."""
+
+    version: ObjectVersion | None
+    touched: bool
+    lent: bool
+
+
+async def standings(tr: Transaction, ctx: Context, bucket: Bucket, keys: Sequence[str]) -> list[Standing]:
+    """How each of `keys` stands; a few hundred at most."""
+    current = ctx.keys.in_bucket(bucket.id).current
+    asked = [tr.get(current.key(key), snapshot=True) for key in keys]
+    fresh = await untouched(tr, ctx, bucket, keys)
+    versions = [live_version(await read) for read in asked]
+    contents = [
+        tr.get(ctx.keys.content(version.content), snapshot=True) if version is not None and version.content else None
+        for version in versions
+    ]
+    found = []
+    for key, version, read in zip(keys, versions, contents, strict=True):
+        raw = await read if read is not None else None
+        lent = raw is not None and content_codec.decode(raw).elsewhere == SHADOWED
+        found.append(Standing(version, key not in fresh, lent))
+    return found
 
 
 async def untouched(tr: Transaction, ctx: Context, bucket: Bucket, keys: Sequence[str]) -> set[str]:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from . import access, blobs, buckets, homes, listing, nodes, objects, origins, shadows, uploads
+from . import access, blobs, buckets, homes, listing, nodes, objects, origins, shadow_migration, shadows, uploads
 from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
@@ -54,6 +54,7 @@ from .records import (
     Elsewhere,
     Found,
     Home,
+    Migration,
     Node,
     ObjectPage,
     ObjectVersion,
@@ -324,8 +325,11 @@ class Metadata:
         region_policy: str = "",
         durability: str = LOCAL,
         read_mode: str = STRONG,
+        shadow: OriginPlace | None = None,
+        write_through: bool = False,
     ) -> tuple[Bucket, AccessKey]:
-        """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
+        """A bucket, which may look through to a shadow, and a key pair scoped to it, both or neither. Raises as
+        `create_bucket`; MasterKeyRotating."""
         bucket = self._new_bucket(
             name,
             owner,
@@ -336,9 +340,15 @@ class Metadata:
             read_mode=parse_read_mode(read_mode),
         )
         key = self._new_key(owner, name)
+        fresh_id = secrets.token_bytes(16)
+        also: dict[str, object] = {"write_through": write_through}
 
         async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
             made = await buckets.create_bucket(tr, self.context, bucket)
+            if shadow is not None:
+                made = await origins.use_origin(
+                    tr, self.context, self._master, name, origins.SHADOW, shadow, fresh_id, also
+                )
             return made, await access.create_key(tr, self.context, self._master, key)
 
         return await self.engine.transact(create_storage)
@@ -466,6 +476,19 @@ class Metadata:
     async def untouched(self, bucket: Bucket, keys: Sequence[str]) -> set[str]:
         """Those of a few hundred keys at most of which `is_untouched` holds."""
         return await self.engine.read(shadows.untouched, self.context, bucket, keys)
+
+    async def standings(self, bucket: Bucket, keys: Sequence[str]) -> list[shadows.Standing]:
+        """How each of a few hundred keys at most stands beside the bucket's shadow."""
+        return await self.engine.read(shadows.standings, self.context, bucket, keys)
+
+    async def begin_migration(self, name: str, prefix: str = "", rate: int = 0) -> tuple[Bucket, Migration]:
+        """Have everything of a bucket's shadow adopted whose key starts with `prefix`, at most `rate` objects a second.
+        Raises NoSuchBucket, InvalidRequest (no shadow)."""
+        return await self.engine.transact(shadow_migration.begin, self.context, name, prefix, rate)
+
+    async def migration(self, bucket: Bucket) -> Migration | None:
+        """How far the bucket's last migration has come."""
+        return await self.engine.read(shadow_migration.read, self.context, bucket.id)
 
     async def under_prefixes(self, bucket: Bucket, prefixes: Sequence[str]) -> dict[str, tuple[bool, bool]]:
         """Of each of a few hundred prefixes at most, whether a live object is under it, and whether anything there was

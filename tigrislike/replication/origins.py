@@ -33,6 +33,8 @@ log = logging.getLogger("tigrislike.replication")
 _LOOKUP_S: Final = 5.0
 """How long a record is relied on: so long may old credentials be used."""
 
+_TRY_OUT_S: Final = 5.0
+
 
 class OriginSilent(SourceUnavailable):
     """The origin that has the bytes does not give them now."""
@@ -97,6 +99,19 @@ class Origins:
         finally:
             opened.uses -= 1
             await self._close_if_done(opened)
+
+    async def try_out(self, place: OriginPlace) -> None:
+        """List a place, once and for a few seconds, as somebody is about to have it used.
+
+        Raises:
+            OriginError: it does not let itself be listed. TimeoutError: it takes its time.
+        """
+        origin = self._open_origin(place)
+        try:
+            async with asyncio.timeout(_TRY_OUT_S):
+                await origin.list("", limit=1)
+        finally:
+            await origin.close()
 
     async def _get(self, origin_id: bytes) -> _Opened:
         opened = self._opened.get(origin_id)

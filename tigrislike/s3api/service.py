@@ -23,6 +23,7 @@ from tigrislike.metadata.records import UP
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.operations.settings import ShadowBucket, place_of, try_out
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request, new_request_id
 from tigrislike.s3api.sigv4 import claim
@@ -39,6 +40,7 @@ class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
     read_mode: str = STRONG
     regions: str = ""
     durability: str = LOCAL
+    shadow_bucket: ShadowBucket | None = None
 
 
 def service_routes(services: Services) -> list[Route]:
@@ -73,8 +75,19 @@ def service_routes(services: Services) -> list[Route]:
             wanted = msgspec.json.decode(body, type=StorageRequest)
         except msgspec.DecodeError as error:
             raise S3Error("InvalidRequest", f"The body is not a storage request: {error}") from None
+        shadow = wanted.shadow_bucket
+        place = place_of(shadow, request, wanted.name) if shadow is not None else None
+        if place is not None:
+            await try_out(services, place)
         bucket, key = await services.metadata.create_storage(
-            wanted.name, request.identity.owner, wanted.public, wanted.regions, wanted.durability, wanted.read_mode
+            wanted.name,
+            request.identity.owner,
+            wanted.public,
+            wanted.regions,
+            wanted.durability,
+            wanted.read_mode,
+            place,
+            shadow is not None and shadow.write_through,
         )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 

@@ -11,6 +11,7 @@ Source: the documents that tigris-boto3-ext, @tigrisdata/storage and terraform-p
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +20,15 @@ from tigrislike.metadata import origins
 from tigrislike.metadata.errors import InvalidArgument
 from tigrislike.metadata.origins import SHADOW
 from tigrislike.metadata.records import OriginPlace
-from tigrislike.s3api.context import Context
+from tigrislike.origin import EgressRefused, OriginError, OriginMissing, OriginRefused
+from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.buckets import canned_acl
+from tigrislike.s3api.request import Request
 from tigrislike.s3api.text import iso8601
+
+log = logging.getLogger("tigrislike.s3api")
 
 _NEUTRAL: Final = {
     "acl_settings": {"allow_object_acl": False},
@@ -106,6 +111,8 @@ async def update_bucket(ctx: Context, inp: Input) -> Output:
             raise invalid_argument(f"There is no setting {name}", name, _shown(value))
     if "shadow_bucket" in named:
         place, write_through = _place(ctx, named["shadow_bucket"])
+        if place is not None:
+            await try_out(ctx.services, place)
         await ctx.metadata.use_origin(ctx.bucket.name, SHADOW, place, write_through=write_through, **changes)
     elif changes:
         await ctx.metadata.change_bucket(ctx.bucket.name, **changes)
@@ -125,13 +132,38 @@ def _place(ctx: Context, value: object) -> tuple[OriginPlace | None, bool]:
         return None, False
     try:
         named = msgspec.convert(value, ShadowBucket)
-        place = origins.s3_place(named.name, named.endpoint, named.region, named.access_key, named.secret_key)
     except msgspec.ValidationError as error:
         # Not the value itself: it holds a secret.
         raise invalid_argument(str(error), "shadow_bucket", "") from None
-    if place.endpoint.partition("://")[2].rstrip("/") == ctx.request.host and named.name == ctx.bucket.name:
+    return place_of(named, ctx.request, ctx.bucket.name), named.write_through
+
+
+def place_of(named: ShadowBucket, request: Request, bucket: str) -> OriginPlace:
+    """The place that is named, as the shadow of `bucket`. Raises InvalidArgument."""
+    place = origins.s3_place(named.name, named.endpoint, named.region, named.access_key, named.secret_key)
+    if place.endpoint.partition("://")[2].rstrip("/") == request.host and named.name == bucket:
         raise InvalidArgument("shadow_bucket.name", named.name, "A bucket cannot be its own shadow")
-    return place, named.write_through
+    return place
+
+
+async def try_out(services: Services, place: OriginPlace) -> None:
+    """Refuse what an origin refuses, before a bucket depends on it. One that does not answer now may later.
+
+    Raises:
+        S3Error: InvalidAccessKeyId, as Tigris answers; InvalidArgument.
+    """
+    if services.regional is None:
+        return
+    try:
+        await services.regional.origins.try_out(place)
+    except EgressRefused as error:
+        raise invalid_argument(str(error), "shadow_bucket.endpoint", place.endpoint) from None
+    except OriginRefused as error:
+        raise S3Error("InvalidAccessKeyId", f"The shadow bucket refuses: {error}") from None
+    except OriginMissing as error:
+        raise invalid_argument(str(error), "shadow_bucket.name", place.url) from None
+    except (OriginError, TimeoutError) as error:
+        log.warning("%r does not answer as it should, and is used all the same: %s", place, error)
 
 
 def _asks_nothing(value: object) -> bool:
