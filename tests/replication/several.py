@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.world import MASTER, etag_of, open_kind
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.records import Beat, Content, Home, Item
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
 from tigrislike.replication.membership import BEAT_S, Member, Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.tasks import Task
 
 BLOCK = 64 * 1024
@@ -88,7 +88,7 @@ class Node:
         self.source = RemoteSource(metadata, self.members, self.peers, clock_s=lambda: several.now_s)
         self.blocks.fill_from(self.source)
         self.gate: Callable[[int], Awaitable[None]] = self._count
-        self.moving = Moving()
+        self.moving = Moving(root)
         self.copying = Copying(metadata, self.blocks, self.members, self.moving, lambda count: self.gate(count))
         self.release = Release(metadata, self.blocks, self.members, self.moving)
         self.replicate = Replicate(metadata, self.members, self.copying)
@@ -103,6 +103,7 @@ class Node:
         self.fetched += count
 
     async def close(self) -> None:
+        self.moving.close()
         await self.blocks.aclose()
         await self.disk.aclose()
 
@@ -125,7 +126,7 @@ class Node:
 class Several:
     """All of them, in the regions that they were made with."""
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock) -> None:
         self.engine = engine
         self.clock = clock
         self.now_s = 1000.0
@@ -224,19 +225,20 @@ class Several:
 
 
 @contextlib.asynccontextmanager
-async def several(folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400) -> AsyncIterator[Several]:
+async def several(
+    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400
+) -> AsyncIterator[Several]:
     clock = ManualClock()
-    engine = MemoryEngine(clock=clock)
-    it = Several(engine, clock)
-    try:
-        await it.join(folder, regions, decay_s)
-        await it.beat()
-        await it.beat()
-        yield it
-    finally:
-        for node in it.nodes:
-            await node.close()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock) as engine:
+        it = Several(engine, clock)
+        try:
+            await it.join(folder, regions, decay_s)
+            await it.beat()
+            await it.beat()
+            yield it
+        finally:
+            for node in it.nodes:
+                await node.close()
 
 
 def play(folder: Path, regions: str, story: Callable[[Several], Awaitable[None]], **options: Any) -> None:

@@ -18,6 +18,7 @@ from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, 
 from .homes import owe_replicas, owe_warmth, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
+from .mirroring import owe_mirror
 from .records import (
     LIVE,
     NEVER,
@@ -268,6 +269,7 @@ async def copy_object(
     key: str,
     draft_from: Callable[[ObjectVersion], Draft],
     condition: WriteCondition | None,
+    alive: placing.Alive,
 ) -> tuple[ObjectVersion, ObjectVersion]:
     """Make a new version of `key` that shares the bytes of the source; returns (source version, new version).
 
@@ -278,6 +280,7 @@ async def copy_object(
     Raises:
         NoSuchKey, NoSuchVersion: about the source. InvalidRequest: the source is named as a delete marker.
         PreconditionFailed: either condition. NoSuchBucket, ContentGone.
+        HomesLacking: too few of the nodes that are `alive` hold the bytes.
     """
     from_bucket, from_key, from_version = source
     from_raw = tr.get(ctx.keys.in_bucket(from_bucket.id).current.key(from_key))
@@ -298,7 +301,7 @@ async def copy_object(
     if version.content:
         content = await live_content(tr, ctx, version.content)
         wanted = placing.wanted(bucket, ctx.regions, draft.regions)
-        await share(tr, ctx, version.content, content, wanted)
+        await share(tr, ctx, {version.content: content}, wanted, alive)
         await owe_warmth(tr, ctx, bucket, version.content, placing.merged(content, wanted))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
@@ -331,6 +334,7 @@ async def put_tags(
     live = live_version(raw)
     if live is not None and live.stamp == version.stamp:
         tr.set(keys.current.key(key), encoded)
+        await owe_mirror(tr, ctx, bucket, key)
     row = keys.version.key(key) + pack_stamp(version.stamp)
     if bucket.versioning != NEVER and await tr.get(row) is not None:
         tr.set(row, encoded)

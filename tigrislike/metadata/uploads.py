@@ -156,23 +156,28 @@ async def read_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, c
     return codec.decode(raw)
 
 
-async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, part: Part) -> Part:
+async def put_part(
+    tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, part: Part, alive: placing.Alive
+) -> Part:
     """Record a part whose blob is finished (or which is a slice of the content `part.source`); returns the record.
 
     A part of the same number is replaced, and its blob's deletion owed. The record's time and node are filled in here.
 
     Raises:
         NoSuchUpload, BlobDead, ContentGone (the source).
+        HomesLacking: too few of the nodes that are `alive` hold the source.
     """
     stored = tr.get(_row(ctx, bucket.id, key, content_id))
     row = ctx.keys.part(content_id, part.number)
     replaced = tr.get(row)
     blobs = [] if part.source else [tr.get(ctx.keys.blob(extent.blob)) for extent in part.extents]
-    if await stored is None:
+    begun = await stored
+    if begun is None:
         raise NoSuchUpload(content_id.hex())
     raw = await replaced
     if part.source:
-        await live_content(tr, ctx, part.source)
+        wanted = placing.wanted(bucket, ctx.regions, codec.decode(begun).regions)
+        await share(tr, ctx, {part.source: await live_content(tr, ctx, part.source)}, wanted, alive)
         add_reference(tr, ctx, part.source, Referrer(content=content_id))
     else:
         for extent, blob in zip(part.extents, blobs, strict=True):
@@ -397,6 +402,7 @@ async def complete_upload(
     condition: WriteCondition | None,
     expected: Expected,
     prepared: Prepared | None,
+    alive: placing.Alive,
 ) -> ObjectVersion:
     """Make the listed parts the newest version of `key`. `listed` has passed `check_part_list`.
 
@@ -405,6 +411,7 @@ async def complete_upload(
     Raises:
         NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest, BadChecksum,
         NoSuchKey and PreconditionFailed (condition).
+        HomesLacking: too few of the nodes that are `alive` hold what lends the upload parts.
     """
     upload_id = content_id.hex()
     row = _row(ctx, bucket.id, key, content_id)
@@ -479,17 +486,27 @@ async def complete_upload(
         tr.set(ctx.keys.home(home.node, content_id), b"")
     await owe_replicas(tr, ctx, content_id, content)
     await owe_warmth(tr, ctx, bucket, content_id, content)
-    # Where too few nodes have all of its parts, this one gathers the rest, or those do that have some; the others may
-    # then let go of theirs.
-    lacking = wanted.copies - sum(home.whole for home in homes)
-    gatherers = [ctx.home.node, *(home.node for home in homes if home.node != ctx.home.node)]
-    whole = {home.node for home in homes if home.whole}
-    for node in [node for node in gatherers if node not in whole][: max(lacking, 0)]:
+    for node in gatherers(ctx, content_id, content, alive):
         await owe_hold(tr, ctx, node, bucket.id, content_id)
-    if wanted.regions:
-        for source in sorted({part.source for part in chosen if part.source}):
-            await share(tr, ctx, source, await live_content(tr, ctx, source), wanted)
+    sources = sorted({part.source for part in chosen if part.source})
+    if sources:
+        await share(tr, ctx, {source: await live_content(tr, ctx, source) for source in sources}, wanted, alive)
     return version
+
+
+def gatherers(ctx: Context, content_id: bytes, content: Content, alive: placing.Alive) -> list[bytes]:
+    """The nodes that are to gather a content of which too few have all parts: this one, then those that have some; the
+    others may then let go of theirs. Further ones where even these are too few beside the regions that are owed it."""
+    whole = {home.node: home.region for home in content.homes if home.whole}
+    lacking = max(0, content.copies - len(whole))
+    partial = [
+        node for node in dict.fromkeys([ctx.home.node, *(home.node for home in content.homes)]) if node not in whole
+    ]
+    chosen = partial[:lacking]
+    lacking -= len(chosen) + len(ctx.regions.expand(content.regions) - set(whole.values()))
+    others = [node for node, region in alive.items() if ctx.regions.allow(content.regions, region)]
+    further = [node for node in placing.ranked(content_id, others) if node not in whole and node not in chosen]
+    return chosen + further[: max(0, lacking)]
 
 
 def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:

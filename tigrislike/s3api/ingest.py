@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from tigrislike.bytecache import BlobWriter, BytesError
 from tigrislike.metadata import MetadataError, placing
+from tigrislike.metadata.errors import HomesLacking
 from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Extent, Found, Home
 from tigrislike.replication.regional import Regional
@@ -28,6 +29,9 @@ from tigrislike.s3api.reading import extents_of, read_extents
 T = TypeVar("T")
 
 log = logging.getLogger("tigrislike.s3api")
+
+_SHARING_TRIES = 4
+"""The source may become another one, or a home of it may die, while the first one gains homes."""
 
 
 class Received:
@@ -192,6 +196,25 @@ async def ingest_bytes(
         yield received
     finally:
         await received.discard()
+
+
+async def sharing(ctx: Context, share: Callable[[placing.Alive | None], Awaitable[T]]) -> T:
+    """Run the metadata transaction of a write that shares stored bytes, given the nodes that count. Where these are on
+    fewer nodes than the bucket wants, they are brought to others first: one that is committed needs nothing more.
+
+    Raises:
+        HomesLacking, TooFewHomes: too few nodes hold them, or could be reached; nothing was committed.
+        Exception: whatever `share` raises.
+    """
+    regional = ctx.services.regional
+    if regional is None:
+        return await share(None)
+    for _ in range(_SHARING_TRIES - 1):
+        try:
+            return await share(regional.members.alive())
+        except HomesLacking as lacking:
+            await regional.secure(lacking)
+    return await share(regional.members.alive())
 
 
 async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:
