@@ -385,6 +385,36 @@ class Settings:
         "Let origins be at loopback, private and link-local addresses, which otherwise may not be connected to.",
         shown="no",
     )
+    origin_timeout_s: float = _setting(
+        30.0,
+        _positive(parse_duration),
+        "How long a request to an origin may take, tried again included; one that carries bytes has the time that they "
+        "take at --origin-minimum on top.",
+        name="origin-timeout",
+        shown="30s",
+    )
+    origin_silence_s: float = _setting(
+        5.0,
+        _positive(parse_duration),
+        "How long an origin may be silent, or behind --origin-minimum, before a read is tried again.",
+        name="origin-silence",
+        shown="5s",
+    )
+    origin_minimum_bytes: int = _setting(
+        64 * 1024,
+        _positive(parse_size),
+        "Bytes a second that are expected of an origin at least, for each request.",
+        name="origin-minimum",
+        shown="64KiB",
+    )
+    origin_attempts: int = _setting(
+        4,
+        _positive(_parse_count),
+        "How often a request to an origin is tried at most; fewer times where many requests fail.",
+    )
+    origin_concurrency: int = _setting(
+        64, _positive(_parse_count), "Requests to one origin in flight in a process; further ones wait."
+    )
     dead_after_s: float = _setting(
         12.0,
         _positive(parse_duration),

@@ -47,7 +47,7 @@ from tigrislike.origin import Origin
 from tigrislike.origin.egress import Egress
 from tigrislike.origin.location import Location
 from tigrislike.origin.opening import open_origin
-from tigrislike.origin.resilient import Resilient
+from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
@@ -434,13 +434,25 @@ def queue_parameters(settings: Settings) -> QueueParameters:
     )
 
 
+def origin_limits(settings: Settings) -> Limits:
+    """How patient a node is with its origins, as the settings have it."""
+    return Limits(
+        timeout_s=settings.origin_timeout_s,
+        silence_s=settings.origin_silence_s,
+        slowest=settings.origin_minimum_bytes,
+        attempts=settings.origin_attempts,
+        concurrency=settings.origin_concurrency,
+    )
+
+
 def origin_opener(settings: Settings) -> OpenOrigin:
     """How origins are opened under these settings."""
     egress = Egress(allow_private=settings.allow_private_origins)
+    limits = origin_limits(settings)
 
     def open_place(place: OriginPlace) -> Origin:
         location = Location(place.url, place.endpoint, place.region, place.access_key, place.secret_key, place.options)
-        return Resilient(open_origin(location, egress=egress))
+        return Resilient(open_origin(location, egress=egress), limits)
 
     return open_place
 

@@ -43,7 +43,8 @@ BUCKET = "origin"
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is wrong with the answer to a request for an object; the fields go together as far as they make sense.
+    """What is wrong with the answer to a request for an object; the fields go together as far as they make sense. Its
+    tags are always told.
 
     Attributes:
         methods: Requests that it is about.
@@ -239,7 +240,7 @@ class Lying:
         return await self._send(writer, request, answer, fault)
 
     def _fault(self, request: Request) -> Fault:
-        if not request.key:
+        if not request.key or "tagging" in request.query:
             return TRUE
         fault = self.always
         if self.faults and request.method in self.faults[0].methods:

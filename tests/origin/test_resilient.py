@@ -31,7 +31,7 @@ from tigrislike.origin import (
 from tigrislike.origin.breaker import Breaker
 from tigrislike.origin.budget import Budget
 from tigrislike.origin.latency import Quantile
-from tigrislike.origin.resilient import Limits, Resilient
+from tigrislike.origin.resilient import Limits, Resilient, _Replayed
 
 DATA = bytes(range(256)) * 16
 SIZE = len(DATA)
@@ -91,6 +91,7 @@ class Scripted:
         self.closed = False
         self.page = OriginPage((), ())
         self.taken = 0
+        self.written = b""
 
     async def _step(self, start: int, stop: int) -> Pieces:
         self.asked.append((asyncio.get_running_loop().time(), start, stop))
@@ -124,7 +125,7 @@ class Scripted:
             if len(data) >= self.taken:
                 async for _ in self._step(0, 1):
                     pass
-        assert bytes(data) == DATA[:1] * size
+        self.written = bytes(data)
         return Written("e", verified=True)
 
     async def delete(self, key: str) -> None:
@@ -349,7 +350,7 @@ def test_what_was_quick_once_may_not_be_silent_for_longer_later() -> None:
 
 def test_the_time_of_a_reader_is_not_the_origins() -> None:
     async def story() -> None:
-        origin = resilient(Scripted(), Limits(timeout_s=1, silence_s=1))
+        origin = resilient(Scripted(otherwise=paced(100, 0.01)), Limits(timeout_s=1, silence_s=1))
         given = bytearray()
         async for piece in origin.read("k", 0, SIZE, size=SIZE, etag="e"):
             given += piece
@@ -534,11 +535,18 @@ def test_a_page_is_of_what_was_asked_for_and_is_followed_by_another_one(
 
 
 async def body(size: int, piece: int = 65536, error: Exception | None = None) -> AsyncIterator[Buffer]:
-    buffer = bytearray(DATA[:1] * piece)
+    """Pieces that are all in one buffer, one after the other."""
+    buffer = bytearray(piece)
     for at in range(0, size, piece):
+        buffer[:] = DATA[at // piece : at // piece + 1] * piece
         yield memoryview(buffer)[: min(piece, size - at)]
     if error is not None:
         raise error
+
+
+def written(size: int) -> bytes:
+    """What `body` gives."""
+    return b"".join(DATA[at : at + 1] * 65536 for at in range(-(-size // 65536)))[:size]
 
 
 def test_a_small_put_is_tried_again_with_the_same_bytes() -> None:
@@ -548,6 +556,7 @@ def test_a_small_put_is_tried_again_with_the_same_bytes() -> None:
         origin = resilient(driver)
         assert await origin.put("k", body(1 << 20), 1 << 20, Attributes()) == Written("e", verified=True)
         assert len(driver.asked) == 3
+        assert driver.written == written(1 << 20)
         assert origin.statistics().bytes_written == 1 << 20
 
     run(story())
@@ -559,10 +568,22 @@ def test_a_large_one_is_tried_again_only_before_much_of_it_was_taken() -> None:
         driver.taken = 1 << 19
         origin = resilient(driver)
         await origin.put("k", body(2 << 20), 2 << 20, Attributes())
+        assert driver.written == written(2 << 20)
         assert origin.statistics().retries == 1
         driver.steps, driver.taken = [fails(unavailable())], (1 << 20) + 1
         await raises(OriginUnavailable, origin.put("k", body(2 << 20), 2 << 20, Attributes()))
         assert origin.statistics().retries == 1
+
+    run(story())
+
+
+def test_of_a_large_one_little_is_kept() -> None:
+    async def story() -> None:
+        replayed = _Replayed(body(2 << 20))
+        async for _ in replayed.from_start():
+            assert sum(map(len, replayed._kept)) <= 1 << 20
+        assert not replayed.at_hand
+        assert replayed._kept == []
 
     run(story())
 
@@ -610,6 +631,32 @@ def test_a_late_first_byte_is_asked_for_again_and_the_first_answer_is_taken() ->
             assert driver.open == 0  # the other one is closed
         counts = origin.statistics()
         assert (counts.hedges, counts.hedges_won, counts.retries, counts.running) == (2, 2, 0, 0)
+
+    run(story())
+
+
+def test_no_request_is_late_before_ten_milliseconds() -> None:
+    async def story() -> None:
+        driver = Scripted()
+        origin = hedging(driver)
+        await with_samples(origin)
+        driver.steps, driver.asked = [paced(100, 0.0, first_s=1.0)], []
+        await origin.head("k")
+        assert [when for when, _, _ in driver.asked] == [0.0, 0.01]
+
+    run(story())
+
+
+def test_a_late_answer_that_was_not_waited_for_counts_as_late() -> None:
+    async def story() -> None:
+        late = Quantile(1.0, window=1000, least=100)
+        driver = Scripted(otherwise=paced(100, 0.0, first_s=0.1))
+        origin = hedging(driver, late=late)
+        await with_samples(origin)
+        assert late.value == pytest.approx(0.1)
+        driver.steps = [paced(100, 0.0, first_s=3.0)]
+        await origin.head("k")
+        assert late.value == pytest.approx(0.2)  # or origins would seem the quicker, the more of them is hedged
 
     run(story())
 
@@ -720,6 +767,24 @@ def test_an_origin_that_keeps_failing_is_left_alone_and_calls_say_for_how_long()
         assert await probe == DATA
         await origin.head("k")
         assert origin.statistics().state == "closed"
+
+    run(story())
+
+
+def test_a_read_counts_as_well_gone_at_its_end_and_not_before() -> None:
+    async def story() -> None:
+        driver = Scripted()
+        origin = resilient(driver, Limits(attempts=1), breaker=Breaker(in_a_row=3))
+        for _ in range(5):
+            for _ in range(2):
+                driver.steps = [fails(unavailable(), after=10)]
+                await raises(OriginUnavailable, read(origin))
+            await read(origin)
+        assert origin.statistics().state == "closed"
+        for _ in range(3):  # each of them begins well
+            driver.steps = [fails(unavailable(), after=10)]
+            await raises(OriginUnavailable, read(origin))
+        assert origin.statistics().state == "open"
 
     run(story())
 
