@@ -388,7 +388,9 @@ class S3Origin:
         except _NO_XML:
             code, told = "", document[:_SHOWN].decode("utf-8", "replace")
         failure = self._transport.failure(answer, told)
-        return code, OriginUnavailable(str(failure)) if code in _PASSING else failure
+        if code in _PASSING and not isinstance(failure, OriginUnavailable):
+            return code, OriginUnavailable(str(failure))
+        return code, failure
 
 
 class _Feed:

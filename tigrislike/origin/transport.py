@@ -24,7 +24,6 @@ CONNECTIONS = 256  # to one origin; who asks for more waits
 _POOL_TIMEOUT_S = 30.0
 _READ_BUFFER = 1 << 20  # what a connection holds of a body that nobody takes
 _MAX_HEADER = 16384
-_KEEP_ALIVE_S = 30.0
 
 
 class Timeouts(Struct, frozen=True):
@@ -163,6 +162,9 @@ class Transport:
                 read_bufsize=_READ_BUFFER,
                 max_field_size=_MAX_HEADER,
             )
+            # aiohttp would send GET, PUT and DELETE again on another connection where one ends without an answer, and
+            # what a PUT is fed from cannot be read twice.
+            self._session._retry_connection = False
         elif self._session.closed:
             raise OriginUnavailable(f"{self.name} has been closed")
         return self._session
