@@ -39,13 +39,15 @@ from tigrislike.metadata.kv import (
     open_engine,
 )
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat
+from tigrislike.metadata.records import LIVE, Beat, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.origin import Origin, OriginRefused
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
@@ -109,6 +111,7 @@ class Node:
         *,
         policy: str | None = None,
         open_source: OpenSource | None = None,
+        open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
         counters: Counters | None = None,
     ) -> AsyncIterator[Node]:
@@ -117,6 +120,7 @@ class Node:
         Args:
             policy: of eviction; by default whatever the cache is arranged by, for it is the server's to say.
             open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
+            open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
             counters: where its block store counts.
 
@@ -159,14 +163,17 @@ class Node:
                 )
                 async with contextlib.aclosing(metadata):
                     peers = Peers.of(settings, metadata.derive_key(KEY_PURPOSE), blocks.node_id)
+                    origins = Origins(metadata, open_origin or origin_opener(settings))
                     regional = Regional(
                         metadata,
                         blocks,
                         peers,
+                        origins,
                         dead_after_s=settings.dead_after_s,
                         replicate_after=settings.replicate_after,
+                        inline_bytes=settings.inline_bytes,
                     )
-                    async with contextlib.aclosing(regional):
+                    async with contextlib.aclosing(origins), contextlib.aclosing(regional):
                         node = cls(settings, engine, metadata, blocks, regional)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
@@ -378,6 +385,15 @@ def queue_parameters(settings: Settings) -> QueueParameters:
         max_back_off_ns=ns(settings.queue_max_back_off_s),
         max_attempts=settings.queue_attempts,
     )
+
+
+def origin_opener(settings: Settings) -> OpenOrigin:
+    """How origins are opened under these settings."""
+
+    def open_place(place: OriginPlace) -> Origin:
+        raise OriginRefused(f"there is no driver for {place.url}")
+
+    return open_place
 
 
 def load_master_key(settings: Settings) -> MasterKey:

@@ -1,8 +1,16 @@
 """How an origin fails. Messages are for operators and clients: they name no credential, ever."""
 
+from typing import ClassVar
+
 
 class OriginError(Exception):
-    """Something went wrong at an origin."""
+    """Something went wrong at an origin.
+
+    Attributes:
+        code: what S3 calls it.
+    """
+
+    code: ClassVar[str] = "ServiceUnavailable"
 
 
 class OriginMissing(OriginError):
@@ -19,6 +27,8 @@ class OriginUnavailable(OriginError):
     Attributes:
         retry_after_s: how long it is of no use to try again, 0 where nothing is known.
     """
+
+    code: ClassVar[str] = "SlowDown"
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)

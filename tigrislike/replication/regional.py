@@ -14,8 +14,10 @@ from tigrislike.metadata.records import Home
 
 from .demand import Demand
 from .membership import Member, Members
+from .origins import Origins
 from .peers import Peers
 from .remote import PeerSource, RemoteSource
+from .shadow import Shadows
 from .spreading import Receiver, Spreader
 
 log = logging.getLogger("tigrislike.replication")
@@ -34,13 +36,25 @@ class Regional:
         source: where blocks come from that are not here.
         demand: what is read here that is at home elsewhere.
         receiver: takes copies that other nodes send before they acknowledge a write.
+        origins: stores elsewhere; the caller's to close, after this.
+        shadows: what buckets lack, and an origin may have.
     """
 
     def __init__(
-        self, metadata: Metadata, blocks: BlockStore, peers: Peers, *, dead_after_s: float, replicate_after: int
+        self,
+        metadata: Metadata,
+        blocks: BlockStore,
+        peers: Peers,
+        origins: Origins,
+        *,
+        dead_after_s: float,
+        replicate_after: int,
+        inline_bytes: int,
     ) -> None:
         self.members = Members(metadata, dead_after_s=dead_after_s)
-        self.source = RemoteSource(metadata, self.members, peers)
+        self.origins = origins
+        self.shadows = Shadows(metadata, origins, inline_bytes=inline_bytes)
+        self.source = RemoteSource(metadata, self.members, peers, origins=origins)
         self.demand = Demand(metadata, self.members, self.source, threshold=replicate_after)
         self.receiver = Receiver(metadata, blocks, PeerSource(self.members, peers))
         self._spreader = Spreader(metadata, self.members, peers)

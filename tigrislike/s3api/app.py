@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -30,6 +31,7 @@ from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
+from tigrislike.replication.origins import MovedAtOrigin
 from tigrislike.replication.regional import Regional
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
@@ -57,7 +59,7 @@ _ATTEMPTS = 8
 CONSISTENT = "x-tigris-consistent"
 MAX_BUFFERED_BODY = 2 * 1024 * 1024
 _PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
-RETRY_AFTER_S = "1"
+RETRY_AFTER_S = 1
 # Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
 INLINE_SEND_BYTES = 256 * 1024
 
@@ -141,12 +143,29 @@ class Gateway:
         try:
             await self._send(request, status, headers, body, send)
         except BytesError as error:
-            if request.notes.pop("reused", None) == "fresh":
-                # The record was within its bound, and its bytes are gone already: what is there now?
-                request.headers[CONSISTENT] = "true"
+            try:
+                again = await self._bring_up_to_date(request, error, body)
+            except Exception as exception:
+                await self._refuse(request, exception, send)
+                return
+            if again:
                 await self._respond(request, send)
             else:
                 await self._refuse(request, error, send)
+
+    async def _bring_up_to_date(self, request: Request, error: BytesError, body: Body) -> bool:
+        """Whether what was answered rested on records that were too old, and is worth answering again, once."""
+        if request.notes.pop("reused", None) == "fresh":
+            # The record was within its bound, and its bytes are gone already: what is there now?
+            request.headers[CONSISTENT] = "true"
+            return True
+        regional = self._services.regional
+        moved = isinstance(error, MovedAtOrigin) and "renewed" not in request.notes
+        if moved and regional is not None and isinstance(body, list):
+            request.notes["renewed"] = True
+            bucket = await self._metadata.bucket(request.bucket)
+            return await regional.shadows.renew(bucket, request.key, body[0].blob)
+        return False
 
     # --- from a request to a response
 
@@ -353,7 +372,8 @@ class Gateway:
         headers.extend(_version_headers(exception))
         headers.append((b"x-amz-request-id", request.request_id.encode()))
         if error.status == 503 and not _has(headers, b"retry-after"):
-            headers.append((b"retry-after", RETRY_AFTER_S.encode()))
+            after_s = math.ceil(getattr(exception, "retry_after_s", 0.0))
+            headers.append((b"retry-after", str(max(after_s, RETRY_AFTER_S)).encode()))
         body = b""
         headers.append(_XML)
         if request.method != "HEAD":

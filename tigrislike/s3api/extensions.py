@@ -11,6 +11,11 @@ from typing import Any, Final
 _REGIONS: Final = ("Regions", "X-Tigris-Regions", "ExtensionText")
 _DURABILITY: Final = ("Durability", "X-Tigrislike-Durability", "ExtensionText")
 _PREFETCH: Final = ("Prefetch", "X-Tigris-Prefetch", "ExtensionFlag")
+_SCHEDULE_MIGRATION: Final = ("ScheduleMigration", "X-Tigris-Schedule-Migration", "ExtensionFlag")
+_READ_SOURCE: Final = ("ReadSource", "X-Tigris-Read-Source", "ExtensionText")
+
+BLOCK_SHADOW: Final = "block_shadow"
+"""Where an object is read from that is its bucket's shadow's, and of which no node is the home yet."""
 
 SERVED_FROM: Final = b"x-tigris-served-from"
 """Of every response of GetObject and HeadObject: the region that the bytes came from. No member, for it is known only
@@ -26,6 +31,9 @@ _MEMBERS: Final = {
     "CopyObjectRequest": (_REGIONS,),
     "CreateMultipartUploadRequest": (_REGIONS,),
     "ListObjectsV2Request": (_PREFETCH,),
+    "HeadObjectRequest": (_SCHEDULE_MIGRATION,),
+    "HeadObjectOutput": (_READ_SOURCE,),
+    "GetObjectOutput": (_READ_SOURCE,),
 }
 
 

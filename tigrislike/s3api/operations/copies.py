@@ -24,6 +24,7 @@ from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.ingest import hash_object
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.objects import read_condition, write_condition
+from tigrislike.s3api.shadowing import adopt_first
 
 # What a copy of an object to itself may be there to change, beside what it replaces.
 _CHANGES = ("StorageClass", "WebsiteRedirectLocation", "ChecksumAlgorithm", "Regions")
@@ -92,6 +93,11 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
+    if source.version_id is None:
+        await adopt_first(ctx, source.bucket, source.key)
+    condition = write_condition(inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
     algorithm = inp.get("ChecksumAlgorithm", "")
     hashed: _Hashed | None = None
 
@@ -123,7 +129,7 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             ctx.bucket,
             inp["Key"],
             draft_from,
-            write_condition(inp),
+            condition,
         )
 
     try:

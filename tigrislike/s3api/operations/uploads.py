@@ -21,6 +21,7 @@ from tigrislike.s3api.operations.copies import check_copy_size, find_source
 from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, read_condition, write_condition
 from tigrislike.s3api.ranges import parse_copy_range
 from tigrislike.s3api.reading import extents_of
+from tigrislike.s3api.shadowing import adopt_first, find_through
 
 MAX_PARTS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_OBJECT_BYTES = 5 * 1024**4
@@ -97,7 +98,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
     number = _part_number(inp)
     upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
     source = await find_source(ctx, inp)
-    found = await ctx.metadata.find_object(source.bucket, source.key, source.version_id)
+    found = await find_through(ctx, source.bucket, source.key, source.version_id)
     condition = read_condition(inp, "CopySource")
     if condition is not None:
         check_read(condition, found.version, copying=True)
@@ -154,6 +155,9 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
             raise S3Error("MalformedXML")
         listed.append(CompletedPart(part["PartNumber"], part["ETag"], *_given_checksum(part)))
     expected = ((checksums.MEMBERS[name], inp[name]) for name in inp if name in checksums.MEMBERS)
+    condition = write_condition(inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
     version = await ctx.metadata.complete_upload(
         ctx.bucket,
         inp["Key"],
@@ -161,7 +165,7 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
         listed,
         combine=checksums.combine,
         composite=checksums.composite,
-        condition=write_condition(inp),
+        condition=condition,
         expected_checksum=next(expected, None),
         expected_type=inp.get("ChecksumType"),
         expected_size=inp.get("MpuObjectSize"),
