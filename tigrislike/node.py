@@ -58,6 +58,7 @@ from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
+from tigrislike.replication.write_back import Discard, WriteBack
 
 _LOG = logging.getLogger("tigrislike.node")
 
@@ -287,10 +288,10 @@ class Node:
         It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
-        moving = Moving()
+        moving, origins = Moving(), self.regional.origins
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks),
+            *reclaim_tasks(metadata, blocks, origins, moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
@@ -299,6 +300,8 @@ class Node:
             Repair(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            WriteBack(metadata, blocks, members, moving, origins),
+            Discard(metadata, origins),
         ]
         return Consumer(
             metadata.queue,

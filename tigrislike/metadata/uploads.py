@@ -498,7 +498,7 @@ async def complete_upload(
     content = new_content(size, len(chosen), homes, bucket, wanted)
     content = msgspec.structs.replace(content, completion=completion)
     sources = sorted({part.source for part in chosen if part.source})
-    if wanted.backing and not sources and all(part.origin == wanted.backing for part in chosen):
+    if wanted.backing and not sources and all(part.origin == wanted.backing for part in chosen if part.extents):
         content = msgspec.structs.replace(content, origin=wanted.backing, elsewhere=BACKED)
         await release_excess(tr, ctx, content_id, content, {home.node: home.region for home in homes})
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))

@@ -4,7 +4,7 @@ A delete only drops a reference and owes a `reclaim` item, which vests after the
 Here the item is worked off: the database proves that nothing refers to the content and marks it dead for ever, only
 then do its files go, on every node that has some, then what its backing origin has of it, then its records, then the
 item. Every step can be repeated, so a node killed anywhere in between goes on where it was when the item's lease runs
-out; a step that fails backs off and ends as a dead letter, with its reason. While an origin is away, what is owed waits.
+out; a step that fails backs off and ends as a dead letter, with its reason. While an origin is away, its part waits.
 
 A node works only in its own zones: it alone has the files.
 """

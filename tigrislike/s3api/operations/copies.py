@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from tigrislike.metadata.errors import NotBacked
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Bucket, Draft, ObjectVersion, copy_draft
 from tigrislike.s3api.attributes import (
     object_class,
@@ -21,7 +22,7 @@ from tigrislike.s3api.attributes import (
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import hash_object
+from tigrislike.s3api.ingest import ensure_backed, hash_object
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.objects import read_condition, write_condition
 from tigrislike.s3api.shadowing import adopt_first
@@ -132,12 +133,19 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             condition,
         )
 
+    async def copy_backed() -> tuple[ObjectVersion, ObjectVersion]:
+        try:
+            return await copy()
+        except NotBacked as error:
+            await ensure_backed(ctx, error.content_id)
+            return await copy()
+
     try:
-        version, copied = await copy()
+        version, copied = await copy_backed()
     except _Unhashed:
         # Only now, because a copy whose conditions fail needs no bytes read.
         hashed = await _hash(ctx, source, algorithm)
-        version, copied = await copy()
+        version, copied = await copy_backed()
     output: Output = {
         "CopyObjectResult": {
             "ETag": f'"{copied.etag}"',

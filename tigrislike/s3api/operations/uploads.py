@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tigrislike.metadata.conditions import check_read
+from tigrislike.metadata.placing import WRITE_THROUGH
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
 from tigrislike.s3api.attributes import (
@@ -15,7 +16,7 @@ from tigrislike.s3api.attributes import (
 )
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
+from tigrislike.s3api.ingest import ensure_backed, hash_object, ingest, ingest_bytes
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.copies import check_copy_size, find_source
 from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, read_condition, write_condition
@@ -88,7 +89,8 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
             extents=received.extents,
             others=received.others,
         )
-        part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+        putting = ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part, received.elsewhere)
+        part = await received.commit(putting)
     return {"ETag": f'"{part.etag}"', **_part_checksum(part, upload)}
 
 
@@ -119,7 +121,8 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
                 extents=received.extents,
                 others=received.others,
             )
-            part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+            putting = ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part, received.elsewhere)
+            part = await received.commit(putting)
     else:
         digests = await hash_object(ctx, found, start, stop, algorithm)
         part = Part(
@@ -170,6 +173,9 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
         expected_type=inp.get("ChecksumType"),
         expected_size=inp.get("MpuObjectSize"),
     )
+    if ctx.bucket.durability == WRITE_THROUGH:
+        # Mostly it is there: what its parts were not written with is slices, and parts from before the bucket was this.
+        await ensure_backed(ctx, version.content)
     output: Output = {
         "Location": ctx.object_url(inp["Key"]),
         "Bucket": ctx.bucket.name,
