@@ -78,9 +78,14 @@ def _with_settings(command: Callable[..., None], only: tuple[str, ...] = ()) -> 
     parameters = [parameter for name, parameter in own.parameters.items() if name != "settings"]
     for option in chosen:
         help_text = f"{option.help} (Default: {option.shown}; environment: {option.variable}.)"
-        annotation = Annotated[
-            str | None, typer.Option(f"--{option.name}", help=help_text, metavar="VALUE", show_default=False)
-        ]
+        if option.switch:
+            annotation: Any = Annotated[
+                bool | None, typer.Option(f"--{option.name}/--no-{option.name}", help=help_text, show_default=False)
+            ]
+        else:
+            annotation = Annotated[
+                str | None, typer.Option(f"--{option.name}", help=help_text, metavar="VALUE", show_default=False)
+            ]
         parameters.append(
             inspect.Parameter(option.attribute, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         )
@@ -93,7 +98,8 @@ def _with_settings(command: Callable[..., None], only: tuple[str, ...] = ()) -> 
     )
 
     def run(**values: Any) -> None:
-        flags = {option.attribute: values.pop(option.attribute) for option in chosen}
+        given = {option.attribute: values.pop(option.attribute) for option in chosen}
+        flags = {name: None if value is None else str(value) for name, value in given.items()}
         file = values.pop("settings_file")
         try:
             settings = load_settings(flags, os.environ, file)

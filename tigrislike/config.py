@@ -70,6 +70,15 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
+def _parse_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected 1 or 0")
+
+
 def _parse_port(text: str) -> int:
     port = _parse_count(text)
     if port > 65535:
@@ -199,7 +208,8 @@ class Option:
     """How one field of `Settings` is written by people.
 
     `name` is the word used in flags (`--header-timeout`), the environment (`TIGRISLIKE_HEADER_TIMEOUT`) and
-    the file (`header-timeout`); `shown` is the default as the help prints it; a `secret` has no flag.
+    the file (`header-timeout`); `shown` is the default as the help prints it; a `secret` has no flag, and the flag of a
+    `switch` no value.
     """
 
     attribute: str
@@ -208,6 +218,7 @@ class Option:
     shown: str
     parse: Callable[[str], Any]
     secret: bool
+    switch: bool
 
     @property
     def variable(self) -> str:
@@ -367,6 +378,12 @@ class Settings:
         "How long a node may show no life before what it held is copied again from other homes.",
         name="repair-after",
         shown="15m",
+    )
+    allow_private_origins: bool = _setting(
+        False,
+        _parse_switch,
+        "Let origins be at loopback, private and link-local addresses, which otherwise may not be connected to.",
+        shown="no",
     )
     dead_after_s: float = _setting(
         12.0,
@@ -614,6 +631,7 @@ def options() -> Iterator[Option]:
             shown=item.metadata["shown"],
             parse=item.metadata["parse"],
             secret=item.metadata["secret"],
+            switch=item.metadata["parse"] is _parse_switch,
         )
 
 
@@ -676,7 +694,7 @@ def _read_file(path: Path) -> dict[str, str]:
         name = raw_name.replace("_", "-")
         if name not in known:
             raise ConfigError(f"settings file {path}: {raw_name} is no setting{_suggestion(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float):
             raise ConfigError(f"setting {name}: {value!r} from the file {path}: expected a text or a number")
         values[name] = str(value)
     return values

@@ -42,7 +42,11 @@ from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import LIVE, Beat, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
-from tigrislike.origin import Origin, OriginRefused
+from tigrislike.origin import Origin
+from tigrislike.origin.egress import Egress
+from tigrislike.origin.location import Location
+from tigrislike.origin.opening import open_origin
+from tigrislike.origin.resilient import Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
@@ -392,9 +396,11 @@ def queue_parameters(settings: Settings) -> QueueParameters:
 
 def origin_opener(settings: Settings) -> OpenOrigin:
     """How origins are opened under these settings."""
+    egress = Egress(allow_private=settings.allow_private_origins)
 
     def open_place(place: OriginPlace) -> Origin:
-        raise OriginRefused(f"there is no driver for {place.url}")
+        location = Location(place.url, place.endpoint, place.region, place.access_key, place.secret_key, place.options)
+        return Resilient(open_origin(location, egress=egress))
 
     return open_place
 

@@ -1,4 +1,4 @@
-"""How an origin fails. Messages are for operators and clients: they name no credential, ever."""
+"""How an origin fails. Messages are for operators; they name no credential, ever."""
 
 from typing import ClassVar
 
@@ -8,9 +8,11 @@ class OriginError(Exception):
 
     Attributes:
         code: what S3 calls it.
+        for_operators: the text names places that are no business of clients.
     """
 
     code: ClassVar[str] = "ServiceUnavailable"
+    for_operators: ClassVar[bool] = True
 
 
 class OriginMissing(OriginError):

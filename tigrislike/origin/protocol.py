@@ -66,7 +66,9 @@ class OriginObject(Struct, frozen=True):
 
 
 class OriginPage(Struct, frozen=True):
-    """A page of a listing, in the order of UTF-8 bytes. `after` goes on with the next page; "" where there is none."""
+    """A page of a listing, in the order of UTF-8 bytes. `after` is what `list` goes on after with the next page, in the
+    store's own words; "" where there is none. A store that has another order across its pages (SeaweedFS) lists
+    everything once all the same, if the pages are asked for one after the other."""
 
     entries: tuple[OriginSummary, ...]
     prefixes: tuple[str, ...]
@@ -87,7 +89,7 @@ class Origin(Protocol):
     Attributes:
         name: what it is called in messages and metrics: where it is, without credentials.
         loses: which fields of `Attributes` and of `OriginObject` it cannot tell or keep: "tags", "headers.Expires",
-            "checksum" and so on.
+            "checksum" and so on. It may grow: that a service has no tags shows when it is first asked for some.
 
     Every method raises `OriginError`: `OriginUnavailable`, `OriginRefused` and `OriginBroken` anywhere, the others
     where it says so.
@@ -113,16 +115,19 @@ class Origin(Protocol):
         ...
 
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> OriginPage:
-        """Objects whose keys start with `prefix` and come after `after` (a key, or a common prefix: then what it stands
-        for is past), with those that have `delimiter` behind the prefix rolled up. At most `limit` entries and
-        prefixes; fewer does not mean the end."""
+        """Objects whose keys start with `prefix` and come after `after`, with those that have `delimiter` behind the
+        prefix rolled up. `after` is a key, a common prefix (then what it stands for is past), or what the page before
+        says. At most `limit` entries and prefixes; fewer does not mean the end."""
         ...
 
     async def put(self, key: str, pieces: AsyncIterator[Buffer], size: int, attributes: Attributes) -> Written:
         """Write an object of `size` bytes, in one request or, where it is large, in parts.
 
+        A piece is left alone until the next is asked for. What `pieces` raises goes up as it is.
+
         Raises:
             OriginRefused: also of an origin that is only read.
+            ValueError: there are fewer bytes or more; nothing was written.
         """
         ...
 

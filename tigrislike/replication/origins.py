@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Final, Protocol
 
-from tigrislike.bytecache import NotAtSource, SourceUnavailable
+from tigrislike.bytecache import SourceUnavailable
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Elsewhere, OriginPlace
@@ -44,8 +44,9 @@ class OriginSilent(SourceUnavailable):
         self.retry_after_s = retry_after_s
 
 
-class MovedAtOrigin(NotAtSource):
-    """The object at the origin is not the one any more that stands in the database."""
+class MovedAtOrigin(SourceUnavailable):
+    """The object at the origin is not the one any more that stands in the database: whoever looks it up anew may have
+    more luck."""
 
 
 class OpenOrigin(Protocol):
