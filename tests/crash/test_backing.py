@@ -11,6 +11,7 @@ import contextlib
 import random
 import shutil
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -145,6 +146,13 @@ class Store:
         client.document("POST", path, {"uploadId": upload_id}, part_list(etags))
         self.known[key] = [b"".join(datas)]
 
+    def abort_uploads(self, client: Client) -> None:
+        """Those that a kill left unfinished: their parts are durable here alone, and rightly so."""
+        listed = ET.fromstring(client.call("GET", f"/{BUCKET}", {"uploads": ""}).body)
+        for upload in listed.iter("{*}Upload"):
+            key, upload_id = (upload.findtext("{*}" + name) for name in ("Key", "UploadId"))
+            client.call("DELETE", f"/{BUCKET}/{key}", {"uploadId": str(upload_id)})
+
     def life(self, client: Client, prefix: str) -> bool:
         """Everything that can happen to objects, until the node is killed. Whether it was."""
         assert self.node is not None
@@ -253,6 +261,7 @@ def live(store: Store, prefix: str, kill_at: int) -> bool:
     assert store.node is not None
     try:
         store.read(client)
+        store.abort_uploads(client)
     except (InDoubt, NotSent):
         store.node.process.wait(TIMEOUT_S)
         return True
@@ -263,6 +272,7 @@ def end(store: Store) -> None:
     """All is written, the disk is lost, and nothing else is."""
     client = store.start()
     store.read(client)
+    store.abort_uploads(client)
     store.wait_until_quiet()
     store.read(client)
     store.stop()

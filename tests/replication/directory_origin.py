@@ -6,11 +6,12 @@ What it does wrong on request is told by files beside it, so that a test reaches
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from tigrislike.origin import (
@@ -34,6 +35,7 @@ class DirectoryOrigin:
     Attributes:
         puts, deletes: keys, in order, of what this process asked for.
         spoils: keys whose next put stores other bytes than were sent.
+        step: called before and after whatever changes something here; what it raises ends that.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,6 +45,7 @@ class DirectoryOrigin:
         self.puts: list[str] = []
         self.deletes: list[str] = []
         self.spoils: set[str] = set()
+        self.step: Callable[[], None] = lambda: None
         (root / "objects").mkdir(parents=True, exist_ok=True)
 
     def set(self, flag: str, on: bool = True) -> None:
@@ -53,6 +56,9 @@ class DirectoryOrigin:
     def keys(self) -> set[str]:
         """What there is, whatever is wrong with it."""
         return {path.name for path in (self.root / "objects").iterdir()}
+
+    def has(self, key: str) -> bool:
+        return self._path(key).exists()
 
     def data(self, key: str) -> bytes:
         return self._path(key).read_bytes()
@@ -97,19 +103,25 @@ class DirectoryOrigin:
         data = b"".join([bytes(piece) async for piece in pieces])
         assert len(data) == size
         self._check()
+        await asyncio.sleep(0)
         if key in self.spoils:
             self.spoils.discard(key)
             data = data[:-1] + bytes((data[-1] ^ 1,))
         partial = self.root / secrets.token_hex(8)
+        self.step()
         partial.write_bytes(data)
         os.replace(partial, self._path(key))
+        self.step()
         return Written(hashlib.md5(data).hexdigest(), not (self.root / "silent").exists())
 
     async def delete(self, key: str) -> None:
         self._check()
         self.deletes.append(key)
+        self.step()
+        await asyncio.sleep(0)
         with contextlib.suppress(FileNotFoundError):
             self._path(key).unlink()
+        self.step()
 
     async def close(self) -> None:
         pass

@@ -255,9 +255,11 @@ class Several:
 
 
 @contextlib.asynccontextmanager
-async def several(folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400) -> AsyncIterator[Several]:
+async def several(
+    folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400, seed: int = 0
+) -> AsyncIterator[Several]:
     clock = ManualClock()
-    engine = MemoryEngine(clock=clock)
+    engine = MemoryEngine(seed=seed, clock=clock)
     it = Several(engine, clock, folder)
     try:
         await it.join(folder, regions, decay_s)
