@@ -183,6 +183,7 @@ def test_the_origin_is_away_for_a_while(pair: Pair, durability: str) -> None:
     assert len(pair.at_origin("models")) == 2
 
 
+@pytest.mark.slow
 def test_an_origin_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
     try:
@@ -199,11 +200,12 @@ def test_an_origin_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         assert (done.returncode, "NoSuchBucket" in done.stderr) == (1, True)
         assert client(pair.origin).list_objects_v2(Bucket="backing")["KeyCount"] == 0
         data = f"--data-dir={pair.folder / 'store'}"
-        done = tigris("buckets", "set", "models", data, "--durability=write-back")
+        done = tigris("buckets", "set", "models", data, f"--block-size={BLOCK}", "--durability=write-back")
         assert done.returncode == 1
         assert "has no backing origin" in done.stderr
         done = tigris("origin", "back", "models", data, "--url=nothing://there")
         assert done.returncode == 1
         assert "no driver" in done.stderr
+        assert client(pair.store).get_bucket_location(Bucket="models")
     finally:
         pair.close()
