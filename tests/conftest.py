@@ -16,6 +16,9 @@ from tests.nodes import RunningNode, running_node
 
 SKIPS = pytest.StashKey[list[tuple[str, str]]]()
 
+TOLD = "told"
+"""The property of a test (`record_property`) whose values are printed at the end of the run."""
+
 # An example that takes long, or is slow to be drawn, says only that the machine is busy.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -137,6 +140,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == TOLD:
+                terminalreporter.write_line(str(value))
     for test, reason in _unexpected_skips(config):
         terminalreporter.write_line(f"UNEXPECTED SKIP {test}: {reason}", red=True)
 

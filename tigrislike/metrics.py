@@ -45,7 +45,16 @@ _LOG = logging.getLogger("tigrislike.metrics")
 
 NO_OPERATION: Final = "none"
 """The operation of what is no S3 request that could be told apart: garbage, unknown paths."""
-SERVICE_OPERATIONS: Final = ("Healthz", "Readyz", "Metrics", "CreateStorage", "PeerRead", "PeerPing", "PeerCopy")
+SERVICE_OPERATIONS: Final = (
+    "Healthz",
+    "Readyz",
+    "Metrics",
+    "CreateStorage",
+    "PeerRead",
+    "PeerPing",
+    "PeerCopy",
+    "PeerHome",
+)
 STATUSES: Final = (
     0, 200, 201, 204, 206, 301, 303, 304, 307, 400, 403, 404, 405, 408, 409, 411, 412, 413, 415, 416, 417, 431, 500,
     501, 503, 505, 507,

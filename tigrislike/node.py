@@ -35,6 +35,7 @@ from tigrislike.metadata.kv import (
     EngineError,
     EngineUnavailable,
     RetryableError,
+    SteadyClock,
     StoreSealed,
     open_engine,
 )
@@ -51,13 +52,14 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.mirror import Mirror
 from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
-from tigrislike.replication.repair import Drain, Repair, watch_for_dead
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
@@ -74,6 +76,7 @@ HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
 _OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEAD_LOOK_S = 5.0
+_STEP_NS = 1_000_000_000  # less than this is between what two looks at a clock show, and harms nobody
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -95,13 +98,22 @@ class Node:
     """The open parts of a node: `settings`, `engine`, `metadata`, `blocks`, `regional`."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, metadata: Metadata, blocks: BlockStore, regional: Regional
+        self,
+        settings: Settings,
+        engine: Engine,
+        metadata: Metadata,
+        blocks: BlockStore,
+        regional: Regional,
+        clock: SteadyClock,
     ) -> None:
         self.settings = settings
         self.engine = engine
         self.metadata = metadata
         self.blocks = blocks
         self.regional = regional
+        self._clock = clock
+        self._seen: dict[bytes, int] = {}
+        self._refused_step_ns = 0
         self._reconcile_due_s = 0.0
         self._endpoint = ""
         self._beats = 0
@@ -119,6 +131,7 @@ class Node:
         open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
         counters: Counters | None = None,
+        clock: SteadyClock | None = None,
     ) -> AsyncIterator[Node]:
         """A node for the length of a `with` block, its directories and master key made at first start.
 
@@ -128,6 +141,7 @@ class Node:
             open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
             counters: where its block store counts.
+            clock: what the processes of the node go by.
 
         Raises:
             OSError: a directory or file cannot be used.
@@ -151,7 +165,8 @@ class Node:
             counters=counters,
         )
         try:
-            engine = await open_engine(settings.metadata)
+            clock = clock or SteadyClock()
+            engine = await open_engine(settings.metadata, clock=clock)
             try:
                 metadata = await Metadata.open(
                     engine,
@@ -179,7 +194,7 @@ class Node:
                         inline_bytes=settings.inline_bytes,
                     )
                     async with contextlib.aclosing(origins), contextlib.aclosing(regional):
-                        node = cls(settings, engine, metadata, blocks, regional)
+                        node = cls(settings, engine, metadata, blocks, regional, clock)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
                         try:
@@ -246,14 +261,37 @@ class Node:
         if not self._joined:
             await self._join()
         disk = os.statvfs(self.settings.cache_dir)
+        capacity, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         self._beats += 1
-        sign = Beat(
-            self.metadata.now_ns(), self._beats, epoch, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-        )
+        self.mind_clock()
+        sign = Beat(self.metadata.now_ns(), self._beats, epoch, capacity, free, self._clock.step_ns())
         if not await self.metadata.beat(self.blocks.node_id, sign):
             _LOG.critical("this node was removed from the store: stopping")
             if os.getppid() == self._supervisor:  # else it is gone, and whoever took its place is none of ours
                 os.kill(self._supervisor, signal.SIGTERM)
+
+    def mind_clock(self) -> None:
+        """Follow where the host's clock has been set while this node runs, if that is nearer to what the hosts of the
+        other nodes show, or if there are none. Else go on by the time as it was before.
+
+        So one host that is set wrong disturbs nobody, and where all were wrong, all follow when they are set right.
+        """
+        members, step_ns = self.regional.members, self._clock.step_ns()
+        since, self._seen = self._seen, {each.node: each.count for each in members.all()}
+        if abs(step_ns) < _STEP_NS:
+            self._refused_step_ns = 0
+            return
+        others = [each for each in members.all() if each.count and not each.dead and each.node != members.own]
+        ahead_s = skew_s(others, members.own, self.metadata.now_ns(), since, hosts=True)
+        if not others or (ahead_s is not None and abs(ahead_s + step_ns / 1e9) < abs(ahead_s)):
+            _LOG.warning("this machine's clock was set by %+.1f s: followed", step_ns / 1e9)
+            self._clock.follow()
+        elif ahead_s is not None and abs(step_ns - self._refused_step_ns) >= _STEP_NS:
+            _LOG.error(
+                "this machine's clock was set by %+.1f s, away from the other nodes': not followed. Set it right",
+                step_ns / 1e9,
+            )
+            self._refused_step_ns = step_ns
 
     def regional_duties(self) -> list[Duty]:
         """What each process of the node does to know the others."""
@@ -292,7 +330,7 @@ class Node:
         It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
-        moving, origins = Moving(), self.regional.origins
+        moving, origins = self.regional.moving, self.regional.origins
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
             *reclaim_tasks(metadata, blocks, origins, moving),
@@ -302,8 +340,10 @@ class Node:
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            Mirror(metadata, blocks, origins),
             WriteBack(metadata, blocks, members, moving, origins),
             Discard(metadata, origins),
         ]

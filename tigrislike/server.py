@@ -30,6 +30,7 @@ from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.logs import AccessLog, Record, setup_logging
+from tigrislike.metadata.kv import SteadyClock
 from tigrislike.metrics import Metrics, Row, Table
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
 from tigrislike.replication.epochs import Epochs
@@ -72,6 +73,7 @@ class Shared:
         verified: which chunks of which blocks have been verified since the node started.
         metrics: a row for the agent, and then one for each worker.
         epochs: which requests of other nodes were accepted.
+        clock: the one that they all go by.
         endpoint: the URL at which other nodes reach this one.
     """
 
@@ -79,6 +81,7 @@ class Shared:
     verified: Verified
     metrics: Table
     epochs: Epochs
+    clock: SteadyClock
     endpoint: str
 
     @classmethod
@@ -89,6 +92,7 @@ class Shared:
             Verified.shared(),
             Table(1 + settings.workers, [*operations, "PostObject"]),
             Epochs(),
+            SteadyClock(),
             endpoint,
         )
 
@@ -101,6 +105,7 @@ class Shared:
             open_source=open_source,
             verified=self.verified,
             counters=row.counters,
+            clock=self.clock,
         )
 
     def worker_gone(self, index: int) -> None:

@@ -280,6 +280,17 @@ def test_the_check_finds_a_clock_that_strays(scratch: Path, monkeypatch: pytest.
     play(scratch, story, a="iad", b="iad")
 
 
+def test_the_check_finds_a_host_whose_clock_was_set(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        it["b"].step_ns = -3600 * SECOND
+        (clock,) = (await checks(it))["clock"]
+        assert clock.verdict == "attention"
+        assert clock.facts == {"against": it["b"].id.hex(), "step_s": -3600.0}
+        assert "was set -3600.0 s off since it started" in clock.detail
+
+    play(scratch, story, a="iad", b="iad")
+
+
 def test_a_store_of_one_node_is_not_asked_for_life(scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         it.kill("a")

@@ -37,7 +37,6 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.membership import Members
 from tigrislike.replication.origins import Origins
 from tigrislike.replication.reclaim import reclaim_tasks
-from tigrislike.replication.replicate import Moving
 from tigrislike.replication.write_back import Discard
 
 BLOCK = 2 * 1024 * 1024
@@ -211,7 +210,7 @@ class Store:
                 members = Members(metadata)
                 await members.refresh()
                 destinations = [blocks.node_id, region_destination("local"), ANYBODY]
-                tasks = [*reclaim_tasks(metadata, blocks, origins, Moving()), Discard(metadata, origins)]
+                tasks = [*reclaim_tasks(metadata, blocks, origins), Discard(metadata, origins)]
                 consumer = Consumer(metadata.queue, destinations, tasks)
                 await consumer.drain()
                 await blocks.sweep(metadata.settle_blob)

@@ -33,6 +33,7 @@ async def adopt(metadata: Metadata, bucket: Bucket, key: str, draft: Draft) -> O
 
 
 async def gain(metadata: Metadata, content_id: bytes) -> Content | None:
+    await metadata.begin_home(content_id)
     home = metadata.context.home
     return await metadata.background(add_home, metadata.context, content_id, {home.node: home.region})
 
@@ -63,7 +64,6 @@ def test_a_home_ends_the_dependence_on_the_origin(kind: str, tmp_path: Path) -> 
         bucket = await shadowed(metadata)
         version = await adopt(metadata, bucket, "k", large(b"one"))
         assert version is not None
-        await metadata.begin_home(version.content)
         content = await gain(metadata, version.content)
         assert content is not None
         assert (content.elsewhere, content.origin) == (NOWHERE, b"")

@@ -16,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+import pytest
 from botocore.client import BaseClient
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -35,6 +37,7 @@ PART = 5 << 20
 
 MIX = {"put": 40, "delete": 15, "get": 40, "multipart": 1}
 ABSENT = ""
+LOST = "The bytes of this object are lost: the nodes that held them were removed from the store."
 
 SETTLE_S = 90.0
 """Within which everything is in its place again after the last fault."""
@@ -55,7 +58,8 @@ class Slot:
 
 
 class Client(threading.Thread):
-    """One client, until `ends` is set. `wrong` is what it saw and must not have."""
+    """One client, until `ends` is set. `wrong` is what it saw and must not have, `refusal` what the last read said that
+    showed nothing."""
 
     def __init__(self, store: Regions, number: int, seed: int, ends: threading.Event) -> None:
         super().__init__(name=f"client {number}")
@@ -66,6 +70,7 @@ class Client(threading.Thread):
         self._clients: dict[tuple[str, int], BaseClient] = {}
         self.slots = [Slot(bucket, f"{number}-{key}") for bucket in POLICIES for key in range(6)]
         self.wrong: list[str] = []
+        self.refusal = ""
         self.answers: Counter[str] = Counter()
 
     def run(self) -> None:
@@ -104,6 +109,7 @@ class Client(threading.Thread):
         except (ClientError, BotoCoreError, OSError) as error:
             if not isinstance(error, ClientError) or error.response["Error"]["Code"] != "NoSuchKey":
                 self.answers[f"get {_told(error)}"] += 1
+                self.refusal = str(error)
                 return None
             seen = ABSENT
         else:
@@ -147,7 +153,15 @@ def _told(error: Exception) -> str:
 
 
 class Faults:
-    """The faults of a run, each begun and ended by one call."""
+    """The faults of a run, each begun and ended by one call.
+
+    Attributes:
+        happened: how often each did.
+        wiped: contents that had no home but on disks that were lost.
+    """
+
+    KINDS: ClassVar = {"cut": 3, "cut_database": 2, "kill": 3, "empty": 1, "step_clock": 2, "start_skewed": 1}
+    """Names of methods, and how often each is chosen."""
 
     def __init__(self, store: Regions, clients: list[Client], rng: random.Random) -> None:
         self._store = store
@@ -155,15 +169,36 @@ class Faults:
         self._rng = rng
         self._waiting = threading.Event()
         self.happened: Counter[str] = Counter()
+        self.wiped: set[bytes] = set()
+        self._gone: set[bytes] = set()
 
     def go_on(self, seconds: float) -> None:
         """Let the load run."""
         self._waiting.wait(seconds)
 
+    def each_once(self) -> Iterator[None]:
+        """Every kind of fault, in a random order."""
+        for kind in self._rng.sample(list(self.KINDS), len(self.KINDS)):
+            self._happens(kind)
+            yield
+
+    def last(self) -> None:
+        """A disk is lost, and what it alone held is not written again before the end."""
+        while not self._happens("empty"):
+            self.go_on(1)
+
     def one(self) -> None:
-        fault = self._rng.choices([self.cut, self.cut_database, self.kill, self.empty], [3, 2, 3, 1])[0]
-        self.happened[fault.__name__] += 1
-        fault(self._rng.choice(self._store.names))
+        self._happens(self._rng.choices(list(self.KINDS), list(self.KINDS.values()))[0])
+
+    def _happens(self, kind: str) -> bool:
+        """Let a fault befall some node. False: it was put off."""
+        if kind == "empty" and amiss(self._store, self._clients, regions=False):
+            # One disk at a time: only once what an earlier one held has its homes again.
+            self.happened["empty, put off"] += 1
+            return False
+        self.happened[kind] += 1
+        getattr(self, kind)(self._rng.choice(self._store.names))
+        return True
 
     def cut(self, name: str) -> None:
         kinds = {"established": self._rng.choice(["freeze", "reset"]), "arriving": self._rng.choice(["hang", "refuse"])}
@@ -185,15 +220,42 @@ class Faults:
         self._store.start(name)
 
     def empty(self, name: str) -> None:
-        """One disk at a time: only once what an earlier one held has its homes again."""
-        if two_homes(self._store, self._clients) is None:
-            self.happened["empty"] -= 1
-            self.happened["empty, put off"] += 1
-            return
         self._say(f"node {name} loses its disk")
         self._store.stop(name)
+        self._gone.add(self._store.node_id(name))
+        for there in placed_of(self._store, self._clients).values():
+            if there is not None and {home.node for home in there.content.homes} <= self._gone:
+                self.wiped.add(there.content_id)
         self._store.empty(name)
         self._store.start(name)
+
+    def step_clock(self, name: str) -> None:
+        """While it runs. Every other time the node is killed meanwhile, with what its clock made it do half done."""
+        off_s = self._off_s()
+        self._say(f"the clock of node {name} is set {off_s:+,.0f} s off")
+        self._store.set_clock(name, off_s)
+        self.go_on(self._rng.uniform(1, 8))
+        killed = self._rng.random() < 0.5
+        if killed:
+            self._say(f"node {name} killed, its clock set right, and started again")
+            self._store.kill(name)
+        self._store.set_clock(name, 0)
+        if killed:
+            self._store.start(name)
+
+    def start_skewed(self, name: str) -> None:
+        """A node whose clock is off is refused for as long as it is."""
+        off_s = self._off_s()
+        self._say(f"node {name} killed and started with its clock {off_s:+,.0f} s off")
+        self._store.kill(name)
+        self._store.set_clock(name, off_s)
+        with pytest.raises(AssertionError, match=r"s (behind|ahead of) the other nodes': set it right first"):
+            self._store.start(name)
+        self._store.set_clock(name, 0)
+        self._store.start(name)
+
+    def _off_s(self) -> float:
+        return self._rng.choice([-1, 1]) * self._rng.uniform(3550, 3650)
 
     def _say(self, what: str) -> None:
         print(f"  {time.strftime('%H:%M:%S')} {what}", flush=True)
@@ -221,41 +283,27 @@ def placed_of(store: Regions, clients: list[Client]) -> dict[tuple[str, str], Pl
     return store.all_placed({(slot.bucket, slot.key) for client in clients for slot in client.slots})
 
 
-def two_homes(store: Regions, clients: list[Client]) -> list[Placed] | None:
-    """The objects that must have two homes, if all of them have them, on nodes that run; else None."""
-    placed = placed_of(store, clients)
-    found = [there for (bucket, _), there in placed.items() if there is not None and bucket != "local"]
-    return found if all(len([name for name in there.nodes if name != "?"]) >= 2 for there in found) else None
-
-
-def repaired(store: Regions, clients: list[Client]) -> bool:
-    """Whether they have them also in each region of their policy, and nowhere else."""
-    found = two_homes(store, clients)
-    return found is not None and all(
-        {name[0] for name in there.nodes} == set(there.content.regions) for there in found if there.content.regions
-    )
-
-
-def amiss(store: Regions, clients: list[Client]) -> dict[tuple[str, str], Placed]:
-    """Objects whose homes are not what their policy says."""
-    placed = placed_of(store, clients)
-    return {
-        where: there
-        for where, there in placed.items()
-        if there is not None
-        and where[0] != "local"
-        and (
-            len([name for name in there.nodes if name != "?"]) < 2
-            or (there.content.regions and {name[0] for name in there.nodes} != set(there.content.regions))
-        )
-    }
+def amiss(store: Regions, clients: list[Client], *, regions: bool = True) -> dict[tuple[str, str], Placed]:
+    """Objects that nodes which run do not hold as their policies say: at least twice and, where these name `regions`,
+    in all of them and nowhere else."""
+    found = {}
+    for where, there in placed_of(store, clients).items():
+        if there is None or where[0] == "local":
+            continue
+        holders = [name for name in there.nodes if name != "?"]
+        policy = set(there.content.regions) if regions else set()
+        if len(holders) < 2 or (policy and {name[0] for name in holders} != policy):
+            found[where] = there
+    return found
 
 
 def until_settled(store: Regions, clients: list[Client]) -> None:
     """Wait until all homes are what the policies say, remove nodes that are gone for good, and see the queue empty."""
-    _until(lambda: repaired(store, clients), lambda: f"homes: {amiss(store, clients)}")
+    _until(lambda: not amiss(store, clients), lambda: f"homes: {amiss(store, clients)}")
     store.remove_lost()
     _until(lambda: not store.owed(), lambda: f"owed: {store.owed()}")
+    assert not amiss(store, clients)
+    assert not [there for there in placed_of(store, clients).values() if there is not None and "?" in there.nodes]
 
 
 def _until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
@@ -265,7 +313,7 @@ def _until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
         time.sleep(0.2)
 
 
-def judge(store: Regions, clients: list[Client]) -> None:
+def judge(store: Regions, clients: list[Client], wiped: set[bytes]) -> None:
     """Everything that must be true once all is whole again and the clients have ended."""
     print("  answers:", dict(sum((client.answers for client in clients), Counter())))
     assert not any(client.is_alive() for client in clients)
@@ -274,19 +322,22 @@ def judge(store: Regions, clients: list[Client]) -> None:
     until_settled(store, clients)
     readers = [store.client(name) for name in store.nodes]
     placed = placed_of(store, clients)
-    lost = 0
+    lost: set[tuple[str, str]] = set()
     for client in clients:
         for slot in client.slots:
             there = placed[slot.bucket, slot.key]
             seen = {client.look(s3, slot) for s3 in readers}
             if there is not None and not there.nodes:
                 assert slot.bucket == "local", f"{slot} is lost: {there}"
+                assert there.content_id in wiped, f"{slot} is lost, and its disk was not: {there}"
                 assert None in seen, f"{slot} is at home nowhere"  # caches may still have it
-                lost += 1
+                assert LOST in client.refusal
+                lost.add((slot.bucket, slot.key))
             else:
                 assert None not in seen, f"{slot} cannot be read: {there}"
                 assert len(seen) == 1, f"{slot} shows {seen}"
     assert not [wrong for client in clients for wrong in client.wrong]
-    print(f"  {lost} objects of one home are lost with their disks")
+    assert store.lost() == lost
+    print(f"  {len(lost)} objects of one home are lost with their disks")
     for name in store.nodes:
         store.assert_whole(name)

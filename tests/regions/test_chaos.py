@@ -13,8 +13,6 @@ import pytest
 from tests.regions.chaos import Faults, judge, load
 from tests.regions.regions import regions
 
-pytestmark = pytest.mark.sqlite
-
 CLIENTS = 4
 FLAGS = ("--dead-after=6s", "--repair-after=8s", "--queue-item-lease=5s", "--queue-max-back-off=5s")
 
@@ -28,11 +26,14 @@ def chaos(directory: Path, default_s: float) -> None:
         begun_s = time.monotonic()
         with load(store, seed, CLIENTS) as clients:
             faults = Faults(store, clients, rng)
-            while time.monotonic() - begun_s < seconds:
+            for _ in faults.each_once():
                 faults.go_on(rng.uniform(1, 4))
+            while time.monotonic() - begun_s < seconds:
                 faults.one()
+                faults.go_on(rng.uniform(1, 4))
+            faults.last()
         print("  faults:", dict(faults.happened))
-        judge(store, clients)
+        judge(store, clients, faults.wiped)
 
 
 def test_nothing_acknowledged_is_lost_while_regions_fail(tmp_path: Path) -> None:

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.world import MASTER, etag_of, open_kind
 from tests.replication.directory_origin import DirectoryOrigin
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.records import Beat, Content, Home, Item, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
 from tigrislike.replication.membership import BEAT_S, Member, Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.origins import Origins
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
 from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.write_back import Discard, WriteBack
@@ -96,7 +96,7 @@ class Node:
         )
         self.blocks.fill_from(self.source)
         self.gate: Callable[[int], Awaitable[None]] = self._count
-        self.moving = Moving()
+        self.moving = Moving(root)
         self.copying = Copying(metadata, self.blocks, self.members, self.moving, lambda count: self.gate(count))
         self.release = Release(metadata, self.blocks, self.members, self.moving)
         self.replicate = Replicate(metadata, self.members, self.copying)
@@ -114,6 +114,7 @@ class Node:
         self.fetched += count
 
     async def close(self) -> None:
+        self.moving.close()
         await self.blocks.aclose()
         await self.disk.aclose()
 
@@ -140,7 +141,7 @@ class Several:
         origins: directories that play origins, by their URLs.
     """
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock, folder: Path) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock, folder: Path) -> None:
         self.engine = engine
         self.clock = clock
         self.folder = folder
@@ -256,20 +257,19 @@ class Several:
 
 @contextlib.asynccontextmanager
 async def several(
-    folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400, seed: int = 0
+    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400, seed: int = 0
 ) -> AsyncIterator[Several]:
     clock = ManualClock()
-    engine = MemoryEngine(seed=seed, clock=clock)
-    it = Several(engine, clock, folder)
-    try:
-        await it.join(folder, regions, decay_s)
-        await it.beat()
-        await it.beat()
-        yield it
-    finally:
-        for node in it.nodes:
-            await node.close()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock, seed=seed) as engine:
+        it = Several(engine, clock, folder)
+        try:
+            await it.join(folder, regions, decay_s)
+            await it.beat()
+            await it.beat()
+            yield it
+        finally:
+            for node in it.nodes:
+                await node.close()
 
 
 def play(folder: Path, regions: str, story: Callable[[Several], Awaitable[None]], **options: Any) -> None:

@@ -11,10 +11,11 @@ from tests.replication.several import BLOCK, Node, Several, data_of, play
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Extent, Part, UploadDraft, copy_draft
+from tigrislike.metadata import origins as places
 from tigrislike.metadata.backing import DISCARD_NS, key_of
 from tigrislike.metadata.errors import InvalidArgument, NotBacked
 from tigrislike.metadata.owed import zone_of
-from tigrislike.metadata.records import ANNOUNCED, BACKED, NOWHERE
+from tigrislike.metadata.records import ANNOUNCED, BACKED, NOWHERE, SHADOWED, Elsewhere, OriginPlace
 from tigrislike.replication.backing import Backer, NoOrigins, NotAtOrigin, deliver
 from tigrislike.replication.write_back import later_ns
 
@@ -248,6 +249,42 @@ def test_slices_are_backed_once_their_source_is(tmp_path: Path, monkeypatch: pyt
             await it.drain()
         assert it.origins["file:///origin"].keys() == set()
         await it.gone(source)
+
+    play(tmp_path, "iad", story)
+
+
+def test_an_adopted_object_goes_to_the_backing_origin_once_a_node_has_it(tmp_path: Path) -> None:
+    async def story(it: Several) -> None:
+        (node,) = it.nodes
+        await it.bucket()
+        await it.back()
+        data = data_of(1)
+        shadow = it.origin(OriginPlace("file:///shadow"))
+        (shadow.root / "objects" / "k").write_bytes(data)
+        bucket = await node.metadata.use_origin("bucket", places.SHADOW, OriginPlace("file:///shadow"))
+        seen = await shadow.head("k")
+        content_id = b"adopted-content."
+        draft = Draft(size=len(data), etag=etag_of(data), blob=content_id)
+        source = Elsewhere(bucket.shadow, "k", seen.etag)
+        assert await node.metadata.adopt(bucket, "k", draft, 1, source) is not None
+        content = await it.content(content_id)
+        assert (content.elsewhere, content.backing) == (SHADOWED, bucket.backing)
+        shadow.set("away")
+        await it.drain()
+        assert (await it.content(content_id)).elsewhere == SHADOWED
+        shadow.set("away", False)
+        for _ in range(4):
+            it.elapse(60)
+            await it.drain()
+        content = await it.content(content_id)
+        assert (content.elsewhere, content.origin, content.homes) == (BACKED, bucket.backing, ())
+        assert it.origins["file:///origin"].data(key_of(content_id)) == data
+        await node.metadata.delete_object(bucket, "k")
+        it.elapse(HOUR_S)
+        await it.drain()
+        assert it.origins["file:///origin"].keys() == set()
+        assert shadow.keys() == {"k"}, "that is somebody else's"
+        await it.sound()
 
     play(tmp_path, "iad", story)
 

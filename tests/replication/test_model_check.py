@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.conftest import TOLD
 from tests.replication.model_check import PARAMETERS, Call, Checker, Consumer, Script, Violation, enqueue, hurry, retry
 from tests.replication.mutants import MUTANTS
 
@@ -75,11 +76,13 @@ LARGE: dict[str, Callable[[], Checker]] = {
 }
 
 
-def states_of(world: Callable[[], Checker], name: str, capsys: pytest.CaptureFixture[str]) -> int:
+Tell = Callable[[str, object], None]
+
+
+def states_of(world: Callable[[], Checker], name: str, record_property: Tell) -> int:
     checker = world()
     checker.explore()
-    with capsys.disabled():
-        print(f"\n{name}: {checker.states:,} states, {checker.steps:,} steps ", end="")
+    record_property(TOLD, f"{name}: {checker.states:,} states, {checker.steps:,} steps")
     return checker.states
 
 
@@ -90,14 +93,14 @@ SLOW = {"one who enqueues, two consumers", "one who enqueues, a consumer and a c
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in WORLDS]
 )
-def test_every_interleaving(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert states_of(WORLDS[name], name, capsys) > 1000
+def test_every_interleaving(name: str, record_property: Tell) -> None:
+    assert states_of(WORLDS[name], name, record_property) > 1000
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_every_interleaving_of_more(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert states_of(LARGE[name], name, capsys) > 100_000
+def test_every_interleaving_of_more(name: str, record_property: Tell) -> None:
+    assert states_of(LARGE[name], name, record_property) > 100_000
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -27,6 +27,7 @@ def client(node: RunningNode) -> Any:
         aws_access_key_id=node.access_key_id,
         aws_secret_access_key=node.secret_access_key,
         region_name="auto",
+        verify=node.ca_bundle,
         config=Config(retries={"max_attempts": 1}, max_pool_connections=32),
     )
 

@@ -148,7 +148,7 @@ async def _cluster(url: str) -> AsyncIterator[Check]:
     """What the cluster says of itself: its version and health, the space on its machines, its clock."""
     asked_ns = time.time_ns()
     try:
-        status = json.loads(await asyncio.to_thread(_read_status, url))
+        status = json.loads(await asyncio.to_thread(read_status, url))
     except Exception as error:  # the binding's errors have no base class of their own
         yield Check("cluster", "attention", f"the cluster's status cannot be read: {error}", {})
         return
@@ -214,7 +214,7 @@ def cluster_checks(status: dict[str, Any], asked_ns: int, answered_ns: int) -> l
     return found
 
 
-def _read_status(url: str) -> bytes:
+def read_status(url: str) -> bytes:
     from urllib.parse import unquote, urlsplit
 
     from tigrislike.metadata.kv.fdb_client import load_binding
@@ -363,6 +363,10 @@ async def check_nodes(metadata: Metadata, *, full: bool, sleep: Sleep = asyncio.
         if abs(nearest_s) > SKEW_S:
             facts = {"against": each.node.hex(), "skew_least_s": round(least_s, 3), "skew_most_s": round(most_s, 3)}
             detail = f"the clock of {name} is between {least_s:+.1f} and {most_s:+.1f} s from this machine's"
+            yield Check("clock", "attention", detail, facts)
+        if abs(step_s := each.step_ns / 1e9) > SKEW_S:
+            facts = {"against": each.node.hex(), "step_s": round(step_s, 3)}
+            detail = f"the clock of {name} was set {step_s:+.1f} s off since it started: it goes by the time before"
             yield Check("clock", "attention", detail, facts)
     yield await _contents(metadata, members, full)
 

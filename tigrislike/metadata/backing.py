@@ -151,12 +151,11 @@ async def want(tr: Transaction, ctx: Context, content_id: bytes, origin_id: byte
     content = await read_content(tr, ctx, content_id)
     if content is None or placing.is_backed(content):
         return True
-    also = Wanted((), 1, origin_id)
+    await share(tr, ctx, {content_id: content}, Wanted((), 1, origin_id), {})
     for each in (content_id, *(await held(tr, ctx, content_id, content)).sources):
+        # At once: it may have been put off, for the origin was away.
         if (lacking := await read_content(tr, ctx, each)) is not None:
-            await share(tr, ctx, each, lacking, also)
-            # At once: it may have been put off, for the origin was away.
-            await owe_write_back(tr, ctx, each, placing.merged(lacking, also))
+            await owe_write_back(tr, ctx, each, lacking)
     return False
 
 

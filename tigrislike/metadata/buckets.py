@@ -136,7 +136,8 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     tr.clear(ctx.keys.owned(bucket.owner).key(name))
     tr.clear_range(*ctx.keys.config_range(bucket.id))
     tr.clear_range(*subspace(keys.count))
-    tr.clear_range(keys.whiteout.begin, keys.whiteout.end)
+    for family in (keys.whiteout, keys.needed):
+        tr.clear_range(family.begin, family.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()

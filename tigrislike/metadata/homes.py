@@ -5,20 +5,25 @@ transaction that finishes the work. Losing one: `drop_home` proves, with a confl
 wanted of the content holds without it, and only then do the files go, which `left_home` notes. So a crash in between
 leaves bytes too many and never too few, and of two homes that give up at once one is told to stay.
 
+A write that shares stored bytes needs its homes before it is acknowledged, and so before anything wants them (`share`).
+They are gained ahead of it like all others; in the transaction that announces one, the work that a crash would leave
+undone is owed, and after that its release: it stays where the write has come to want it.
+
 Whoever is a home, has announced that it will be, or has not yet noted that it is none any more, is reached when the
 content is reclaimed (`blobs.condemn_content`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from . import owed, placing
-from .blobs import load_parts
+from .blobs import live_content, load_parts
 from .context import Context
+from .errors import HomesLacking
 from .keyspace import unpack_bytes
 from .kv.engine import Transaction
 from .placing import Alive, Wanted
@@ -44,6 +49,10 @@ REPLICATE_PRIORITY = 1
 WRITE_BACK_PRIORITY = 1
 RELEASE_PRIORITY = 2
 WARM_PRIORITY = 2
+
+AHEAD_NS = 60 * 1_000_000_000
+"""How long after its announcement a home gained ahead of a write is finished by others, and, twice that, given up where
+nothing wants it."""
 
 ACCELERATION = "acceleration"
 """The kind of a bucket's document that says whether what is written is warmed everywhere: one of S3's words, `ENABLED`
@@ -124,11 +133,18 @@ async def held(tr: Transaction, ctx: Context, content_id: bytes, content: Conten
     return Held(tuple((each.blob, each.blob_size or each.size) for each in own), tuple(sorted(sources)))
 
 
-async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held | None:
-    """Announce that this node is about to hold a content; what it takes. None: it is gone, or this node has it all."""
+async def begin_home(tr: Transaction, ctx: Context, content_id: bytes, ahead: bool = False) -> Held | None:
+    """Announce that this node is about to hold a content; what it takes. None: it is gone, or this node has it all.
+
+    `ahead`: of a write, by somebody whose work nobody repeats.
+    """
     content = await read_content(tr, ctx, content_id)
     if content is None or any(home.node == ctx.home.node and home.whole for home in content.homes):
         return None
+    if ahead:
+        due_ns = ctx.now_ns() + AHEAD_NS
+        await owe_hold(tr, ctx, ctx.home.node, content.bucket, content_id, vesting_ns=due_ns)
+        await owe_release(tr, ctx, ctx.home.node, content.bucket, content_id, vesting_ns=due_ns + AHEAD_NS)
     if ctx.home not in content.pending:
         put_content(tr, ctx, content_id, replace(content, pending=(*content.pending, ctx.home)))
     return await held(tr, ctx, content_id, content)
@@ -137,10 +153,11 @@ async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held |
 async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> Content | None:
     """Record that this node holds a content durably, and owe the release of homes that become one too many.
 
-    None: it died meanwhile; whoever reclaims it reaches this node too.
+    None: it died meanwhile; whoever reclaims it reaches this node too. Or another run recorded this home, and it was
+    given up since.
     """
     content = await read_content(tr, ctx, content_id)
-    if content is None:
+    if content is None or all(home.node != ctx.home.node for home in (*content.pending, *content.homes)):
         return None
     content = _settled(tr, ctx, content_id, _without(content, ctx.home.node))
     content = replace(content, homes=(*content.homes, ctx.home))
@@ -259,13 +276,42 @@ async def owe_replicas(tr: Transaction, ctx: Context, content_id: bytes, content
         await owe_replica(tr, ctx, region, content.bucket, content_id, reads)
 
 
-async def share(tr: Transaction, ctx: Context, content_id: bytes, content: Content, also: Wanted) -> None:
-    """Let a further bucket want a content, which the caller has read with a conflict."""
-    shared = placing.merged(content, also)
-    if shared != content:
-        put_content(tr, ctx, content_id, shared)
-        await owe_replicas(tr, ctx, content_id, shared)
-        await owe_write_back(tr, ctx, content_id, shared)
+async def share(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content], also: Wanted, alive: Alive) -> None:
+    """Let a further bucket want contents, which the caller has read with a conflict, and those that lend them parts.
+
+    Raises:
+        HomesLacking: too few of the nodes that are `alive` hold them for a write under this policy.
+    """
+    if also == Wanted((), 1):
+        return
+    sharing = await _with_sources(tr, ctx, contents)
+    lacking = [
+        (content_id, content.size)
+        for content_id, content in sharing.items()
+        if also.copies > 1 and placing.copies_lacking(content, also, alive, ctx.regions)
+    ]
+    if lacking:
+        raise HomesLacking(lacking, also.regions, also.copies)
+    for content_id, content in sharing.items():
+        shared = placing.merged(content, also)
+        if shared != content:
+            put_content(tr, ctx, content_id, shared)
+            await owe_replicas(tr, ctx, content_id, shared)
+            await owe_write_back(tr, ctx, content_id, shared)
+
+
+async def _with_sources(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content]) -> dict[bytes, Content]:
+    """Contents, and all that lend them parts, however indirectly. Raises ContentGone."""
+    found = dict(contents)
+    looked_at = list(contents.items())
+    while looked_at:
+        content_id, content = looked_at.pop()
+        if not content.parts:
+            continue
+        for source in {part.source for part in await load_parts(tr, ctx, content_id) if part.source} - found.keys():
+            found[source] = await live_content(tr, ctx, source)
+            looked_at.append((source, found[source]))
+    return found
 
 
 async def owe_replica(
@@ -281,10 +327,14 @@ async def owe_replica(
     await owed.enqueue(tr, ctx, zone, REPLICATE, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id, asked=asked)
 
 
-async def owe_hold(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> None:
+async def owe_hold(
+    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes, *, vesting_ns: int = 0
+) -> None:
     """Owe that a node becomes a home of a content."""
     zone = owed.zone_of(node, bucket_id)
-    await owed.enqueue(tr, ctx, zone, HOLD, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id)
+    await owed.enqueue(
+        tr, ctx, zone, HOLD, content_id, vesting_ns=vesting_ns, priority=REPLICATE_PRIORITY, bucket=bucket_id
+    )
 
 
 async def owe_write_back(

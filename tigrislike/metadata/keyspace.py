@@ -143,7 +143,7 @@ class TextKeys:
 class BucketKeys:
     """The key families of one bucket, packed once."""
 
-    __slots__ = ("count", "current", "inline", "null", "upload", "version", "whiteout")
+    __slots__ = ("count", "current", "inline", "needed", "null", "upload", "version", "whiteout")
 
     def __init__(self, space: Keyspace, bucket_id: bytes) -> None:
         packed = pack_bytes(bucket_id)
@@ -153,6 +153,7 @@ class BucketKeys:
         self.inline = TextKeys(space.inline + packed)
         self.upload = TextKeys(space.upload + packed)
         self.whiteout = TextKeys(space.whiteout + packed)
+        self.needed = TextKeys(space.needed + packed)
         self.count = space.count + packed
 
 
@@ -171,6 +172,7 @@ class Keyspace:
         self.inline = family("inline")
         self.upload = family("upload")
         self.whiteout = family("whiteout")
+        self.needed = family("needed")
         self.count = family("count")
         self.contents = family("content")
         self.parts = family("part")

@@ -23,10 +23,17 @@ PROTOCOL = 1
 
 REPAIR = "repair"
 DRAIN = "drain"
-"""Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more."""
+RETURN = "return"
+"""Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more; a node that was silent is
+back, and what others took in its stead is too much."""
 
 REPAIR_PRIORITY = 0
 DRAIN_PRIORITY = 1
+RETURN_PRIORITY = 2
+
+RETURN_NS = 10 * 1_000_000_000
+"""How long after a node's return, and between two rounds, it is left alone: others have to see it, and what was owed to
+them for its silence may still be under way."""
 
 
 async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
@@ -55,13 +62,18 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
 
 
 async def beat(tr: Transaction, ctx: Context, node_id: bytes, sign: Beat) -> bool:
-    """Show that a node is alive. False: it has been removed.
+    """Show that a node is alive. False: it has been removed. The first one after a silence that was repaired owes the
+    release of homes that are now too many.
 
     The record is read so that a removal and a beat conflict: a removed node hears of it with its next one.
     """
     raw = await tr.get(ctx.keys.node(node_id))
-    if raw is None or node_codec.decode(raw).state == REMOVED:
+    node = node_codec.decode(raw) if raw is not None else None
+    if node is None or node.state == REMOVED:
         return False
+    if node.repaired >= 0:
+        tr.set(ctx.keys.node(node_id), node_codec.encode(replace(node, repaired=-1)))
+        await owe_return(tr, ctx, node_id)
     tr.set(ctx.keys.beat(node_id), beat_codec.encode(sign))
     return True
 
@@ -92,6 +104,13 @@ async def owe_drain(tr: Transaction, ctx: Context, node_id: bytes, vesting_ns: i
     """Owe a round of giving up homes."""
     zone = owed.zone_of(node_id, b"")
     await owed.enqueue(tr, ctx, zone, DRAIN, node_id, vesting_ns=vesting_ns, priority=DRAIN_PRIORITY)
+
+
+async def owe_return(tr: Transaction, ctx: Context, node_id: bytes) -> None:
+    """Owe a round of releasing what is too much now that the node is back."""
+    zone = owed.zone_of(node_id, b"")
+    vesting_ns = ctx.now_ns() + RETURN_NS
+    await owed.enqueue(tr, ctx, zone, RETURN, node_id, vesting_ns=vesting_ns, priority=RETURN_PRIORITY)
 
 
 async def owe_repair(tr: Transaction, ctx: Context, node_id: bytes, count: int) -> bool:

@@ -19,6 +19,7 @@ from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, 
 from .homes import new_content, owe_replicas, owe_warmth, owe_write_back, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
+from .mirroring import owe_mirror
 from .records import (
     BACKED,
     NEVER,
@@ -279,6 +280,7 @@ async def copy_object(
     key: str,
     draft_from: Callable[[ObjectVersion], Draft],
     condition: WriteCondition | None,
+    alive: placing.Alive,
 ) -> tuple[ObjectVersion, ObjectVersion]:
     """Make a new version of `key` that shares the bytes of the source; returns (source version, new version).
 
@@ -288,8 +290,8 @@ async def copy_object(
 
     Raises:
         NoSuchKey, NoSuchVersion: about the source. InvalidRequest: the source is named as a delete marker.
-        PreconditionFailed: either condition. NoSuchBucket, ContentGone. NotBacked: about the source, where the bucket
-        writes through.
+        PreconditionFailed: either condition. NoSuchBucket, ContentGone.
+        HomesLacking, NotBacked: too few of the nodes that are `alive` hold the bytes, or no origin, though it should.
     """
     from_bucket, from_key, from_version = source
     from_raw = tr.get(ctx.keys.in_bucket(from_bucket.id).current.key(from_key))
@@ -312,7 +314,7 @@ async def copy_object(
         if bucket.durability == placing.WRITE_THROUGH and not placing.is_backed(content):
             raise NotBacked(version.content)
         wanted = placing.wanted(bucket, ctx.regions, draft.regions)
-        await share(tr, ctx, version.content, content, wanted)
+        await share(tr, ctx, {version.content: content}, wanted, alive)
         await owe_warmth(tr, ctx, bucket, version.content, placing.merged(content, wanted))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
@@ -345,6 +347,7 @@ async def put_tags(
     live = live_version(raw)
     if live is not None and live.stamp == version.stamp:
         tr.set(keys.current.key(key), encoded)
+        await owe_mirror(tr, ctx, bucket, key)
     row = keys.version.key(key) + pack_stamp(version.stamp)
     if bucket.versioning != NEVER and await tr.get(row) is not None:
         tr.set(row, encoded)

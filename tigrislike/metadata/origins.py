@@ -6,11 +6,14 @@ the same place replace those in its record, so that everything that refers to it
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 import msgspec
 
 from . import access
 from .buckets import change_bucket, read_bucket
 from .context import Context
+from .errors import InvalidArgument
 from .keyspace import subspace
 from .kv.engine import Transaction
 from .records import Bucket, OriginPlace, OriginRecord
@@ -20,6 +23,49 @@ from .secrets import MasterKey
 SHADOW = "shadow"
 BACKING = "backing"
 """What a bucket uses an origin for: the fields of its record that name one."""
+
+
+def s3_place(
+    bucket: str, endpoint: str, region: str = "", access_key: str = "", secret_key: str = "", prefix: str = ""
+) -> OriginPlace:
+    """The place that a bucket of an S3 service is, or the folder `prefix` of it. Without an endpoint the service is
+    AWS's in its region; without a key pair it is asked as anybody may ask it.
+
+    Raises:
+        InvalidArgument: it names no bucket, the endpoint is no URL of a service, or one half of a key pair is missing.
+    """
+    if not bucket or "/" in bucket:
+        raise InvalidArgument("name", bucket, "A bucket elsewhere is named without slashes")
+    if endpoint:
+        check_endpoint(endpoint)
+    if bool(access_key) != bool(secret_key):
+        raise InvalidArgument("access_key", access_key, "An access key and its secret key go together")
+    return OriginPlace(f"s3://{bucket}/{prefix}".rstrip("/"), endpoint, region, access_key, secret_key)
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Refuse what is not the URL of a service: scheme, host and port, with nothing secret in it.
+
+    Raises:
+        InvalidArgument.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        known = False
+    if not known:
+        raise InvalidArgument("endpoint", endpoint, "An endpoint is the URL of a service: https://HOST[:PORT]")
+    if "@" in parts.netloc:
+        raise InvalidArgument("endpoint", "", "An endpoint is named without credentials")
+    if parts.query or parts.fragment:
+        raise InvalidArgument("endpoint", endpoint, "An endpoint has no query")
+
+
+def bucket_and_prefix(place: OriginPlace) -> tuple[str, str]:
+    """The bucket that a place's URL names, and the folder in it, "" where it is all of the bucket."""
+    bucket, _, prefix = place.url.partition("://")[2].partition("/")
+    return bucket, prefix
 
 
 def _seal(master: MasterKey, origin_id: bytes, place: OriginPlace, created_ns: int) -> OriginRecord:

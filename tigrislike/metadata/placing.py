@@ -169,6 +169,15 @@ def may_be_given_up(content: Content, alive: Alive) -> bool:
     return content.elsewhere != BACKED or len(whole_homes(content, alive)) >= max(content.copies, 1)
 
 
+def copies_lacking(content: Content, also: Wanted, alive: Alive, regions: Regions) -> int:
+    """How many homes a stored content lacks before a write that shares it is acknowledged. As of bytes that have just
+    been received, one may be anywhere, where `also` names regions, and the others are in these."""
+    names = regions.expand(also.regions)
+    whole = whole_homes(content, alive)
+    inside = sum(not names or alive[home.node] in names for home in whole)
+    return max(0, also.copies - inside - (len(whole) > inside))
+
+
 def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[str]:
     """Wanted regions in which no live node holds the content, in order."""
     have = {alive[home.node] for home in whole_homes(content, alive)}

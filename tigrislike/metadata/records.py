@@ -610,13 +610,15 @@ class Node(Struct, frozen=True, array_like=True):
 class Beat(Struct, frozen=True, array_like=True):
     """``beat / node id``: a node's last sign of life, by the database's clock as it saw it. `count` grows with each;
     others tell by it whether a node is alive, and need not trust its clock. `epoch` is what requests to it are signed
-    for (`replication.signing`). Sizes are bytes of its disk."""
+    for (`replication.signing`). Sizes are bytes of its disk. `step_ns` is how far its host's clock has been set
+    ahead of the one that it goes by."""
 
     at_ns: int
     count: int
     epoch: bytes = b""
     capacity: int = 0
     free: int = 0
+    step_ns: int = 0
 
 
 class Cluster(Struct, frozen=True, array_like=True):

@@ -12,6 +12,8 @@ A version adopted keeps the time at which it was modified: that is its stamp.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from . import placing
@@ -99,8 +101,13 @@ async def _place(
         modified = min(max(modified_ns, MIN_STAMP) & ~0xFF | ctx.cluster, stamp)
         return version_of(draft, modified, null, draft.size, content_id, 0, False)
 
-    # As if it had been there before anybody thought of versions.
-    return await place(tr, ctx, replace(bucket, versioning=NEVER), key, live, make, draft.inline)
+    return await place(tr, ctx, _as_before(bucket), key, live, make, draft.inline)
+
+
+def _as_before(bucket: Bucket) -> Bucket:
+    """A bucket as what its shadow has gets into it: as if it had been there before anybody thought of versions, or of
+    telling the shadow."""
+    return replace(bucket, versioning=NEVER, write_through=False)
 
 
 async def readopt(
@@ -136,7 +143,7 @@ async def readopt(
     if draft is not None:
         await _place(tr, ctx, bucket, key, live, draft, modified_ns, source)
         return True
-    await hide(tr, ctx, replace(bucket, versioning=NEVER), key, live)
+    await hide(tr, ctx, _as_before(bucket), key, live)
     return True
 
 
@@ -145,6 +152,50 @@ async def adopters(tr: Transaction, ctx: Context, content_id: bytes) -> list[Ref
     begin, end = ctx.keys.ref_range(content_id)
     rows = await tr.get_range(begin, end, limit=100)
     return [referrer_codec.decode(value) for _, value in rows]
+
+
+async def untouched(tr: Transaction, ctx: Context, bucket: Bucket, keys: Sequence[str]) -> set[str]:
+    """Those of `keys` of which `is_untouched` holds, without a conflict: for listings. A few hundred at most."""
+    in_bucket = ctx.keys.in_bucket(bucket.id)
+    current, whiteout, version = in_bucket.current, in_bucket.whiteout, in_bucket.version
+    asked = [
+        (
+            key,
+            tr.get(current.key(key), snapshot=True),
+            tr.get(whiteout.key(key), snapshot=True),
+            tr.get_range(version.key(key), version.after(key), limit=1, snapshot=True) if bucket.versioning else None,
+        )
+        for key in keys
+    ]
+    found = set()
+    for key, live, hidden, versions in asked:
+        rows = [await live, await hidden, (await versions or None) if versions is not None else None]
+        if rows == [None, None, None]:
+            found.add(key)
+    return found
+
+
+async def under_prefixes(
+    tr: Transaction, ctx: Context, bucket: Bucket, prefixes: Sequence[str]
+) -> dict[str, tuple[bool, bool]]:
+    """Of each of `prefixes`, whether there is a live object under it, and whether anything under it was touched. A few
+    hundred at most."""
+    in_bucket = ctx.keys.in_bucket(bucket.id)
+    families = [in_bucket.current, in_bucket.whiteout, *([in_bucket.version] if bucket.versioning else [])]
+    asked = [
+        (
+            prefix,
+            [
+                tr.get_range(family.at_least(prefix), family.after_prefix(prefix), limit=1, snapshot=True)
+                for family in families
+            ],
+        )
+        for prefix in prefixes
+    ]
+    return {
+        prefix: (found[0], any(found))
+        for prefix, found in [(prefix, [bool(await read) for read in reads]) for prefix, reads in asked]
+    }
 
 
 async def whiteouts(tr: Transaction, ctx: Context, bucket_id: bytes, prefix: str, after: str, limit: int) -> list[str]:

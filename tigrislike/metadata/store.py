@@ -466,6 +466,15 @@ class Metadata:
         """Whether a bucket has, and has had, nothing under `key` since it looks through to its shadow."""
         return await self.engine.read(shadows.is_untouched, self.context, bucket, key)
 
+    async def untouched(self, bucket: Bucket, keys: Sequence[str]) -> set[str]:
+        """Those of a few hundred keys at most of which `is_untouched` holds."""
+        return await self.engine.read(shadows.untouched, self.context, bucket, keys)
+
+    async def under_prefixes(self, bucket: Bucket, prefixes: Sequence[str]) -> dict[str, tuple[bool, bool]]:
+        """Of each of a few hundred prefixes at most, whether a live object is under it, and whether anything there was
+        touched."""
+        return await self.engine.read(shadows.under_prefixes, self.context, bucket, prefixes)
+
     async def whiteouts(self, bucket: Bucket, prefix: str, after: str, limit: int) -> list[str]:
         """Keys that were deleted in a bucket with a shadow, in order."""
         return await self.engine.read(shadows.whiteouts, self.context, bucket.id, prefix, after, limit)
@@ -676,14 +685,17 @@ class Metadata:
         key: str,
         draft_from: Callable[[ObjectVersion], Draft],
         condition: WriteCondition | None = None,
+        *,
+        alive: Alive | None = None,
     ) -> tuple[ObjectVersion, ObjectVersion]:
         """A new version of `key` that shares the source's bytes; (source version, new version).
 
         `draft_from` says what the new version says about itself (start from `records.copy_draft`); it must be pure.
+        `alive` are the nodes that count where the bytes are to be on several; None: this one.
 
         Raises:
             NoSuchKey, NoSuchVersion, InvalidRequest: the source. PreconditionFailed: either. NoSuchBucket, ContentGone.
-            NotBacked: the bucket writes through, and no origin holds the source's bytes.
+            HomesLacking, NotBacked: the bytes are on too few nodes, or at no origin, where the bucket writes through.
         """
         check_key(source[1])
         check_key(key)
@@ -699,7 +711,12 @@ class Metadata:
             key,
             draft_from,
             condition,
+            self._alive(alive),
         )
+
+    def _alive(self, alive: Alive | None) -> Alive:
+        home = self.context.home
+        return {home.node: home.region} if alive is None else alive
 
     async def put_object_tags(
         self, bucket: Bucket, key: str, version_id: str | None, tags: dict[str, str]
@@ -773,17 +790,28 @@ class Metadata:
         return await self.engine.read(uploads.read_upload, self.context, bucket, key, content_id)
 
     async def put_part(
-        self, bucket: Bucket, key: str, upload_id: str, part: Part, elsewhere: Elsewhere | None = None
+        self,
+        bucket: Bucket,
+        key: str,
+        upload_id: str,
+        part: Part,
+        elsewhere: Elsewhere | None = None,
+        *,
+        alive: Alive | None = None,
     ) -> Part:
-        """Record a part whose blob is finished; its time and node are filled in. `elsewhere` is where an origin has it.
+        """Record a part whose blob is finished; its time and node are filled in. `elsewhere` is where an origin has it,
+        `alive` as for `copy_object`.
 
         Raises:
-            NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead, ContentGone (a slice's source).
+            NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead.
+            ContentGone, HomesLacking: a slice's source.
         """
         check_key(key)
         uploads.check_part(part)
         content_id = uploads.parse_upload_id(upload_id)
-        return await self.engine.transact(uploads.put_part, self.context, bucket, key, content_id, part, elsewhere)
+        return await self.engine.transact(
+            uploads.put_part, self.context, bucket, key, content_id, part, self._alive(alive), elsewhere
+        )
 
     async def list_parts(self, bucket: Bucket, key: str, upload_id: str, after: int = 0, limit: int = 1000) -> PartPage:
         """The upload and its parts whose numbers are above `after`, at most `limit`. Raises NoSuchUpload."""
@@ -804,16 +832,18 @@ class Metadata:
         expected_checksum: tuple[str, str] | None = None,
         expected_type: str | None = None,
         expected_size: int | None = None,
+        alive: Alive | None = None,
     ) -> ObjectVersion:
         """Make the listed parts an object; the others are discarded.
 
         `combine(algorithm, [(crc, size)])` computes full-object CRCs, `composite(algorithm, [checksum])` the others,
         all in base64. What is expected is what the request says of the whole: (algorithm, base64), checksum type, size
-        in bytes. Repeating a completion with the same list gives the same version as the first time.
+        in bytes. Repeating a completion with the same list gives the same version as the first time. `alive` is as for
+        `copy_object`.
 
         Raises:
             MalformedPartList, InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest,
-            BadChecksum, NoSuchUpload, NoSuchBucket, NoSuchKey and PreconditionFailed (condition).
+            BadChecksum, NoSuchUpload, NoSuchBucket, NoSuchKey and PreconditionFailed (condition), HomesLacking.
         """
         check_key(key)
         content_id = uploads.parse_upload_id(upload_id)
@@ -836,6 +866,7 @@ class Metadata:
             condition,
             uploads.Expected(expected_checksum, expected_type, expected_size),
             prepared,
+            self._alive(alive),
         )
 
     async def _prepare(
@@ -896,10 +927,11 @@ class Metadata:
         """Which nodes hold a live blob; None where it is dead or forgotten."""
         return await self.engine.read(homes.locate, self.context, blob_id)
 
-    async def begin_home(self, content_id: bytes) -> Held | None:
+    async def begin_home(self, content_id: bytes, *, ahead: bool = False) -> Held | None:
         """Announce that this node is about to hold a content, before its bytes are made durable; `homes.add_home` then
-        records that they are. None: the content is gone, or this node holds it."""
-        return await self._background.transact(homes.begin_home, self.context, content_id)
+        records that they are. None: the content is gone, or this node holds it. `ahead`: of a write that waits."""
+        engine = self.engine if ahead else self._background
+        return await engine.transact(homes.begin_home, self.context, content_id, ahead)
 
     async def drop_home(self, content_id: bytes, alive: Alive) -> bool:
         """Give up this node's home of a content. False: it has to stay, for others are too few."""

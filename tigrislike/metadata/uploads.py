@@ -167,6 +167,7 @@ async def put_part(
     key: str,
     content_id: bytes,
     part: Part,
+    alive: placing.Alive,
     elsewhere: Elsewhere | None = None,
 ) -> Part:
     """Record a part whose blob is finished (or which is a slice of the content `part.source`); returns the record.
@@ -176,6 +177,7 @@ async def put_part(
 
     Raises:
         NoSuchUpload, BlobDead, ContentGone (the source).
+        HomesLacking: too few of the nodes that are `alive` hold the source.
     """
     stored = tr.get(_row(ctx, bucket.id, key, content_id))
     row = ctx.keys.part(content_id, part.number)
@@ -183,11 +185,13 @@ async def put_part(
     blobs = [] if part.source else [tr.get(ctx.keys.blob(extent.blob)) for extent in part.extents]
     there = {} if elsewhere is None else {extent.blob: elsewhere for extent in part.extents}
     sent = {blob: ask_discard(tr, ctx, bucket.id, blob, each.origin) for blob, each in there.items()}
-    if await stored is None:
+    begun = await stored
+    if begun is None:
         raise NoSuchUpload(content_id.hex())
     raw = await replaced
     if part.source:
-        await live_content(tr, ctx, part.source)
+        wanted = placing.wanted(bucket, ctx.regions, codec.decode(begun).regions)
+        await share(tr, ctx, {part.source: await live_content(tr, ctx, part.source)}, wanted, alive)
         add_reference(tr, ctx, part.source, Referrer(content=content_id))
     else:
         for extent, blob in zip(part.extents, blobs, strict=True):
@@ -421,6 +425,7 @@ async def complete_upload(
     condition: WriteCondition | None,
     expected: Expected,
     prepared: Prepared | None,
+    alive: placing.Alive,
 ) -> ObjectVersion:
     """Make the listed parts the newest version of `key`. `listed` has passed `check_part_list`.
 
@@ -429,6 +434,7 @@ async def complete_upload(
     Raises:
         NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest, BadChecksum,
         NoSuchKey and PreconditionFailed (condition).
+        HomesLacking: too few of the nodes that are `alive` hold what lends the upload parts.
     """
     upload_id = content_id.hex()
     row = _row(ctx, bucket.id, key, content_id)
@@ -507,17 +513,26 @@ async def complete_upload(
     await owe_write_back(tr, ctx, content_id, content)
     await owe_replicas(tr, ctx, content_id, content)
     await owe_warmth(tr, ctx, bucket, content_id, content)
-    # Where too few nodes have all of its parts, this one gathers the rest, or those do that have some; the others may
-    # then let go of theirs.
-    lacking = wanted.copies - sum(home.whole for home in homes) - placing.is_backed(content)
-    gatherers = [ctx.home.node, *(home.node for home in homes if home.node != ctx.home.node)]
-    whole = {home.node for home in homes if home.whole}
-    for node in [node for node in gatherers if node not in whole][: max(lacking, 0)]:
+    for node in gatherers(ctx, content_id, content, alive):
         await owe_hold(tr, ctx, node, bucket.id, content_id)
-    if wanted.regions or wanted.backing:
-        for source in sources:
-            await share(tr, ctx, source, await live_content(tr, ctx, source), wanted)
+    if sources:
+        await share(tr, ctx, {source: await live_content(tr, ctx, source) for source in sources}, wanted, alive)
     return version
+
+
+def gatherers(ctx: Context, content_id: bytes, content: Content, alive: placing.Alive) -> list[bytes]:
+    """The nodes that are to gather a content of which too few have all parts: this one, then those that have some; the
+    others may then let go of theirs. Further ones where even these are too few beside the regions that are owed it."""
+    whole = {home.node: home.region for home in content.homes if home.whole}
+    lacking = max(0, content.copies - len(whole) - placing.is_backed(content))
+    partial = [
+        node for node in dict.fromkeys([ctx.home.node, *(home.node for home in content.homes)]) if node not in whole
+    ]
+    chosen = partial[:lacking]
+    lacking -= len(chosen) + len(ctx.regions.expand(content.regions) - set(whole.values()))
+    others = [node for node, region in alive.items() if ctx.regions.allow(content.regions, region)]
+    further = [node for node in placing.ranked(content_id, others) if node not in whole and node not in chosen]
+    return chosen + further[: max(0, lacking)]
 
 
 def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:

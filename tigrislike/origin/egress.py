@@ -16,16 +16,19 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from .errors import EgressRefused
+from .proxy import Pass, Proxy
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 RESOLVE_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 
 # Only what the registries call global unicast may be connected to: IANA IPv4 and IPv6 Special-Purpose Address
 # Registries. Within that, addresses that stand for others, and one that Azure's hosts answer on.
@@ -68,7 +71,7 @@ def is_public(address: str) -> bool:
 
 
 class Egress:
-    """Connections to where they may go.
+    """Connections to where they may go. One for a process: `close` ends what it has open by itself.
 
     Args:
         allow_private: whether everything passes.
@@ -78,9 +81,10 @@ class Egress:
 
     def __init__(self, *, allow_private: bool = False, ca: str | None = None, resolve: Resolve | None = None) -> None:
         self.allow_private = allow_private
-        self.ca = ca
+        self.ca = Path(ca).read_bytes() if ca is not None else None
         self._resolve = resolve or _resolve
         self._ssl: ssl.SSLContext | None = None
+        self._proxy: Proxy | None = None
 
     def permits(self, address: str) -> bool:
         """Whether an address, in digits, may be connected to."""
@@ -104,11 +108,11 @@ class Egress:
         return passed
 
     def connector(self, *, connections: int) -> aiohttp.TCPConnector:
-        """A connector for aiohttp, which belongs to the session that it is given to; at most `connections` to a host."""
+        """A connector for aiohttp, which belongs to the session it is given to; at most `connections` to a host."""
         if self._ssl is None:
             self._ssl = ssl.create_default_context()
             if self.ca is not None:
-                self._ssl.load_verify_locations(self.ca)
+                self._ssl.load_verify_locations(cadata=self.ca.decode())
         return aiohttp.TCPConnector(
             limit=0,
             limit_per_host=connections,
@@ -117,8 +121,40 @@ class Egress:
             ssl=self._ssl,
         )
 
+    async def connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to one of a host's addresses.
+
+        Raises:
+            EgressRefused: it has none that may be connected to.
+            OSError: none of them answers.
+        """
+        failure = OSError(f"{host} has no address")
+        for address in await self.addresses(host, port):
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    return await asyncio.open_connection(address, port)
+            except OSError as error:  # TimeoutError is one
+                failure = error
+        raise failure
+
+    async def issue_pass(self) -> Pass:
+        """A pass through the proxy, for one client that resolves names itself; `revoke_pass` ends it."""
+        if self._proxy is None:
+            self._proxy = Proxy(self.connect)
+            await self._proxy.start()
+        return self._proxy.issue()
+
+    def revoke_pass(self, given: Pass) -> None:
+        if self._proxy is not None:
+            self._proxy.revoke(given)
+
+    async def close(self) -> None:
+        """Stop the proxy, if there is one, and with it what goes through it."""
+        if self._proxy is not None:
+            await self._proxy.close()
+
     def _socket(self, info: tuple[Any, ...]) -> socket.socket:
-        """A socket for what getaddrinfo said of an address. A host in digits is asked of no resolver, and caught here."""
+        """A socket to an address as getaddrinfo says it. A host in digits is asked of no resolver, and caught here."""
         family, kind, protocol, _, to = info
         if not self.permits(to[0]):
             raise _refused(to[0])

@@ -24,6 +24,12 @@ _HERE = {
     scheme: EntryPoint(scheme, f"tigrislike.origin.{target}", GROUP)
     for scheme, target in {
         "s3": "s3:S3Origin",
+        "gs": "objectstore:open_google",
+        "az": "objectstore:open_azure",
+        "http": "http:HTTPOrigin",
+        "https": "http:HTTPOrigin",
+        "file": "objectstore:open_directory",
+        "arrow": "arrow:open_arrow",
     }.items()
 }
 

@@ -96,7 +96,9 @@ class Origin(Protocol):
     """
 
     name: str
-    loses: frozenset[str]
+
+    @property
+    def loses(self) -> frozenset[str]: ...
 
     async def head(self, key: str) -> OriginObject:
         """All about an object but its bytes. Raises OriginMissing."""
@@ -116,8 +118,8 @@ class Origin(Protocol):
 
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> OriginPage:
         """Objects whose keys start with `prefix` and come after `after`, with those that have `delimiter` behind the
-        prefix rolled up. `after` is a key, a common prefix (then what it stands for is past), or what the page before
-        says. At most `limit` entries and prefixes; fewer does not mean the end."""
+        prefix rolled up. `after` is a key or a common prefix, of which all that is rolled up with it is
+        past, or what the page before says. At most `limit` entries and prefixes; fewer does not mean the end."""
         ...
 
     async def put(self, key: str, pieces: AsyncIterator[Buffer], size: int, attributes: Attributes) -> Written:

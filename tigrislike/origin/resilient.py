@@ -5,7 +5,7 @@ Guarantees, whatever the driver and the store behind it do:
 - A call ends, well or with an `OriginError`, once the origin has been waited for as long as `Limits` says.
 - `read` gives out exactly the bytes that were asked for, each once, or an error; where it fails in the middle it goes
   on from there, of the same version. Nothing is given out behind the range, and the last piece only when the answer
-  has ended with it. `list` gives keys that were asked for, in order and further than before.
+  has ended with it. A page of `list` has keys that were asked for, each once and in order.
 - `OriginUnavailable` and `OriginBroken` are tried again, after full jitter over an exponential back-off or as long as
   the origin asks, and while few others are: retries are a share of calls. The others are answers.
 - A read, or `head`, of which the first byte is late for this origin (p99) is sent a second time; whichever answers
@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -48,6 +49,8 @@ RETRIES_AT_LEAST: Final = 10.0
 HEDGES: Final = 0.03
 """Second requests for each call: a hundredth is what p99 promises, more is an origin that became slow altogether."""
 HEDGES_AT_LEAST: Final = 3.0
+HEDGED_AFTER_S: Final = 0.01
+"""And no sooner: a busy event loop looks like a slow origin, and there is nothing to gain."""
 BACK_OFF_S: Final = 0.1
 LONGEST_BACK_OFF_S: Final = 5.0
 
@@ -132,7 +135,6 @@ class Resilient:
         random: Random | None = None,
     ) -> None:
         self.name = origin.name
-        self.loses = origin.loses
         self.limits: Final = limits or Limits()
         self._origin = origin
         self._breaker = breaker or Breaker()
@@ -144,6 +146,10 @@ class Resilient:
         self._places = asyncio.Semaphore(self.limits.concurrency)
         self._counts = Statistics()
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def loses(self) -> frozenset[str]:
+        return self._origin.loses
 
     def statistics(self) -> Statistics:
         """A snapshot."""
@@ -201,14 +207,20 @@ class Resilient:
         until_s = self._called(size)
         replayed = _Replayed(pieces)
 
-        async def ask() -> Written:
-            again = replayed.from_start()
-            try:
-                return await self._asked(lambda: self._origin.put(key, again, size, attributes), until_s, patient=True)
-            finally:
-                await again.aclose()
+        async def write() -> Written:
+            async with aclosing(replayed.from_start()) as again:
+                try:
+                    return await self._origin.put(key, again, size, attributes)
+                except OriginError as error:
+                    if error is replayed.failure:  # another origin's, then, which the bytes were to come from
+                        raise _NoBytes from error
+                    raise
 
-        written = await self._tried(ask, until_s, replayed)
+        try:
+            written = await self._tried(lambda: self._asked(write, until_s, patient=True), until_s, replayed)
+        except _NoBytes:
+            assert replayed.failure is not None
+            raise replayed.failure from None
         self._counts.bytes_written += size
         return written
 
@@ -286,7 +298,7 @@ class Resilient:
         try:
             late_s = self._late.value
             if late_s is not None:
-                done, _ = await asyncio.wait(attempts, timeout=late_s)
+                done, _ = await asyncio.wait(attempts, timeout=max(late_s, HEDGED_AFTER_S))
                 if not done and (second := await self._hedge()) is not None:
                     attempts[asyncio.create_task(begin(second))] = second
             pending = set(attempts)
@@ -367,6 +379,10 @@ class Resilient:
 
 class _NotAsked(OriginUnavailable):
     """Nothing was sent, and nothing will be by trying again at once."""
+
+
+class _NoBytes(Exception):
+    """What was to be written failed, and not the origin."""
 
 
 class _Overlong(OriginBroken):
@@ -527,11 +543,13 @@ class _Replayed:
         self._pieces = pieces
         self._kept: list[bytes] = []
         self._room = _REPLAYED
+        self.failure: BaseException | None = None
+        """What they raised."""
 
     @property
     def at_hand(self) -> bool:
         """Whether nothing of what was taken is gone."""
-        return self._room >= 0
+        return self._room >= 0 and self.failure is None
 
     async def from_start(self) -> AsyncGenerator[Buffer, None]:
         for piece in self._kept:
@@ -541,8 +559,8 @@ class _Replayed:
                 taken = await anext(self._pieces)
             except StopAsyncIteration:
                 return
-            except BaseException:
-                self._room = -1  # they will not go on
+            except BaseException as error:
+                self.failure = error
                 raise
             self._room -= len(taken)
             if self.at_hand:
@@ -553,14 +571,14 @@ class _Replayed:
 
 
 def _check_page(name: str, page: OriginPage, prefix: str, after: str, limit: int) -> None:
-    """Raises OriginBroken for a page that was not asked for, or does not lead on."""
+    """Raises OriginBroken for a page that was not asked for, or that is gone on after with itself."""
     for listed in ([entry.key for entry in page.entries], list(page.prefixes)):
         # Code points and UTF-8 have the same order.
-        in_order = all(one < other for one, other in pairwise([after, *listed]))
+        in_order = all(one < other for one, other in pairwise(listed))
         if not in_order or not all(key.startswith(prefix) for key in listed):
             raise OriginBroken(f"{name} lists other keys than those that were asked for, or not in order")
-    if len(page.entries) + len(page.prefixes) > limit or (page.after and page.after <= after):
-        raise OriginBroken(f"{name} lists more than was asked for, or what it listed before")
+    if len(page.entries) + len(page.prefixes) > limit or (page.after and page.after == after):
+        raise OriginBroken(f"{name} lists more than was asked for, or the same again and again")
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import random
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import md5
 from typing import TypeVar
@@ -35,6 +35,7 @@ from .location import Location, bucket_and_prefix, checked_url
 from .protocol import Attributes, Buffer, OriginObject, OriginPage, OriginSummary, Written
 from .signature import Signer, encoded_path, encoded_query
 from .transport import Timeouts, Transport, http_time_ns, lowered
+from .trees import LAST, rolled_up
 
 T = TypeVar("T")
 
@@ -53,12 +54,9 @@ _SHOWN = 300  # characters of a message from elsewhere
 _SEGMENT = 256 << 10  # bytes written at a time
 _AT_ONCE = 64 << 10  # what is hashed in less time than a thread takes to be asked
 
-# The last character that there is: behind a common prefix, nothing that it stands for comes later.
-_LAST = "\U0010ffff"
-
 # Pages are gone on with by the store's own token, for not all stores list in the order that `start-after` supposes
 # (SeaweedFS goes through its directories). No text of XML, and so no token, has this character in it.
-_TOKEN = "\0"
+_GOES_ON = "\0"
 
 HEADERS = {
     "CacheControl": "cache-control",
@@ -118,7 +116,9 @@ class S3Origin:
         async with self._request("GET", key, headers=headers) as answer:
             if answer.status not in (200, 206):
                 raise await self._failure(answer)
-            self._check_version(answer, start, stop, size, etag)
+            self._transport.check_range(answer, start, stop, size)
+            if (given := self._etag(lowered(answer.headers))) != etag:
+                raise OriginBroken(f"{self.name} answers with version {given!r}, not with {etag!r}")
             async for piece in self._transport.pieces(answer, stop - start):
                 yield piece
 
@@ -131,11 +131,11 @@ class S3Origin:
         }
         if delimiter:
             query["delimiter"] = delimiter
-        if after.startswith(_TOKEN):
-            query["continuation-token"] = after[len(_TOKEN) :]
+        if after.startswith(_GOES_ON):
+            query["continuation-token"] = after[len(_GOES_ON) :]
         elif after:
-            past = _LAST if delimiter and _is_rolled_up(after, prefix, delimiter) else ""
-            query["start-after"] = self._prefix + after + past
+            common = rolled_up(after, prefix, delimiter)
+            query["start-after"] = self._prefix + (common + LAST if common else after)
         async with self._request("GET", None, query=query) as answer:
             if answer.status != 200:
                 raise await self._failure(answer)
@@ -218,16 +218,6 @@ class S3Origin:
             md5=_is_md5(etag) and not encrypted,
         )
 
-    def _check_version(self, answer: aiohttp.ClientResponse, start: int, stop: int, size: int, etag: str) -> None:
-        """Raises OriginBroken unless the answer is the range of the version that was asked for."""
-        expected = f"bytes {start}-{stop - 1}/{size}"
-        told = answer.headers.get("Content-Range", "")
-        whole = answer.status == 200 and not told and (start, stop) == (0, size)
-        if not whole and (answer.status != 206 or told.lower() != expected):
-            raise OriginBroken(f"{self.name} answers {answer.status} with {told!r}, not with {expected!r}")
-        if (given := self._etag(lowered(answer.headers))) != etag:
-            raise OriginBroken(f"{self.name} answers with version {given!r}, not with {etag!r}")
-
     def _etag(self, headers: Mapping[str, str]) -> str:
         etag = headers.get("etag", "").removeprefix("W/").strip('"')
         if not etag:
@@ -255,11 +245,11 @@ class S3Origin:
         except ValueError as error:
             raise OriginBroken(f"{self.name} lists what is no object: {error}") from error
         token = _text(page, "NextContinuationToken")
-        going_on = _TOKEN + token if token else max([*entries, *prefixes], default="")
+        going_on = _GOES_ON + token if token else max([*entries, *prefixes], default="")
         more = _text(page, "IsTruncated") == "true"
         if more and (going_on == after or not going_on):
             raise OriginBroken(f"{self.name} lists the same again and again")
-        begun = "" if after.startswith(_TOKEN) else after
+        begun = "" if after.startswith(_GOES_ON) else after
         return OriginPage(
             # A key of "" is the folder's own; it has no name here.
             entries=tuple(entry for key, entry in sorted(entries.items()) if key > begun),
@@ -304,7 +294,7 @@ class S3Origin:
 
     async def _send_parts(
         self, key: str, upload: str, feed: _Feed, size: int, part_bytes: int
-    ) -> tuple[list[bytes], list[str]]:
+    ) -> tuple[Sequence[bytes], Sequence[str]]:
         """MD5s and ETags of all parts, a few of which are on their way at once."""
         at_once = max(1, PARTS_BYTES // part_bytes)
         digests: list[bytes] = []
@@ -314,7 +304,7 @@ class S3Origin:
                 if len(sent) >= at_once:
                     await sent[-at_once]
                 part = await feed.part(min(part_bytes, size - start))
-                digests.append(await asyncio.to_thread(lambda part=part: md5(part).digest()))
+                digests.append((await asyncio.to_thread(md5, part)).digest())
                 sent.append(asyncio.ensure_future(self._send_part(key, upload, len(digests), part, digests[-1])))
             await feed.end()
             return digests, [await task for task in sent]
@@ -335,7 +325,7 @@ class S3Origin:
 
         return await _tried(send)
 
-    async def _complete(self, key: str, upload: str, etags: list[str]) -> tuple[str, str]:
+    async def _complete(self, key: str, upload: str, etags: Sequence[str]) -> tuple[str, str]:
         """The object's ETag and its CRC64NVME, which may be ""."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{escape(etag)}&quot;</ETag></Part>"
@@ -434,7 +424,7 @@ class _Feed:
             self._failed = error
             raise
 
-    async def part(self, length: int) -> bytearray:
+    async def part(self, length: int) -> memoryview:
         """The next `length` bytes, without their MD5."""
         part = bytearray()
         while len(part) < length:
@@ -445,7 +435,7 @@ class _Feed:
                 piece = piece[:room]
             part += piece
         self._crc = await asyncio.to_thread(checksums.crc64nvme, part, self._crc)
-        return part
+        return memoryview(part)
 
     async def end(self) -> None:
         """Raises ValueError where there is more."""
@@ -495,12 +485,6 @@ async def _segments(part: Buffer) -> AsyncIterator[Buffer]:
     view = memoryview(part)
     for start in range(0, len(view), _SEGMENT):
         yield view[start : start + _SEGMENT]
-
-
-def _is_rolled_up(after: str, prefix: str, delimiter: str) -> bool:
-    """Whether `after` is a common prefix of a listing."""
-    _, found, rest = after[len(prefix) :].partition(delimiter)
-    return after.startswith(prefix) and bool(found) and not rest
 
 
 def _is_md5(etag: str) -> bool:

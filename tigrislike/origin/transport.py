@@ -110,6 +110,14 @@ class Transport:
         if left:
             raise OriginBroken(f"{self.name} ends {left} bytes early, of {length}")
 
+    def check_range(self, answer: aiohttp.ClientResponse, start: int, stop: int, size: int) -> None:
+        """Raises OriginBroken unless a successful answer is that range of an object of that size."""
+        expected = f"bytes {start}-{stop - 1}/{size}"
+        told = answer.headers.get("Content-Range", "")
+        whole = answer.status == 200 and not told and (start, stop) == (0, size)
+        if not whole and (answer.status != 206 or told.lower() != expected):
+            raise OriginBroken(f"{self.name} answers {answer.status} with {told!r}, not with {expected!r}")
+
     def failure(self, answer: aiohttp.ClientResponse, told: str = "") -> OriginError:
         """What an answer that is no success means."""
         message = f"{self.name} answers {answer.status}{': ' if told else ''}{told}"

@@ -149,6 +149,8 @@ class Backer:
         Raises:
             NotAtOrigin: it is not there yet. It is owed, and will be.
         """
+        if not bucket.backing:  # it has one since a moment ago
+            raise NotAtOrigin("The bucket has just been given an origin. Please try again.")
         look_s = _LOOK_S
         try:
             async with asyncio.timeout(self._wait_s):

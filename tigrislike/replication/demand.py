@@ -15,7 +15,7 @@ from tigrislike.metadata import Metadata, homes, owed, placing
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
-from tigrislike.metadata.records import LIVE, Item
+from tigrislike.metadata.records import LIVE, Content, Item
 
 from .membership import Members
 from .remote import RemoteSource
@@ -92,6 +92,15 @@ async def owe_decay(tr: Transaction, ctx: Context, region: str, bucket_id: bytes
     await owed.enqueue(
         tr, ctx, zone, DECAY, content_id, vesting_ns=vesting_ns, priority=DECAY_PRIORITY, bucket=bucket_id
     )
+
+
+async def decaying(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> set[str]:
+    """Regions in which a content's homes are there for demand alone, and are looked after by `Decay`."""
+    regions = {home.region for home in content.homes} - ctx.regions.expand(content.regions)
+    id_ = owed.item_id(DECAY, content_id)
+    zones = {region: owed.zone_of(homes.region_destination(region), content.bucket) for region in sorted(regions)}
+    asked = {region: tr.get(ctx.keys.queue_item(zone, id_), snapshot=True) for region, zone in zones.items()}
+    return {region for region, item in asked.items() if await item is not None}
 
 
 async def demanded(tr: Transaction, ctx: Context, region: str, content_id: bytes) -> int:

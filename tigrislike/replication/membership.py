@@ -37,6 +37,7 @@ class Member(Peer):
         state: of its record: up, draining or removed.
         count: of its last beat, 0 where there is none.
         at_ns: what its clock said at that beat.
+        step_ns: how far its host's clock had been set ahead of that.
         seen_s: when that beat was first seen here (monotonic), later by as long as the database was away since.
         moving: it has been seen to beat, not only to have beaten.
         dead: it has missed its beats for too long.
@@ -46,6 +47,7 @@ class Member(Peer):
     count: int
     at_ns: int
     seen_s: float
+    step_ns: int = 0
     moving: bool = False
     dead: bool = False
 
@@ -94,15 +96,25 @@ class Members:
 
     def _seen(self, node: Node, beat: Beat | None, now_s: float, excused_s: float) -> Member:
         old = self._members.get(node.node)
-        count, at_ns, epoch = (beat.count, beat.at_ns, beat.epoch) if beat is not None else (0, 0, b"")
+        beat = beat or Beat(0, 0)
         seen_s, moving = now_s, False
         if old is not None:
-            moved = count != old.count
+            moved = beat.count != old.count
             seen_s = now_s if moved else old.seen_s + excused_s
             moving = old.moving or moved
         dead = now_s - seen_s > self._dead_after_s
         return Member(
-            node.node, node.region, node.endpoint, epoch, node.state, count, at_ns, seen_s, moving and not dead, dead
+            node.node,
+            node.region,
+            node.endpoint,
+            beat.epoch,
+            node.state,
+            beat.count,
+            beat.at_ns,
+            seen_s,
+            beat.step_ns,
+            moving and not dead,
+            dead,
         )
 
     # --- who there is
@@ -128,8 +140,13 @@ class Members:
     @property
     def leaving(self) -> bool:
         """Whether this node gives up what it holds, and takes nothing."""
+        return self.own_state != UP
+
+    @property
+    def own_state(self) -> str:
+        """That of this node's record; up where it has none yet."""
         own = self._members.get(self.own)
-        return own is not None and own.state != UP
+        return own.state if own is not None else UP
 
     def silent_s(self, member: Member) -> float:
         """How long a node had not been seen to beat when this process last looked."""
@@ -167,11 +184,14 @@ class Members:
         self._latency_s[node] = round_trip_s if old is None else old + _SMOOTHING * (round_trip_s - old)
 
 
-def skew_s(members: Iterable[Member], own: bytes, now_ns: int, since: dict[bytes, int]) -> float | None:
+def skew_s(
+    members: Iterable[Member], own: bytes, now_ns: int, since: dict[bytes, int], *, hosts: bool = False
+) -> float | None:
     """How far this machine's clock is ahead of the others', in seconds: the median over nodes whose beat has moved
-    since `since` (their counts then). None: none has."""
+    since `since` (their counts then). None: none has. `hosts`: of what their hosts' clocks show, which they may not
+    go by."""
     ahead = sorted(
-        (now_ns - each.at_ns) / 1e9
+        (now_ns - each.at_ns - (each.step_ns if hosts else 0)) / 1e9
         for each in members
         if each.node != own and each.count and each.count != since.get(each.node, each.count)
     )

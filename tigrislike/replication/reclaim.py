@@ -11,6 +11,7 @@ A node works only in its own zones: it alone has the files.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from tigrislike.origin import OriginUnavailable
 
 from .backing import NoOrigins, Origins, delete_all
 from .consumer import Consumer
-from .replicate import Moving
+from .moving import Moving
 from .write_back import later_ns
 
 log = logging.getLogger("tigrislike.replication")
@@ -43,7 +44,7 @@ class ReclaimContent:
     priority = RECLAIM_PRIORITY
     concurrency = CONCURRENCY
 
-    def __init__(self, metadata: Metadata, blocks: BlockStore, origins: Origins, moving: Moving) -> None:
+    def __init__(self, metadata: Metadata, blocks: BlockStore, origins: Origins, moving: Moving | None) -> None:
         self._metadata = metadata
         self._blocks = blocks
         self._origins = origins
@@ -53,7 +54,8 @@ class ReclaimContent:
         """Runs that found the content referred to."""
 
     async def run(self, item: Item) -> Effect | None:
-        async with self._moving.of(item.subject):  # it may be on its way to an origin
+        # It may be on its way to an origin.
+        async with contextlib.nullcontext() if self._moving is None else self._moving.of(item.subject):
             dead = await self._metadata.reclaim_content(item.subject)
             if dead is None:
                 self.in_use += 1
@@ -119,10 +121,10 @@ class ReclaimBlob:
 def reclaim_tasks(
     metadata: Metadata, blocks: BlockStore, origins: Origins | None = None, moving: Moving | None = None
 ) -> tuple[ReclaimContent, ReclaimBlob]:
-    """Both tasks. `moving` is shared with whatever else moves contents here; without `origins`, what these hold is not
-    reclaimed."""
+    """Both tasks. `moving` is this process's, None where nothing else moves contents here; without `origins`, what
+    these hold is not reclaimed."""
     origins = origins or NoOrigins()
-    return ReclaimContent(metadata, blocks, origins, moving or Moving()), ReclaimBlob(metadata, blocks, origins)
+    return ReclaimContent(metadata, blocks, origins, moving), ReclaimBlob(metadata, blocks, origins)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ nodes is to hold the content, and does it or passes it on. The bytes become dura
 on where an earlier one stopped; the record comes in the transaction that ends the item. What the policy then has too
 much of is released, by the node that has it, if enough others hold it at that moment.
 
-On one node, gaining and losing the same content never overlap.
+On one node, gaining and losing the same content never overlap (`moving`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tigrislike.metadata.records import LIVE, Item
 
 from .lacking import View, owe_missing
 from .membership import Members
+from .moving import Moving
 
 COPIES_AT_ONCE: Final = 128
 """Contents that a node copies at a time, of one task. A small one takes ten round trips, and of the wire hardly any
@@ -46,27 +47,6 @@ _LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
 
 class NoTaker(Exception):
     """No node of the region can hold a content now."""
-
-
-class Moving:
-    """Which contents are being gained or given up here; one of the two at a time."""
-
-    def __init__(self) -> None:
-        self._locks: dict[bytes, asyncio.Lock] = {}
-        self._waiting: dict[bytes, int] = {}
-
-    @contextlib.asynccontextmanager
-    async def of(self, content_id: bytes) -> AsyncIterator[None]:
-        """Wait until nobody else moves a content, and keep others waiting for the length of a `with` block."""
-        lock = self._locks.setdefault(content_id, asyncio.Lock())
-        self._waiting[content_id] = self._waiting.get(content_id, 0) + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._waiting[content_id] -= 1
-            if not self._waiting[content_id]:
-                del self._waiting[content_id], self._locks[content_id]
 
 
 class Room:
@@ -127,13 +107,28 @@ class Copying:
             BytesError: they could not be had, or not be kept.
         """
         async with self._moving.of(content_id):
-            held = await self._metadata.begin_home(content_id)
-            if held is None:
-                return None
-            for blob_id, size in held.blobs:
-                async with self._room.of(size):
-                    fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
-                    self.copied_bytes += fetched  # not in one, for others add to it meanwhile
+            return await self._adopt(content_id, await self._metadata.begin_home(content_id))
+
+    async def become_home_ahead(self, content_id: bytes) -> None:
+        """Become a home of a content for a write that waits for it, unless it is gone, and record it. Nothing is wrong
+        if the write never comes, or this is cut off: what is left then is owed.
+
+        Raises:
+            BytesError: the bytes could not be had, or not be kept.
+        """
+        metadata = self._metadata
+        async with self._moving.of(content_id):
+            record = await self._adopt(content_id, await metadata.begin_home(content_id, ahead=True))
+            if record is not None:
+                await metadata.engine.transact(record, metadata.context)
+
+    async def _adopt(self, content_id: bytes, held: homes.Held | None) -> Effect | None:
+        if held is None:
+            return None
+        for blob_id, size in held.blobs:
+            async with self._room.of(size):
+                fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+                self.copied_bytes += fetched  # not in one, for others add to it meanwhile
         alive = self._members.alive()
 
         async def record(tr: Transaction, ctx: Context) -> None:
@@ -239,8 +234,10 @@ class Release:
             keep = content is not None and self._metadata.regions.allow(content.regions, self._members.region)
             if not await self._metadata.drop_home(item.subject, self._members.alive()):
                 self.kept += 1
-                # Where its policy does not want it, it goes once the others can be counted on.
-                return None if keep else partial(self._later, item)
+                # Where its policy does not want it, it goes once the others can be counted on; where it is about to
+                # be gained, nothing is decided yet.
+                gaining = content is not None and self._metadata.context.home in content.pending
+                return None if keep and not gaining else partial(self._later, item)
             for blob_id, size in held.blobs:
                 await self._blocks.demote(blob_id, size, keep=keep)
             self.released += 1

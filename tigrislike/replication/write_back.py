@@ -27,7 +27,7 @@ from tigrislike.origin import OriginUnavailable
 from .backing import Origins, delete_all, deliver
 from .lacking import View, owe_missing
 from .membership import Members
-from .replicate import Moving
+from .moving import Moving
 
 log = logging.getLogger("tigrislike.replication")
 

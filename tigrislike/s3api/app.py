@@ -37,7 +37,7 @@ from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
-from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.errors import S3Error, error_document, error_json
 from tigrislike.s3api.extensions import SERVED_FROM
 from tigrislike.s3api.internal import ReceiveCopy, internal_route
 from tigrislike.s3api.operations import load_operations
@@ -64,6 +64,7 @@ RETRY_AFTER_S = 1
 INLINE_SEND_BYTES = 256 * 1024
 
 _XML = (b"content-type", b"application/xml")
+_JSON = (b"content-type", b"application/json")
 
 
 def create_app(
@@ -230,7 +231,8 @@ class Gateway:
     ) -> Response:
         verified = None
         if claimed is not None:
-            verified = await authenticate(recalled or self._metadata, request, claimed, self._body_sha256)
+            now_ns = self._metadata.now_ns()
+            verified = await authenticate(recalled or self._metadata, request, claimed, now_ns, self._body_sha256)
         bucket = await self._authorise(request, operation, recalled)
         if len(request.key) * 4 > MAX_KEY_BYTES and len(request.key.encode()) > MAX_KEY_BYTES:
             raise S3Error(
@@ -375,9 +377,13 @@ class Gateway:
             after_s = math.ceil(getattr(exception, "retry_after_s", 0.0))
             headers.append((b"retry-after", str(max(after_s, RETRY_AFTER_S)).encode()))
         body = b""
-        headers.append(_XML)
+        reads_json = request.headers.get("accept") == "application/json"
+        headers.append(_JSON if reads_json else _XML)
         if request.method != "HEAD":
-            body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
+            if reads_json:
+                body = error_json(error.code, error.message, request.request_id, error.extra)
+            else:
+                body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
             headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

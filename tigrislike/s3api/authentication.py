@@ -5,7 +5,6 @@ The signature itself is checked by pure code (`sigv4`); here it meets the keys t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 
 from tigrislike.metadata import Metadata
@@ -22,11 +21,13 @@ async def authenticate(
     metadata: Metadata | Recalled,
     request: Request,
     claimed: Claim,
+    now_ns: int,
     body_sha256: Callable[[Request], Awaitable[str]],
 ) -> Verified:
     """Check the signature and put the caller's identity into the request.
 
     Args:
+        now_ns: the time, by the clock that the store goes by.
         body_sha256: reads the whole body and returns its digest in hex, for a signature that covers a digest which
             the request does not name. It is asked only where the key exists.
 
@@ -36,7 +37,7 @@ async def authenticate(
     """
     key = await claimed_key(metadata, claimed)
     digest = await body_sha256(request) if claimed.body_sha256_missing else None
-    verified = claimed.verify(key.secret, time.time(), body_sha256=digest)
+    verified = claimed.verify(key.secret, now_ns / 1e9, body_sha256=digest)
     request.identity = Identity(key.key_id, key.owner, key.bucket)
     request.notes["access_key"] = key.key_id
     return verified

@@ -1,8 +1,8 @@
 """Who is asking, and whether they may.
 
-Three kinds of caller exist: the owner (a root key: everything), a key scoped to one bucket (everything inside it but
-deleting it), and anybody (object reads of a public bucket). Policies and ACLs, when they come, decide here as well;
-the operations themselves never ask.
+Three kinds of caller exist: the owner (a root key: everything), a key scoped to one bucket (everything inside it, but
+not deleting it nor changing its settings), and anybody (object reads of a public bucket). Policies and ACLs, when they
+come, decide here as well; the operations themselves never ask.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ANONYMOUS = Identity("", "", "")
 # What anybody may do in a public bucket. Listing is not among them: a public bucket publishes objects, not its index.
 _PUBLIC_OPERATIONS = frozenset({"GetObject", "HeadObject"})
 # What a key scoped to a bucket may not do inside it.
-_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket"})
+_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket", "UpdateBucket"})
 
 
 def authorise_service(identity: Identity, operation: str) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from tigrislike.bytecache import BlobWriter, BytesError
 from tigrislike.metadata import MetadataError, placing
+from tigrislike.metadata.errors import HomesLacking, NotBacked
 from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Elsewhere, Extent, Found, Home
 from tigrislike.replication.backing import NotAtOrigin
@@ -29,6 +30,9 @@ from tigrislike.s3api.reading import extents_of, read_extents
 T = TypeVar("T")
 
 log = logging.getLogger("tigrislike.s3api")
+
+_SHARING_TRIES = 4
+"""The source may become another one, or a home of it may die, while the first one gains homes."""
 
 
 class Received:
@@ -206,9 +210,32 @@ async def ingest_bytes(
 async def ensure_backed(ctx: Context, content_id: bytes) -> None:
     """Have bytes that are committed already at the origin of the addressed bucket. Raises NotAtOrigin."""
     regional = ctx.services.regional
-    if regional is None or not ctx.bucket.backing:
-        raise NotAtOrigin("The bytes have to be written to the bucket's origin first. Please try again.")
+    if regional is None:
+        raise NotAtOrigin("The bytes have to be written to the bucket's origin, and this node reaches none.")
     await regional.backer.ensure(ctx.bucket, content_id)
+
+
+async def sharing(ctx: Context, share: Callable[[placing.Alive | None], Awaitable[T]]) -> T:
+    """Run the metadata transaction of a write that shares stored bytes, given the nodes that count. Where these are on
+    fewer nodes than the bucket wants, or at no origin though it writes through, they are brought there first: one that
+    is committed needs nothing more.
+
+    Raises:
+        HomesLacking, TooFewHomes: too few nodes hold them, or could be reached; nothing was committed.
+        NotBacked, NotAtOrigin: nor is the origin that is to hold them.
+        Exception: whatever `share` raises.
+    """
+    regional = ctx.services.regional
+    if regional is None:
+        return await share(None)
+    for _ in range(_SHARING_TRIES - 1):
+        try:
+            return await share(regional.members.alive())
+        except HomesLacking as lacking:
+            await regional.secure(lacking)
+        except NotBacked as unbacked:
+            await regional.backer.ensure(ctx.bucket, unbacked.content_id)
+    return await share(regional.members.alive())
 
 
 async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:

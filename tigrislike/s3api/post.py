@@ -9,7 +9,6 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from urllib.parse import urlencode
 
@@ -145,7 +144,7 @@ async def _authenticate(services: Services, form: PostForm, request: Request) ->
     if claimed is None:
         raise S3Error("AccessDenied")
     key = await claimed_key(services.metadata, claimed)
-    policy = claimed.verify(key.secret, time.time(), request.bucket)
+    policy = claimed.verify(key.secret, services.metadata.now_ns() / 1e9, request.bucket)
     request.identity = Identity(key.key_id, key.owner, key.bucket)
     request.notes["access_key"] = key.key_id
     return policy

@@ -1,8 +1,9 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
-`/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers and the cache directory
-can be used. `/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3
-request, and refused in the same XML.
+`/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
+be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more.
+`/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3 request, and refused
+in the same XML.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.placing import LOCAL
+from tigrislike.metadata.records import UP
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
@@ -53,6 +55,8 @@ def service_routes(services: Services) -> list[Route]:
                     await check()
             except Exception as error:  # whatever it is, the balancer must hear that this node cannot serve
                 problems[part] = type(error).__name__
+        if services.regional is not None and (state := services.regional.members.own_state) != UP:
+            problems["node"] = state
         return JSONResponse(
             {"status": "failing", **problems} if problems else {"status": "ok"}, 503 if problems else 200
         )
@@ -114,7 +118,7 @@ def _managed(
             if claimed is None:
                 raise S3Error("AccessDenied")
             await services.metadata.refresh()
-            verified = await authenticate(services.metadata, request, claimed, _body_sha256)
+            verified = await authenticate(services.metadata, request, claimed, services.metadata.now_ns(), _body_sha256)
             if not request.identity.root:
                 raise S3Error("AccessDenied")
             document = await call(request, Payload(request.receive, request.headers, verified))

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tigrislike.config import parse_distance
 
-from .clock import Clock, ManualClock, SystemClock
+from .clock import Clock, ManualClock, SteadyClock, SystemClock
 from .engine import Engine, Ready, Transaction, Watch
 from .errors import (
     AmbiguousCommit,
@@ -48,6 +48,7 @@ __all__ = [
     "NotCommitted",
     "Ready",
     "RetryableError",
+    "SteadyClock",
     "StoreSealed",
     "SystemClock",
     "Transaction",

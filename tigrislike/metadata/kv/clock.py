@@ -6,6 +6,7 @@ never goes back and is only good for differences. Nothing here sleeps.
 
 from __future__ import annotations
 
+import mmap
 import time
 from typing import Protocol
 
@@ -27,6 +28,31 @@ class SystemClock:
 
     now_ns = staticmethod(time.time_ns)
     monotonic_ns = staticmethod(time.monotonic_ns)
+
+
+class SteadyClock:
+    """The host's wall clock as it was when this object was made; from then on time is what the kernel counts, which
+    nobody sets: where somebody sets the wall clock, this one goes on. `follow` takes over what it shows.
+
+    Processes that are forked later share it, what is followed too.
+    """
+
+    monotonic_ns = staticmethod(time.monotonic_ns)
+
+    def __init__(self) -> None:
+        self._booted_ns = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self.follow()
+
+    def now_ns(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._booted_ns[0]
+
+    def step_ns(self) -> int:
+        """How far the host's wall clock has been set ahead of this one."""
+        return time.time_ns() - self.now_ns()
+
+    def follow(self) -> None:
+        """Go by the host's wall clock as it is now."""
+        self._booted_ns[0] = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class ManualClock:

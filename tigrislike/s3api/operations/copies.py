@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from tigrislike.metadata.errors import NotBacked
+from tigrislike.metadata.placing import Alive
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Bucket, Draft, ObjectVersion, copy_draft
 from tigrislike.s3api.attributes import (
     object_class,
@@ -22,7 +22,7 @@ from tigrislike.s3api.attributes import (
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import ensure_backed, hash_object
+from tigrislike.s3api.ingest import hash_object, sharing
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.objects import read_condition, write_condition
 from tigrislike.s3api.shadowing import adopt_first
@@ -123,7 +123,7 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             )
         return msgspec.structs.replace(copy_draft(version), **changes)
 
-    async def copy() -> tuple[ObjectVersion, ObjectVersion]:
+    async def copy(alive: Alive | None) -> tuple[ObjectVersion, ObjectVersion]:
         return await ctx.metadata.copy_object(
             (source.bucket, source.key, source.version_id),
             read_condition(inp, "CopySource"),
@@ -131,21 +131,15 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             inp["Key"],
             draft_from,
             condition,
+            alive=alive,
         )
 
-    async def copy_backed() -> tuple[ObjectVersion, ObjectVersion]:
-        try:
-            return await copy()
-        except NotBacked as error:
-            await ensure_backed(ctx, error.content_id)
-            return await copy()
-
     try:
-        version, copied = await copy_backed()
+        version, copied = await sharing(ctx, copy)
     except _Unhashed:
         # Only now, because a copy whose conditions fail needs no bytes read.
         hashed = await _hash(ctx, source, algorithm)
-        version, copied = await copy_backed()
+        version, copied = await sharing(ctx, copy)
     output: Output = {
         "CopyObjectResult": {
             "ETag": f'"{copied.etag}"',

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from functools import partial
+
 from tigrislike.metadata.conditions import check_read
-from tigrislike.metadata.placing import WRITE_THROUGH
+from tigrislike.metadata.placing import WRITE_THROUGH, Alive
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
 from tigrislike.s3api.attributes import (
@@ -16,7 +19,7 @@ from tigrislike.s3api.attributes import (
 )
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import ensure_backed, hash_object, ingest, ingest_bytes
+from tigrislike.s3api.ingest import ensure_backed, hash_object, ingest, ingest_bytes, sharing
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.copies import check_copy_size, find_source
 from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, read_condition, write_condition
@@ -125,7 +128,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
             part = await received.commit(putting)
     else:
         digests = await hash_object(ctx, found, start, stop, algorithm)
-        part = Part(
+        slice_ = Part(
             number=number,
             size=stop - start,
             etag=digests.hex("MD5"),
@@ -134,7 +137,11 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
             extents=tuple(extents_of(found, start, stop)),
             source=found.version.content,
         )
-        part = await ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part)
+
+        def put(alive: Alive | None) -> Awaitable[Part]:
+            return ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], slice_, alive=alive)
+
+        part = await sharing(ctx, put)
     output: Output = {
         "CopyPartResult": {
             "ETag": f'"{part.etag}"',
@@ -161,7 +168,8 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
     condition = write_condition(inp)
     if condition is not None:
         await adopt_first(ctx, ctx.bucket, inp["Key"])
-    version = await ctx.metadata.complete_upload(
+    complete = partial(
+        ctx.metadata.complete_upload,
         ctx.bucket,
         inp["Key"],
         inp["UploadId"],
@@ -173,6 +181,7 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
         expected_type=inp.get("ChecksumType"),
         expected_size=inp.get("MpuObjectSize"),
     )
+    version = await sharing(ctx, lambda alive: complete(alive=alive))
     if ctx.bucket.durability == WRITE_THROUGH:
         # Mostly it is there: what its parts were not written with is slices, and parts from before the bucket was this.
         await ensure_backed(ctx, version.content)
