@@ -1,6 +1,6 @@
 """The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `origin`: `set`, `show`, `clear`,
-`ls`, `check`, `migrate`, `report`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the
-table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
+`ls`, `check`, `migrate`, `report`, `back`, `unback`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`;
+`nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
 `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
@@ -25,6 +25,7 @@ from tigrislike import __version__
 from tigrislike.config import ConfigError, Settings, load_settings, options, unknown_variables
 
 if TYPE_CHECKING:
+    from tigrislike.admin.backing_commands import Command as BackingCommand
     from tigrislike.admin.cache_commands import Command
     from tigrislike.admin.nodes_commands import Command as NodesCommand
     from tigrislike.admin.origin_commands import Command as OriginCommand
@@ -47,7 +48,9 @@ app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 nodes = typer.Typer(help="The nodes of the store.", invoke_without_command=True)
 app.add_typer(nodes, name="nodes")
-origin = typer.Typer(help="Stores elsewhere, which buckets look through to.", no_args_is_help=True)
+origin = typer.Typer(
+    help="Stores elsewhere, which buckets look through to, or which hold their bytes.", no_args_is_help=True
+)
 app.add_typer(origin, name="origin")
 
 
@@ -271,7 +274,10 @@ _REGIONS_HELP = (
     "Where its objects are kept: a region, several (`iad,sjc`: a write is acknowledged once two of them have it), a "
     "geography (`usa`, `eur`), or `global`: where they are written and where they are read."
 )
-_DURABILITY_HELP = "On how many nodes an object is before a write is acknowledged: `local`, on one, or `homes=N`."
+_DURABILITY_HELP = (
+    "Where an object is before a write is acknowledged: `local`, on one node, or `homes=N`, on N of them; "
+    "`origin back` sets those that an origin takes part in."
+)
 
 
 def _storage_create(
@@ -878,6 +884,71 @@ def _purpose(backing: bool) -> str:
 
 # What commands that ask an origin themselves need beside the database.
 _EGRESS = (*_DATABASE, "allow_private_origins")
+
+
+def _origin_back(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")],
+    *,
+    url: Annotated[
+        str, typer.Option(help="Where its bytes are to lie: scheme, bucket and folder, as in s3://bucket/folder.")
+    ],
+    durability: Annotated[
+        str,
+        typer.Option(
+            help="`write-back`: a write is acknowledged once a node has it, and goes to the origin after that; "
+            "`write-through`: once the origin has it.",
+            metavar="DURABILITY",
+        ),
+    ] = "write-back",
+    endpoint: Annotated[str, typer.Option(help="URL of the service, by default AWS's.", metavar="URL")] = "",
+    region: Annotated[str, typer.Option(help="The region that requests are signed for.", metavar="REGION")] = "",
+    access_key: Annotated[
+        str,
+        typer.Option(help="A key that may read, write and delete there.", metavar="KEY", envvar="ORIGIN_ACCESS_KEY"),
+    ] = "",
+    secret_key: Annotated[
+        str,
+        typer.Option(
+            help="Its secret, which others on this machine may see in a command line: better in the environment.",
+            metavar="SECRET",
+            envvar="ORIGIN_SECRET_KEY",
+        ),
+    ] = "",
+) -> None:
+    """Have an origin durably hold a bucket's bytes: nodes then need to keep no more of them than is read.
+
+    Writes something there first, reads it back and deletes it. What the bucket holds already follows in the background.
+    Given again for the same place, replaces its credentials.
+    """
+    from tigrislike.metadata.records import OriginPlace
+
+    place = OriginPlace(url, endpoint, region, access_key, secret_key)
+    _backing(settings, lambda commands: commands.back(name, place, durability))
+
+
+def _origin_unback(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")],
+    *,
+    durability: Annotated[str, typer.Option(help="What it is to have: `local` or `homes=N`.")] = "local",
+) -> None:
+    """Have a bucket's bytes held by nodes alone again. The origin is needed until its folder is empty: each object goes
+    from there once enough nodes have it."""
+    _backing(settings, lambda commands: commands.unback(name, durability))
+
+
+def _backing(settings: Settings, command: Callable[[ModuleType], BackingCommand]) -> None:
+    """Carry out a command of `backing_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import backing_commands
+    from tigrislike.admin.buckets import BucketError
+
+    try:
+        typer.echo(backing_commands.run(settings, command(backing_commands)))
+    except BucketError as error:
+        _fail(str(error))
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
 origin.command("set")(_with_settings(_origin_set, _DATABASE))
 origin.command("show")(_with_settings(_origin_show, _DATABASE))
@@ -899,6 +970,8 @@ nodes.command("drain")(_with_settings(_nodes_drain, _DATABASE))
 nodes.command("undrain")(_with_settings(_nodes_undrain, _DATABASE))
 nodes.command("remove")(_with_settings(_nodes_remove, _DATABASE))
 nodes.command("replace")(_with_settings(_nodes_replace, _DATABASE))
+origin.command("back")(_with_settings(_origin_back, (*_DATABASE, "allow_private_origins")))
+origin.command("unback")(_with_settings(_origin_unback, _DATABASE))
 admin.command("check")(_with_settings(_check, _STORE))
 admin.command("backup")(_with_settings(_backup, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))

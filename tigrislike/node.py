@@ -65,6 +65,7 @@ from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
+from tigrislike.replication.write_back import Discard, WriteBack
 
 _LOG = logging.getLogger("tigrislike.node")
 
@@ -330,10 +331,10 @@ class Node:
         It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
-        moving = self.regional.moving
+        moving, origins = self.regional.moving, self.regional.origins
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks, moving),
+            *reclaim_tasks(metadata, blocks, origins, moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
@@ -343,9 +344,11 @@ class Node:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
-            Mirror(metadata, blocks, self.regional.origins),
+            Mirror(metadata, blocks, origins),
             OpenRegion(metadata),
-            Migrate(metadata, self.regional.origins, self.regional.shadows.find),
+            Migrate(metadata, origins, self.regional.shadows.find),
+            WriteBack(metadata, blocks, members, moving, origins),
+            Discard(metadata, origins),
         ]
         return Consumer(
             metadata.queue,

@@ -26,7 +26,18 @@ from tests.metadata.world import (
 )
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore
-from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs, copy_draft, owed, records
+from tigrislike.metadata import (
+    Extent,
+    MetadataError,
+    Part,
+    UploadDraft,
+    blobs,
+    copy_draft,
+    origins,
+    overseeing,
+    owed,
+    records,
+)
 from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
@@ -79,6 +90,20 @@ class Scene:
         await metadata.background(self.replicate)
         await metadata.change_bucket("versioned", durability="homes=2")
         self.access = await metadata.create_access_key("me", "plain")
+        await metadata.create_bucket("backed", "me")
+        place = records.OriginPlace("s3://backing")
+        self.backed = await metadata.use_origin("backed", origins.BACKING, place, durability="write-back")
+        self.waiting = await metadata.put_object(self.backed, "waiting", large(b"waiting"))
+        there = records.Elsewhere(self.backed.backing, "key", "etag")
+        self.there = await metadata.put_object(
+            self.backed, "there", msgspec.structs.replace(large(b"there"), elsewhere=there)
+        )
+        await metadata.create_bucket("shadowed", "me")
+        self.shadowed = await metadata.use_origin("shadowed", origins.SHADOW, records.OriginPlace("s3://shadow"))
+        source = records.Elsewhere(self.shadowed.shadow, "k", "etag")
+        self.adopted = await metadata.adopt(self.shadowed, "k", large(b"adopted"), 1, source)
+        await metadata.put_object(self.shadowed, "whited out", small(b"x"))
+        await metadata.delete_object(self.shadowed, "whited out")
         self.in_plain = self.keys.in_bucket(self.plain.id)
         self.in_versioned = self.keys.in_bucket(self.versioned.id)
         return self
@@ -326,6 +351,57 @@ async def home_rows_of_nodes_that_are_about_to_be_and_were_homes(tr, s):
     tr.set(s.keys.home(b"l" * 16, s.large.content), b"")
 
 
+@damage("elsewhere-missing")
+async def place_at_the_backing_origin_lost(tr, s):
+    tr.clear(s.keys.elsewhere(s.there.content))
+
+
+@damage("elsewhere-missing", mended=False)
+async def place_at_the_shadow_lost(tr, s):
+    tr.clear(s.keys.elsewhere(s.adopted.content))
+
+
+@damage("elsewhere-dangling")
+async def place_of_a_blob_that_is_not(tr, s):
+    row = records.Elsewhere(s.backed.backing, "key", "etag")
+    tr.set(s.keys.elsewhere(b"o" * 16), records.elsewhere.encode(row))
+
+
+@damage("elsewhere-stray", mended=False)
+async def place_that_its_content_does_not_know(tr, s):
+    row = records.Elsewhere(s.backed.backing, "key", "etag")
+    tr.set(s.keys.elsewhere(s.newest.content), records.elsewhere.encode(row))
+
+
+@damage("write-back-forgotten")
+async def write_back_that_nothing_owes(tr, s):
+    zone = owed.zone_of(s.metadata.context.home.node, s.backed.id)
+    assert await overseeing.drop(tr, s.metadata.context, zone, owed.item_id("write_back", s.waiting.content))
+
+
+@damage("content-homeless", "home-dangling", mended=False)
+async def homes_lost(tr, s):
+    row = s.keys.content(s.newest.content)
+    content = records.content.decode(await tr.get(row))
+    tr.set(row, records.content.encode(msgspec.structs.replace(content, homes=())))
+
+
+@damage("origin-missing", mended=False)
+async def origin_lost(tr, s):
+    tr.clear(s.keys.origin(s.backed.backing))
+    tr.clear(s.keys.origin(s.shadowed.shadow))
+
+
+@damage("origin-wrong", mended=False)
+async def origin_under_another_id(tr, s):
+    tr.set(s.keys.origin(b"o" * 16), await tr.get(s.keys.origin(s.backed.backing)))
+
+
+@damage("whiteout-orphan")
+async def whiteout_of_a_bucket_that_is_gone(tr, s):
+    tr.set(s.keys.in_bucket(b"z" * 16).whiteout.key("k"), b"")
+
+
 @damage("node-wrong", mended=False)
 async def node_under_another_id(tr, s):
     tr.set(s.keys.node(b"x" * 16), await tr.get(s.keys.node(b"n" * 16)))
@@ -451,8 +527,9 @@ async def pointer_of_no_zone(tr, s):
 
 
 async def first_pointer(tr, s):
-    key, value = await first_row(tr, s.keys.queue_pointers)
-    return unpack_bytes(key, len(s.keys.queue_pointers))[0], records.pointer.decode(value)
+    """Of the zone in which a blob is owed that was never committed."""
+    zone = owed.zone_of(s.metadata.context.home.node, b"")
+    return zone, records.pointer.decode(await tr.get(s.keys.queue_pointer(zone)))
 
 
 @damage("pointer-missing", "top-dangling")

@@ -146,7 +146,7 @@ class Cluster:
         moving = Moving(self._folder / name)
         copying = Copying(metadata, blocks, members, moving, _no_limit)
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks, moving),
+            *reclaim_tasks(metadata, blocks, NoOrigins(), moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),

@@ -13,20 +13,25 @@ from typing import Any
 
 from tests.bytecache.faults import NoSync
 from tests.metadata.world import MASTER, etag_of, open_kind
+from tests.replication.directory_origin import DirectoryOrigin
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
+from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import Engine, ManualClock
-from tigrislike.metadata.records import Beat, Content, Home, Item
+from tigrislike.metadata.records import Beat, Content, Home, Item, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
 from tigrislike.replication.membership import BEAT_S, Member, Members
 from tigrislike.replication.moving import Moving
+from tigrislike.replication.origins import Origins
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.tasks import Task
+from tigrislike.replication.write_back import Discard, WriteBack
 
 BLOCK = 64 * 1024
 SECOND = 1_000_000_000
@@ -85,7 +90,10 @@ class Node:
         self.disk = BlockStore.open(root, block_size=BLOCK, fs=NoSync(), reserve_bytes=0)
         self.members = Members(metadata, clock_s=lambda: several.now_s)
         self.peers = Disks(several)
-        self.source = RemoteSource(metadata, self.members, self.peers, clock_s=lambda: several.now_s)
+        self.origins = Origins(metadata, several.origin, clock_s=lambda: several.now_s)
+        self.source = RemoteSource(
+            metadata, self.members, self.peers, origins=self.origins, clock_s=lambda: several.now_s
+        )
         self.blocks.fill_from(self.source)
         self.gate: Callable[[int], Awaitable[None]] = self._count
         self.moving = Moving(root)
@@ -96,7 +104,10 @@ class Node:
             self.replicate,
             Hold(self.copying),
             self.release,
-            *reclaim_tasks(metadata, self.blocks, self.moving),
+            *reclaim_tasks(metadata, self.blocks, self.origins, self.moving),
+            WriteBack(metadata, self.blocks, self.members, self.moving, self.origins),
+            Discard(metadata, self.origins),
+            FollowPolicy(metadata, self.members),
         ]
 
     async def _count(self, count: int) -> None:
@@ -124,11 +135,17 @@ class Node:
 
 
 class Several:
-    """All of them, in the regions that they were made with."""
+    """All of them, in the regions that they were made with.
 
-    def __init__(self, engine: Engine, clock: ManualClock) -> None:
+    Attributes:
+        origins: directories that play origins, by their URLs.
+    """
+
+    def __init__(self, engine: Engine, clock: ManualClock, folder: Path) -> None:
         self.engine = engine
         self.clock = clock
+        self.folder = folder
+        self.origins: dict[str, DirectoryOrigin] = {}
         self.now_s = 1000.0
         self.nodes: list[Node] = []
         self.by_id: dict[bytes, Node] = {}
@@ -183,6 +200,20 @@ class Several:
         await metadata.create_bucket(name, "me", region_policy=policy)
         return await metadata.change_bucket(name, durability=durability)
 
+    def origin(self, place: OriginPlace) -> DirectoryOrigin:
+        """The origin at `place`, which is there from then on."""
+        folder = self.folder / place.url.rpartition("/")[2]
+        return self.origins.setdefault(place.url, DirectoryOrigin(folder))
+
+    async def back(self, name: str = "bucket", durability: str = "write-back", origin: str = "origin") -> Bucket:
+        """Give a bucket a backing origin."""
+        place = OriginPlace(f"file:///{origin}")
+        self.origin(place)
+        return await self.nodes[0].metadata.use_origin(name, places.BACKING, place, durability=durability)
+
+    async def unback(self, name: str = "bucket", durability: str = "local") -> Bucket:
+        return await self.nodes[0].metadata.use_origin(name, places.BACKING, None, durability=durability)
+
     async def store(self, node: Node, data: bytes) -> bytes:
         """A finished blob in `incoming/`."""
         writer = node.blocks.create_blob()
@@ -226,11 +257,11 @@ class Several:
 
 @contextlib.asynccontextmanager
 async def several(
-    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400
+    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400, seed: int = 0
 ) -> AsyncIterator[Several]:
     clock = ManualClock()
-    async with open_kind(kind, folder, clock=clock) as engine:
-        it = Several(engine, clock)
+    async with open_kind(kind, folder, clock=clock, seed=seed) as engine:
+        it = Several(engine, clock, folder)
         try:
             await it.join(folder, regions, decay_s)
             await it.beat()

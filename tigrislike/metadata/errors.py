@@ -9,7 +9,7 @@
     ├── KeyTooLong, InvalidArgument
     ├── NoSuchAccessKey
     ├── BlobDead, ContentGone                               (the writer must start over)
-    ├── HomesLacking                                        (others must hold the bytes first)
+    ├── HomesLacking, NotBacked                             (others must hold the bytes first)
     ├── RecordsChanged                                      (a read must refresh its caches and start over)
     ├── MissingInline                                       (damage: fsck finds it)
     └── FormatTooNew, WrongMasterKey, MasterKeyRotating,    (the node cannot or must not go on)
@@ -260,6 +260,16 @@ class BlobDead(MetadataError):
     def __init__(self, blob_id: bytes) -> None:
         super().__init__("The upload took too long and its bytes were given up; send it again")
         self.blob_id = blob_id
+
+
+class NotBacked(MetadataError):
+    """A write-through bucket was to refer to bytes that no origin holds yet; have them written there first."""
+
+    code = "SlowDown"
+
+    def __init__(self, content_id: bytes) -> None:
+        super().__init__("The bytes have to be written to the bucket's origin first; please try again")
+        self.content_id = content_id
 
 
 class ContentGone(MetadataError):

@@ -39,10 +39,14 @@ HOLD = "hold"
 RELEASE = "release"
 """Tasks: a region is to have a home of a content, a node is to be one, a node is to be none any more."""
 
+WRITE_BACK = "write_back"
+"""Task: what a content's origin has of it is to become what is wanted: all of it, or nothing."""
+
 WARM = "warm"
 """Task: a region is to have a copy of a content in its cache."""
 
 REPLICATE_PRIORITY = 1
+WRITE_BACK_PRIORITY = 1
 RELEASE_PRIORITY = 2
 WARM_PRIORITY = 2
 
@@ -179,6 +183,7 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     recorded = {home.node: home.region for home in content.homes}
     for home in placing.surplus(content, {**recorded, **alive}, ctx.regions):
         await owe_release(tr, ctx, home.node, content.bucket, content_id)
+    await owe_write_back(tr, ctx, content_id, content)
     return content
 
 
@@ -231,12 +236,28 @@ def _without(content: Content, node: bytes) -> Content:
     )
 
 
+def new_content(size: int, parts: int, homes: tuple[Home, ...], bucket: Bucket, wanted: Wanted) -> Content:
+    """A content as its bucket wants it."""
+    return Content(
+        size,
+        LIVE,
+        parts,
+        homes,
+        bucket.id,
+        regions=wanted.regions,
+        copies=wanted.copies,
+        backing=wanted.backing,
+    )
+
+
 def put_content(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
 
 
 async def survives(tr: Transaction, ctx: Context, content_id: bytes, content: Content, nodes: Container[bytes]) -> bool:
-    """Whether `nodes` hold all of a content: one of them the whole, or some of them its parts."""
+    """Whether all of a content is there: one of `nodes` holds the whole, or some of them its parts, or an origin."""
+    if content.elsewhere in (SHADOWED, BACKED):
+        return True
     homes = {home.node for home in content.homes if home.node in nodes}
     if any(home.whole and home.node in homes for home in content.homes):
         return True
@@ -297,6 +318,7 @@ async def share(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content]
         if shared != content:
             put_content(tr, ctx, content_id, shared)
             await owe_replicas(tr, ctx, content_id, shared)
+            await owe_write_back(tr, ctx, content_id, shared)
 
 
 async def _with_sources(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content]) -> dict[bytes, Content]:
@@ -333,6 +355,26 @@ async def owe_hold(
     zone = owed.zone_of(node, bucket_id)
     await owed.enqueue(
         tr, ctx, zone, HOLD, content_id, vesting_ns=vesting_ns, priority=REPLICATE_PRIORITY, bucket=bucket_id
+    )
+
+
+async def owe_write_back(
+    tr: Transaction, ctx: Context, content_id: bytes, content: Content, *, vesting_ns: int = 0
+) -> None:
+    """Owe what is lacking between what a content's origin has and what is wanted, to its first home: whoever else does
+    it would get in its way. Without a home it waits until there is one."""
+    if not content.homes or not (placing.is_to_be_written(content) or placing.is_to_be_given_up(content)):
+        return
+    zone = owed.zone_of(content.homes[0].node, content.bucket)
+    await owed.enqueue(
+        tr,
+        ctx,
+        zone,
+        WRITE_BACK,
+        content_id,
+        vesting_ns=vesting_ns,
+        priority=WRITE_BACK_PRIORITY,
+        bucket=content.bucket,
     )
 
 

@@ -121,6 +121,17 @@ async def enqueue_all(
         await announce(tr, ctx, zone, earliest_ns, mark)
 
 
+async def withdraw(tr: Transaction, ctx: Context, asked: Asked) -> None:
+    """Owe an item no longer for which `ask` was called: its cause is gone. One that is being worked on stays."""
+    raw = await asked.item
+    if raw is None:
+        return
+    item = item_codec.decode(raw)
+    if not item.lease:
+        put_item(tr, ctx, asked.zone, item_id(item.task, item.subject), item, None)
+        count(tr, ctx, asked.zone, item.task, waiting=-1)
+
+
 def _add(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, raw: bytes | None, item: Item) -> int | None:
     """Write an item, or what it makes of the one that is there (`raw`); when it vests, if that is to be announced."""
     if raw is None:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
 
 from .errors import InvalidArgument
-from .records import BACKED, Bucket, Content, Home
+from .records import ANNOUNCED, BACKED, NOWHERE, Bucket, Content, Home
 
 MAX_REGIONS = 16
 GLOBAL = "global"
@@ -85,10 +85,12 @@ class Regions:
 
 
 class Wanted(NamedTuple):
-    """Where a content is wanted: names of regions, and on how many nodes before its write is acknowledged."""
+    """Where a content is wanted: names of regions, on how many nodes before its write is acknowledged, and at which
+    origin, by its id (empty: at none)."""
 
     regions: tuple[str, ...]
     copies: int
+    backing: bytes = b""
 
 
 def parse_durability(text: str) -> int:
@@ -108,6 +110,11 @@ def parse_durability(text: str) -> int:
     return int(match[1])
 
 
+def needs_backing(durability: str) -> bool:
+    """Whether a bucket of this durability has a backing origin."""
+    return durability in (WRITE_BACK, WRITE_THROUGH)
+
+
 def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]:
     """Fields of a bucket's record with its policies as they are kept, whatever way of writing them was chosen.
 
@@ -119,7 +126,7 @@ def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]
         kept["region_policy"] = ",".join(regions.parse(kept["region_policy"]))
     if "durability" in kept:
         copies = parse_durability(kept["durability"])
-        if kept["durability"] not in (WRITE_BACK, WRITE_THROUGH):
+        if not needs_backing(kept["durability"]):
             kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
     return kept
 
@@ -127,18 +134,43 @@ def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]
 def wanted(bucket: Bucket, regions: Regions, explicit: tuple[str, ...] = ()) -> Wanted:
     """What a bucket wants of its objects; `explicit` are the regions that a request names instead of the bucket's."""
     names = explicit or regions.parse(bucket.region_policy)
-    return Wanted(names, max(parse_durability(bucket.durability), regions.copies(names)))
+    backing = bucket.backing if needs_backing(bucket.durability) else b""
+    return Wanted(names, max(parse_durability(bucket.durability), regions.copies(names)), backing)
 
 
 def merged(content: Content, also: Wanted) -> Content:
-    """A content that a further bucket shares: it is wanted wherever either wants it."""
+    """A content that a further bucket shares: it is wanted wherever either wants it, and at one origin, that of whoever
+    came first."""
     regions = tuple(dict.fromkeys((*content.regions, *also.regions)))
-    return replace(content, regions=regions, copies=max(content.copies, also.copies))
+    copies = max(content.copies, also.copies)
+    return replace(content, regions=regions, copies=copies, backing=content.backing or also.backing)
 
 
 def whole_homes(content: Content, alive: Alive) -> list[Home]:
     """The homes that hold all of a content and can be counted on."""
     return [home for home in content.homes if home.whole and home.node in alive]
+
+
+def is_backed(content: Content) -> bool:
+    """Whether the origin that is to hold a content does: only then it counts."""
+    return content.elsewhere == BACKED and content.origin == content.backing
+
+
+def is_to_be_given_up(content: Content) -> bool:
+    """Whether an origin holds a content, or some of it, for which that is not wanted any more."""
+    return content.elsewhere in (ANNOUNCED, BACKED) and content.origin != content.backing
+
+
+def is_to_be_written(content: Content) -> bool:
+    """Whether a content is to be written to its origin. Not while it is somebody else's object: once a node has it."""
+    return bool(content.backing) and (
+        content.elsewhere == NOWHERE or (content.elsewhere == ANNOUNCED and content.origin == content.backing)
+    )
+
+
+def may_be_given_up(content: Content, alive: Alive) -> bool:
+    """Whether the copy of an origin may go: as many live nodes hold the content as must have it."""
+    return content.elsewhere != BACKED or len(whole_homes(content, alive)) >= max(content.copies, 1)
 
 
 def copies_lacking(content: Content, also: Wanted, alive: Alive, regions: Regions) -> int:
@@ -159,7 +191,7 @@ def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[st
 def missing_copies(content: Content, alive: Alive, regions: Regions) -> int:
     """How many homes are lacking once every wanted region has one."""
     missing = missing_regions(content, alive, regions)
-    have = len(whole_homes(content, alive)) + (content.elsewhere == BACKED)
+    have = len(whole_homes(content, alive)) + is_backed(content)
     return max(0, max(content.copies, 1) - have - len(missing))
 
 
@@ -167,7 +199,7 @@ def may_lose(content: Content, node: bytes, alive: Alive, regions: Regions) -> b
     """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, its
     backing origin counted as one, and one in each wanted region that has one now."""
     others = [home for home in whole_homes(content, alive) if home.node != node]
-    if len(others) + (content.elsewhere == BACKED) < max(content.copies, 1):
+    if len(others) + is_backed(content) < max(content.copies, 1):
         return False
     mine = {home.region for home in content.homes if home.node == node} | {alive.get(node, "")}
     return not (mine & regions.expand(content.regions)) - {alive[home.node] for home in others}

@@ -131,7 +131,8 @@ class Draft(Struct, frozen=True):
 
     Exactly one of `inline` (the bytes of a small object) and `blob` (the id of a finished blob of `size` bytes) says
     where the bytes are; a copy sets neither, because it takes the bytes of its source. `others` are nodes that hold the
-    blob durably beside this one; `regions` is where the object is to be kept, if the bucket is not to say.
+    blob durably beside this one, `elsewhere` is where an origin does; `regions` is where the object is to be kept, if
+    the bucket is not to say.
     """
 
     size: int
@@ -148,6 +149,7 @@ class Draft(Struct, frozen=True):
     tags: dict[str, str] = {}
     others: tuple[Home, ...] = ()
     regions: tuple[str, ...] = ()
+    elsewhere: Elsewhere | None = None
 
 
 def copy_draft(source: ObjectVersion) -> Draft:
@@ -183,7 +185,7 @@ class Part(Struct, frozen=True, array_like=True):
     before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node in `region` that holds
     them durably; `others` are nodes that do so beside it, `pending` those that are about to, while its upload is in
     progress. `source` is the content that the extents belong to when they are a slice of another content (then the part
-    owns no blob).
+    owns no blob). `origin` is the id of the origin that had its blob when it was recorded, empty where none had.
     """
 
     number: int
@@ -197,6 +199,7 @@ class Part(Struct, frozen=True, array_like=True):
     others: tuple[Home, ...] = ()
     region: str = ""
     pending: tuple[Home, ...] = ()
+    origin: bytes = b""
 
 
 class Home(Struct, frozen=True, array_like=True):
@@ -228,7 +231,8 @@ class Content(Struct, frozen=True, array_like=True):
     how many nodes are to hold it; what buckets that share it want adds up.
 
     `elsewhere` is what the origin with the id `origin` has of it (one of NOWHERE, SHADOWED, ANNOUNCED, BACKED); where
-    each of its blobs lies there say the ``elsewhere`` rows.
+    each of its blobs lies there say the ``elsewhere`` rows. `backing` is the id of the origin that is to hold it
+    durably, empty where none is.
     """
 
     size: int
@@ -244,6 +248,7 @@ class Content(Struct, frozen=True, array_like=True):
     leaving: tuple[Home, ...] = ()
     origin: bytes = b""
     elsewhere: int = NOWHERE
+    backing: bytes = b""
 
 
 class Referrer(Struct, frozen=True, array_like=True):

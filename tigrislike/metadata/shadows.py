@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from . import placing
 from .blobs import live_content
 from .context import Context, hold_bucket
-from .homes import owe_replica, owe_replicas
+from .homes import new_content, owe_replica, owe_replicas
 from .keyspace import MIN_STAMP
 from .kv.engine import Transaction
 from .objects import version_of
@@ -30,7 +30,6 @@ from .records import (
     SHADOWED,
     Blob,
     Bucket,
-    Content,
     Draft,
     Elsewhere,
     ObjectVersion,
@@ -90,17 +89,7 @@ async def _place(
     content_id = draft.blob or b""
     if content_id:
         wanted = placing.wanted(bucket, ctx.regions)
-        content = Content(
-            draft.size,
-            LIVE,
-            0,
-            (),
-            bucket.id,
-            regions=wanted.regions,
-            copies=wanted.copies,
-            origin=source.origin,
-            elsewhere=SHADOWED,
-        )
+        content = replace(new_content(draft.size, 0, (), bucket, wanted), origin=source.origin, elsewhere=SHADOWED)
         blob = Blob(LIVE, content_id, 0, draft.size, changed_ns=ctx.now_ns())
         tr.set(ctx.keys.blob(content_id), blob_codec.encode(blob))
         tr.set(ctx.keys.content(content_id), content_codec.encode(content))

@@ -15,7 +15,20 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from . import access, blobs, buckets, homes, listing, nodes, objects, origins, shadow_migration, shadows, uploads
+from . import (
+    access,
+    backing,
+    blobs,
+    buckets,
+    homes,
+    listing,
+    nodes,
+    objects,
+    origins,
+    shadow_migration,
+    shadows,
+    uploads,
+)
 from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
@@ -82,6 +95,9 @@ PREPARE_PARTS = 50
 
 WARM_BATCH = 100
 """Keys whose warming one transaction owes."""
+
+UNWRITTEN_BATCH = 500
+"""Blobs that one transaction looks up at their origin."""
 
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
@@ -508,7 +524,12 @@ class Metadata:
     async def put_object(
         self, bucket: Bucket, key: str, draft: Draft, condition: WriteCondition | None = None
     ) -> ObjectVersion:
-        """Make `draft` the newest version. Raises NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead."""
+        """Make `draft` the newest version.
+
+        Raises:
+            NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead.
+            NotBacked: the bucket writes through, and the draft's blob is at no origin.
+        """
         check_key(key)
         return await self._write(
             bucket, (key,), objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
@@ -710,7 +731,7 @@ class Metadata:
 
         Raises:
             NoSuchKey, NoSuchVersion, InvalidRequest: the source. PreconditionFailed: either. NoSuchBucket, ContentGone.
-            HomesLacking: the bytes are on too few nodes.
+            HomesLacking, NotBacked: the bytes are on too few nodes, or at no origin, where the bucket writes through.
         """
         check_key(source[1])
         check_key(key)
@@ -805,9 +826,17 @@ class Metadata:
         return await self.engine.read(uploads.read_upload, self.context, bucket, key, content_id)
 
     async def put_part(
-        self, bucket: Bucket, key: str, upload_id: str, part: Part, *, alive: Alive | None = None
+        self,
+        bucket: Bucket,
+        key: str,
+        upload_id: str,
+        part: Part,
+        elsewhere: Elsewhere | None = None,
+        *,
+        alive: Alive | None = None,
     ) -> Part:
-        """Record a part whose blob is finished; its time and node are filled in. `alive` as for `copy_object`.
+        """Record a part whose blob is finished; its time and node are filled in. `elsewhere` is where an origin has it,
+        `alive` as for `copy_object`.
 
         Raises:
             NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead.
@@ -817,7 +846,7 @@ class Metadata:
         uploads.check_part(part)
         content_id = uploads.parse_upload_id(upload_id)
         return await self.engine.transact(
-            uploads.put_part, self.context, bucket, key, content_id, part, self._alive(alive)
+            uploads.put_part, self.context, bucket, key, content_id, part, self._alive(alive), elsewhere
         )
 
     async def list_parts(self, bucket: Bucket, key: str, upload_id: str, after: int = 0, limit: int = 1000) -> PartPage:
@@ -958,6 +987,51 @@ class Metadata:
 
         return await self._background.read(read)
 
+    # --- what origins hold of it
+
+    async def announce_backing(self, content_id: bytes) -> bytes | None:
+        """Begin to write a content to its origin; the origin's id. None: it is not to be, or by another node."""
+        return await self._background.transact(backing.announce, self.context, content_id)
+
+    async def unwritten(self, origin_id: bytes, blob_ids: Sequence[bytes]) -> list[bytes]:
+        """Those of `blob_ids` of which it is not noted that the origin has them."""
+        found: list[bytes] = []
+        for start in range(0, len(blob_ids), UNWRITTEN_BATCH):
+            some = blob_ids[start : start + UNWRITTEN_BATCH]
+            found += await self._background.read(backing.unwritten, self.context, origin_id, some)
+        return found
+
+    async def note_written(
+        self, content_id: bytes, origin_id: bytes, written: Sequence[tuple[bytes, Elsewhere]]
+    ) -> bool:
+        """Note where the origin has blobs of a content. False: it is no more this node's to write."""
+        noted = await self._background.transact(backing.note, self.context, content_id, origin_id, written)
+        return noted is not None
+
+    async def forgo_backing(self, content_id: bytes, alive: Alive) -> bytes | None:
+        """Let an origin hold a content no longer; whose objects may go then. None: it has to stay."""
+        return await self._background.transact(backing.forgo, self.context, content_id, alive)
+
+    async def want_backing(self, content_id: bytes, origin_id: bytes) -> bool:
+        """Have a content written to an origin. True: one holds it, or it is gone."""
+        return await self.engine.transact(backing.want, self.context, content_id, origin_id)
+
+    async def owe_discard(self, bucket: Bucket, blob_id: bytes, origin_id: bytes) -> None:
+        """Have what an origin is sent for a blob deleted, should the blob not be committed within the hour."""
+        await self.engine.transact(backing.owe_discard, self.context, bucket.id, blob_id, origin_id)
+
+    async def give_up_blob(self, blob_id: bytes) -> bool:
+        """Decide a blob that an origin was sent. True: it is not committed, and never will be."""
+        return await self._background.transact(backing.give_up_blob, self.context, blob_id)
+
+    async def dead_elsewhere(self, content_id: bytes) -> list[tuple[bytes, bytes]]:
+        """What origins may have of a dead content: (origin, blob) each."""
+        return await self._background.read(blobs.dead_elsewhere, self.context, content_id)
+
+    async def blob_elsewhere(self, blob_id: bytes) -> Elsewhere | None:
+        """Where an origin has a blob, as far as it is noted."""
+        return await self._background.read(blobs.blob_elsewhere, self.context, blob_id)
+
     async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Contents that a node holds, in the order of their ids, after the id `after`."""
         return await self._background.read(homes.homes_of, self.context, node, after, limit)
@@ -991,6 +1065,10 @@ class Metadata:
         if not await self._background.transact(blobs.condemn_content, self.context, content_id):
             return None
         return await self._background.read(blobs.dead_blobs, self.context, content_id)
+
+    async def leave_content(self, content_id: bytes) -> bool:
+        """Note that this node has no bytes of a dead content any more. True: nor has any other node."""
+        return await self._background.transact(blobs.leave_dead, self.context, content_id)
 
     async def forget_content(self, content_id: bytes) -> None:
         """This node's bytes of a dead content are gone: if nobody else has any, remove every row of it, in bounded

@@ -19,7 +19,8 @@ from collections.abc import Callable, Container, Sequence
 import msgspec
 from msgspec import Struct
 
-from . import placing
+from . import owed, placing
+from .backing import ask_discard, release_excess
 from .blobs import (
     add_reference,
     ask_owed_blob,
@@ -44,10 +45,11 @@ from .errors import (
     MalformedPartList,
     NoSuchUpload,
 )
-from .homes import owe_hold, owe_replicas, owe_warmth, share
+from .homes import new_content, owe_hold, owe_replicas, owe_warmth, owe_write_back, share
 from .keyspace import pack_bytes
 from .kv.engine import Transaction
 from .records import (
+    BACKED,
     DEFAULT_CHECKSUM_ALGORITHM,
     LIVE,
     OBJECT,
@@ -55,6 +57,7 @@ from .records import (
     CompletedPart,
     Completion,
     Content,
+    Elsewhere,
     Home,
     ObjectVersion,
     Part,
@@ -68,6 +71,7 @@ from .records import (
 )
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import part as part_codec
 from .records import upload as codec
 from .versions import ask_if_versioned, live_version, place
@@ -158,11 +162,19 @@ async def read_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, c
 
 
 async def put_part(
-    tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, part: Part, alive: placing.Alive
+    tr: Transaction,
+    ctx: Context,
+    bucket: Bucket,
+    key: str,
+    content_id: bytes,
+    part: Part,
+    alive: placing.Alive,
+    elsewhere: Elsewhere | None = None,
 ) -> Part:
     """Record a part whose blob is finished (or which is a slice of the content `part.source`); returns the record.
 
-    A part of the same number is replaced, and its blob's deletion owed. The record's time and node are filled in here.
+    A part of the same number is replaced, and its blob's deletion owed. `elsewhere` is where an origin has the blob.
+    The record's time, node and origin are filled in here.
 
     Raises:
         NoSuchUpload, BlobDead, ContentGone (the source).
@@ -172,6 +184,8 @@ async def put_part(
     row = ctx.keys.part(content_id, part.number)
     replaced = tr.get(row)
     blobs = [] if part.source else [tr.get(ctx.keys.blob(extent.blob)) for extent in part.extents]
+    there = {} if elsewhere is None else {extent.blob: elsewhere for extent in part.extents}
+    sent = {blob: ask_discard(tr, ctx, bucket.id, blob, each.origin) for blob, each in there.items()}
     begun = await stored
     if begun is None:
         raise NoSuchUpload(content_id.hex())
@@ -192,7 +206,16 @@ async def put_part(
             others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
             if old.source not in {other.source for other in others}:
                 await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
-    record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=ctx.home.node, region=ctx.home.region)
+    for blob_id, each in there.items():
+        tr.set(ctx.keys.elsewhere(blob_id), elsewhere_codec.encode(each))
+        await owed.withdraw(tr, ctx, sent[blob_id])
+    record = msgspec.structs.replace(
+        part,
+        modified_ns=ctx.now_ns(),
+        node=ctx.home.node,
+        region=ctx.home.region,
+        origin=elsewhere.origin if elsewhere is not None else b"",
+    )
     tr.set(row, part_codec.encode(record))
     if not part.source:
         for node in holders(record):
@@ -581,19 +604,22 @@ async def complete_upload(
     homes = homes_of_parts(ctx, chosen)
     completion = Completion(place_hash, request_hash, version)
     wanted = placing.wanted(bucket, ctx.regions, upload.regions)
-    content = Content(
-        size, LIVE, len(chosen), homes, bucket.id, completion, regions=wanted.regions, copies=wanted.copies
-    )
+    content = new_content(size, len(chosen), homes, bucket, wanted)
+    content = msgspec.structs.replace(content, completion=completion)
+    sources = sorted({part.source for part in chosen if part.source})
+    if wanted.backing and not sources and all(part.origin == wanted.backing for part in chosen if part.extents):
+        content = msgspec.structs.replace(content, origin=wanted.backing, elsewhere=BACKED)
+        await release_excess(tr, ctx, content_id, content, {home.node: home.region for home in homes})
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
     for node in {node for part in stored.values() for node in holders(part)}:
         tr.clear(ctx.keys.home(node, content_id))
     for home in homes:
         tr.set(ctx.keys.home(home.node, content_id), b"")
+    await owe_write_back(tr, ctx, content_id, content)
     await owe_replicas(tr, ctx, content_id, content)
     await owe_warmth(tr, ctx, bucket, content_id, content)
     for node in gatherers(ctx, content_id, content, alive):
         await owe_hold(tr, ctx, node, bucket.id, content_id)
-    sources = sorted({part.source for part in chosen if part.source})
     if sources:
         await share(tr, ctx, {source: await live_content(tr, ctx, source) for source in sources}, wanted, alive)
     return version
@@ -603,7 +629,7 @@ def gatherers(ctx: Context, content_id: bytes, content: Content, alive: placing.
     """The nodes that are to gather a content of which too few have all parts: this one, then those that have some; the
     others may then let go of theirs. Further ones where even these are too few beside the regions that are owed it."""
     whole = {home.node: home.region for home in content.homes if home.whole}
-    lacking = max(0, content.copies - len(whole))
+    lacking = max(0, content.copies - len(whole) - placing.is_backed(content))
     partial = [
         node for node in dict.fromkeys([ctx.home.node, *(home.node for home in content.homes)]) if node not in whole
     ]

@@ -13,6 +13,7 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.errors import HomesLacking
 from tigrislike.metadata.records import Home
 
+from .backing import Backer
 from .demand import Demand
 from .membership import Member, Members
 from .moving import Moving
@@ -41,6 +42,7 @@ class Regional:
         receiver: takes copies that other nodes send before they acknowledge a write.
         origins: stores elsewhere; the caller's to close, after this.
         shadows: what buckets lack, and an origin may have.
+        backer: what is to be at an origin before it is acknowledged.
         moving: which contents this node is gaining or giving up.
     """
 
@@ -58,6 +60,7 @@ class Regional:
         self.members = Members(metadata, dead_after_s=dead_after_s)
         self.origins = origins
         self.shadows = Shadows(metadata, origins, inline_bytes=inline_bytes)
+        self.backer = Backer(metadata, blocks, origins)
         self.source = RemoteSource(metadata, self.members, peers, origins=origins)
         self.demand = Demand(metadata, self.members, self.source, threshold=replicate_after)
         self.receiver = Receiver(metadata, blocks, PeerSource(self.members, peers))

@@ -62,7 +62,8 @@ async def remove_node(metadata: Metadata, members: Members, node: bytes) -> Asyn
 
 async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
     content_ids = await homes.homes_of(tr, ctx, node, b"", PAGE)
-    lost, dead = [], []
+    lost: list[bytes] = []
+    dead: list[bytes] = []
     for content_id, read in [(each, tr.get(ctx.keys.content(each))) for each in content_ids]:
         raw = await read
         content = content_codec.decode(raw) if raw is not None else None
@@ -70,8 +71,7 @@ async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, ne
             if await uploads.lose_parts(tr, ctx, content_id, node):
                 lost.append(content_id)
         elif content.state == DEAD:
-            if await blobs.strike_dead(tr, ctx, content_id, node):
-                dead.append(content_id)
+            dead += await _bury(tr, ctx, content_id, node, content.bucket)
             tr.clear(ctx.keys.home(node, content_id))
         else:
             left = homes.remove_home(tr, ctx, content_id, content, node)
@@ -113,14 +113,17 @@ async def _take_over(tr: Transaction, ctx: Context, view: View, node: bytes, nea
         if await blobs.condemn_blob(tr, ctx, subject):
             await blobs.forget_blob(tr, ctx, subject)
         return ()
-    if item.task not in (owed.RECLAIM_CONTENT, homes.HOLD):
+    if item.task not in (owed.RECLAIM_CONTENT, homes.HOLD, homes.WRITE_BACK):
         return ()
     raw = await tr.get(ctx.keys.content(subject))
     content = content_codec.decode(raw) if raw is not None else None
     if content is None:
         return ()
     if content.state == DEAD:
-        return (subject,) if await blobs.strike_dead(tr, ctx, subject, node) else ()
+        return await _bury(tr, ctx, subject, node, content.bucket)
+    if item.task == homes.WRITE_BACK:
+        await homes.owe_write_back(tr, ctx, subject, content)
+        return ()
     if item.task == homes.HOLD:
         if await homes.survives(tr, ctx, subject, content, {home.node for home in content.homes}):
             await owe_missing(tr, ctx, view, subject, content, near=near)
@@ -138,6 +141,17 @@ async def _take_over(tr: Transaction, ctx: Context, view: View, node: bytes, nea
         priority=owed.RECLAIM_PRIORITY,
         bucket=item.bucket,
     )
+    return ()
+
+
+async def _bury(tr: Transaction, ctx: Context, content_id: bytes, node: bytes, bucket_id: bytes) -> Sequence[bytes]:
+    """Note that a node has no bytes of a dead content; the content, if it is to be forgotten. What an origin has of it
+    is anybody's to delete, and then to forget."""
+    if not await blobs.strike_dead(tr, ctx, content_id, node):
+        return ()
+    if not await blobs.dead_elsewhere(tr, ctx, content_id):
+        return (content_id,)
+    await blobs.owe_reclaim(tr, ctx, homes.ANYBODY, bucket_id, content_id, at_once=True)
     return ()
 
 

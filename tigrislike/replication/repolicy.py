@@ -17,6 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tigrislike.metadata import Metadata, buckets, homes, nodes, placing
+from tigrislike.metadata.backing import release_excess
 from tigrislike.metadata.blobs import load_parts
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
@@ -178,27 +179,28 @@ class _Following:
         if content is None:
             return 0
         rows = await tr.get_range(*ctx.keys.ref_range(content_id), limit=REFERENCES + 1)
-        start = content if len(rows) > REFERENCES else replace(content, regions=(), copies=1)
+        start = content if len(rows) > REFERENCES else replace(content, regions=(), copies=1, backing=b"")
         new = start
         for _, value in rows[:REFERENCES]:
             referrer = referrer_codec.decode(value)
             if referrer.content:
                 other = await homes.read_content(tr, ctx, referrer.content)
-                also = Wanted(other.regions, other.copies) if other is not None else None
+                also = Wanted(other.regions, other.copies, other.backing) if other is not None else None
             else:
                 also = await self._wanted(referrer.bucket, referrer.regions)
             if also is not None:
                 new = placing.merged(new, also)
         view = self._view
-        if set(new.regions) == set(content.regions) and new.copies == content.copies:
+        before = set(content.regions), content.copies, content.backing
+        if (set(new.regions), new.copies, new.backing) == before:
             if not placing.missing_regions(content, view.alive, ctx.regions):
                 return 0
             new = content  # a geography that it names has got another region
         else:
             homes.put_content(tr, ctx, content_id, new)
         await owe_missing(tr, ctx, view, content_id, new, near=ctx.home.region)
-        for home in placing.excess(new, view.alive, ctx.regions):
-            await homes.owe_release(tr, ctx, home.node, new.bucket, content_id)
+        await release_excess(tr, ctx, content_id, new, view.alive)
+        await homes.owe_write_back(tr, ctx, content_id, new)
         changed = 1
         if new.parts:
             sources = {part.source for part in await load_parts(tr, ctx, content_id) if part.source}

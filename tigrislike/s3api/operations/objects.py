@@ -91,6 +91,7 @@ async def put_object(ctx: Context, inp: Input) -> Output:
                     blob=received.blob,
                     others=received.others,
                     regions=regions,
+                    elsewhere=received.elsewhere,
                 ),
                 condition,
             )
