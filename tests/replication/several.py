@@ -13,12 +13,14 @@ from typing import Any
 
 from tests.bytecache.faults import NoSync
 from tests.kv.memory_engine import MemoryEngine
+from tests.metadata.queueing import take_all
 from tests.metadata.world import MASTER, etag_of
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.nodes import OPEN_REGION, OPEN_REGION_NS
 from tigrislike.metadata.records import Beat, Content, Home, Item
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
@@ -149,6 +151,11 @@ class Several:
             await metadata.join(NodeRecord(node.id, region, f"https://node-{number}"))
             self.nodes.append(node)
             self.by_id[node.id] = node
+        # There is nothing yet that a region which has got its first node could be owed.
+        self.clock.advance(2 * OPEN_REGION_NS)
+        for claimed in await take_all(self.nodes[0].metadata):
+            assert claimed.item.task == OPEN_REGION
+            assert await self.nodes[0].metadata.queue.finish(claimed)
 
     async def beat(self) -> None:
         """Everybody who is up shows life, and all look."""
@@ -211,7 +218,8 @@ class Several:
 
     async def sound(self) -> None:
         for node in self.nodes:
-            assert [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)] == []
+            findings = [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)]
+            assert findings == [], findings
 
     async def gone(self, *blob_ids: bytes) -> None:
         """Nothing is left of them anywhere."""
