@@ -35,6 +35,7 @@ from tigrislike.metadata.records import elsewhere as elsewhere_codec
 from tigrislike.node import load_master_key
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.membership import Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.origins import Origins
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.write_back import Discard
@@ -210,9 +211,10 @@ class Store:
                 members = Members(metadata)
                 await members.refresh()
                 destinations = [blocks.node_id, region_destination("local"), ANYBODY]
-                tasks = [*reclaim_tasks(metadata, blocks, origins), Discard(metadata, origins)]
-                consumer = Consumer(metadata.queue, destinations, tasks)
-                await consumer.drain()
+                with contextlib.closing(Moving(blocks.layout.root)) as moving:
+                    tasks = [*reclaim_tasks(metadata, blocks, origins, moving), Discard(metadata, origins)]
+                    consumer = Consumer(metadata.queue, destinations, tasks)
+                    await consumer.drain()
                 await blocks.sweep(metadata.settle_blob)
         async with self.at_rest(4) as (metadata, blocks):
             assert [finding async for finding in fsck(metadata, blocks, pause_s=0)] == []

@@ -25,6 +25,7 @@ from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import Beat, Content, Home, Node
+from tigrislike.replication.backing import NoOrigins
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import Decay
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bytecache.faults import NoSync
+from tests.metadata.queueing import take_all
 from tests.metadata.world import MASTER, etag_of, open_kind
 from tests.replication.directory_origin import DirectoryOrigin
 from tigrislike.admin.fsck import fsck
@@ -20,6 +21,7 @@ from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.kv import Engine, ManualClock
+from tigrislike.metadata.nodes import OPEN_REGION, OPEN_REGION_NS
 from tigrislike.metadata.records import Beat, Content, Home, Item, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
@@ -165,6 +167,11 @@ class Several:
             await metadata.join(NodeRecord(node.id, region, f"https://node-{number}"))
             self.nodes.append(node)
             self.by_id[node.id] = node
+        # There is nothing yet that a region which has got its first node could be owed.
+        self.clock.advance(2 * OPEN_REGION_NS)
+        for claimed in await take_all(self.nodes[0].metadata):
+            assert claimed.item.task == OPEN_REGION
+            assert await self.nodes[0].metadata.queue.finish(claimed)
 
     async def beat(self) -> None:
         """Everybody who is up shows life, and all look."""
@@ -241,7 +248,8 @@ class Several:
 
     async def sound(self) -> None:
         for node in self.nodes:
-            assert [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)] == []
+            findings = [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)]
+            assert findings == [], findings
 
     async def gone(self, *blob_ids: bytes) -> None:
         """Nothing is left of them anywhere."""

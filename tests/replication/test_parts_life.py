@@ -120,16 +120,16 @@ def test_a_draining_node_gives_its_parts_to_others_and_the_upload_completes_when
     play(scratch, story, a="iad", b="iad", c="iad")
 
 
-def test_a_part_that_was_replaced_keeps_no_node_from_being_drained(scratch: Path) -> None:
+def test_who_has_no_part_any_more_is_not_said_to_have_some(scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         upload = await Upload.create(it)
         await upload.put("a", 1)
+        await upload.put("a", 2)
         await upload.put("b", 1, seed=7)
         assert await it["b"].metadata.homes_of(it["a"].id) == [upload.content_id]
-        await drain(it, "a")
-        await it.work()
+        await upload.put("b", 2, seed=8)
         assert await it["b"].metadata.homes_of(it["a"].id) == []
-        assert await upload.holders() == {1: {"b"}}
+        assert await upload.holders() == {1: {"b"}, 2: {"b"}}
         await upload.complete("b")
         await upload.whole("b")
 

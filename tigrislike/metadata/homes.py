@@ -86,7 +86,7 @@ ANYBODY = digest16(b"anybody")
 
 
 async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | None:
-    """Where a live blob is; None where it is dead or forgotten."""
+    """Where a live blob is; None where it is dead or forgotten, or its content uses it no more."""
     # The two have the same id unless the blob is a part.
     row, own = tr.get(ctx.keys.blob(blob_id)), tr.get(ctx.keys.content(blob_id))
     raw = await row
@@ -100,8 +100,11 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
     if blob.content != blob_id:
         asked, part_raw = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
         stored = await asked
-        part = await part_raw
-    others = part_codec.decode(part).others if part is not None else ()
+        raw = await part_raw
+        part = part_codec.decode(raw) if raw is not None else None
+        if part is None or blob_id not in {extent.blob for extent in part.extents}:
+            return None
+    others = part.others if part is not None else ()
     if stored is None:  # of an upload that is not complete
         return Located(blob.content, (Home("", blob.node), *others), ())
     content = content_codec.decode(stored)

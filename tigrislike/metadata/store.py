@@ -973,9 +973,10 @@ class Metadata:
         """Give up this node's home of a content. False: it has to stay, for others are too few."""
         return await self._background.transact(homes.drop_home, self.context, content_id, alive)
 
-    async def begin_parts(self, content_id: bytes, leaving: Container[bytes]) -> list[tuple[bytes, int]]:
+    async def begin_parts(self, content_id: bytes, leaving: Container[bytes]) -> list[tuple[bytes, int]] | None:
         """Announce that this node is about to hold parts of an upload in progress that nodes hold which leave, before
-        their bytes are made durable; `uploads.take_parts` then records that they are. Blobs and their sizes."""
+        their bytes are made durable; `uploads.take_parts` then records that they are. Blobs and their sizes; None:
+        there are no such parts."""
         return await self._background.transact(uploads.begin_parts, self.context, content_id, leaving)
 
     async def held(self, content_id: bytes) -> Held | None:

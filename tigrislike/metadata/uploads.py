@@ -199,13 +199,6 @@ async def put_part(
             await commit_blob(
                 tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size, stored=blob
             )
-    if raw is not None:
-        old = part_codec.decode(raw)
-        await _discard_parts(tr, ctx, bucket.id, [old])
-        if old.source and old.source != part.source:
-            others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
-            if old.source not in {other.source for other in others}:
-                await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
     for blob_id, each in there.items():
         tr.set(ctx.keys.elsewhere(blob_id), elsewhere_codec.encode(each))
         await owed.withdraw(tr, ctx, sent[blob_id])
@@ -216,8 +209,18 @@ async def put_part(
         region=ctx.home.region,
         origin=elsewhere.origin if elsewhere is not None else b"",
     )
+    if raw is not None:
+        old = part_codec.decode(raw)
+        await _discard_parts(tr, ctx, bucket.id, [old])
+        gone = set(holders(old)) - set(holders(record))
+        if gone or (old.source and old.source != part.source):
+            others = [other for other in await load_parts(tr, ctx, content_id) if other.number != part.number]
+            if old.source and old.source not in {part.source, *(other.source for other in others)}:
+                await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
+            for node in gone - {node for other in others for node in holders(other)}:
+                tr.clear(ctx.keys.home(node, content_id))
     tr.set(row, part_codec.encode(record))
-    if not part.source:
+    if part.extents:
         for node in holders(record):
             tr.set(ctx.keys.home(node, content_id), b"")
     return record
@@ -238,17 +241,14 @@ async def held_parts(tr: Transaction, ctx: Context, content_id: bytes, nodes: Co
 
 async def begin_parts(
     tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]
-) -> list[tuple[bytes, int]]:
+) -> list[tuple[bytes, int]] | None:
     """Announce that this node is about to hold parts of an upload in progress in the stead of nodes that leave: their
-    blobs, with their sizes in bytes."""
-    blobs: list[tuple[bytes, int]] = []
-    for part in await held_parts(tr, ctx, content_id, leaving):
-        if ctx.home.node in holders(part):
-            continue
+    blobs, with their sizes in bytes. None: there are no such parts."""
+    taken = [part for part in await held_parts(tr, ctx, content_id, leaving) if ctx.home.node not in holders(part)]
+    for part in taken:
         if ctx.home not in part.pending:
             _put(tr, ctx, content_id, msgspec.structs.replace(part, pending=(*part.pending, ctx.home)))
-        blobs += [(extent.blob, extent.size) for extent in part.extents]
-    return blobs
+    return [(extent.blob, extent.size) for part in taken for extent in part.extents] if taken else None
 
 
 async def take_parts(tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]) -> None:

@@ -193,12 +193,9 @@ async def give_up(tr: Transaction, ctx: Context, view: View, content_ids: Sequen
 
 async def owe_parts(tr: Transaction, ctx: Context, view: View, content_id: bytes) -> None:
     """Owe it to others to take what this node has of an upload in progress: for each part to one that has it not. Where
-    the upload has ended, nothing is to be taken; where it has replaced what this node had, that is noted."""
+    the upload has ended, nothing is to be taken."""
     takers: set[bytes] = set()
-    held = await uploads.held_parts(tr, ctx, content_id, {ctx.home.node})
-    if not held and await tr.get(ctx.keys.content(content_id)) is None:
-        tr.clear(ctx.keys.home(ctx.home.node, content_id))
-    for part in held:
+    for part in await uploads.held_parts(tr, ctx, content_id, {ctx.home.node}):
         chosen = view.members.chosen(content_id, beside=uploads.holders(part))
         takers.update(each.node for each in sorted(chosen, key=lambda each: each.region != ctx.home.region)[:1])
     for node in sorted(takers):

@@ -132,7 +132,7 @@ class Copying:
         leaving = frozenset(each.node for each in self._members.all() if each.state == DRAINING)
         async with self._moving.of(content_id):
             blobs = await self._metadata.begin_parts(content_id, leaving)
-            for blob_id, size in blobs:
+            for blob_id, size in blobs or ():
                 async with self._room.of(size):
                     fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
                     self.copied_bytes += fetched
@@ -140,7 +140,7 @@ class Copying:
         async def record(tr: Transaction, ctx: Context) -> None:
             await uploads.take_parts(tr, ctx, content_id, leaving)
 
-        return record if blobs else None
+        return record if blobs is not None else None
 
     async def _adopt(self, content_id: bytes, held: homes.Held | None) -> Effect | None:
         if held is None:
