@@ -243,6 +243,27 @@ def test_back_off_doubles_up_to_a_minute(attempts, low, high):
     assert back_off_ns(QUEUE, attempts, 1.0) == high * SECOND
 
 
+@both_engines
+def test_what_fails_only_for_now_keeps_its_attempts_and_waits_as_long_again_as_it_has(kind, tmp_path):
+    async def story(metadata, clock):
+        began_ns = clock.now_ns()
+        await enqueue(metadata, b"x")
+        for _ in range(2 * QUEUE.max_attempts):
+            (claimed,) = await take(metadata, ZONE)
+            owed_ns = clock.now_ns() - began_ns
+            assert await metadata.queue.fail(claimed, "not now", for_now=True)
+            ((_, item),) = await metadata.queue.items(ZONE)
+            assert (item.lease, item.attempts, item.error) == (b"", 0, "not now")
+            wait_ns = item.vesting_ns - clock.now_ns()
+            expected_ns = min(max(owed_ns, QUEUE.back_off_ns), QUEUE.max_back_off_ns)
+            assert 0.5 * expected_ns - 1000 <= wait_ns <= 1.5 * expected_ns + 1000
+            clock.advance(wait_ns + 1)
+        assert await metadata.queue.letters(ZONE) == []
+        assert len(await take(metadata, ZONE)) == 1
+
+    with_clock(kind, tmp_path, story)
+
+
 # --- zones and their pointers
 
 

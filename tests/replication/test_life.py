@@ -272,6 +272,27 @@ def test_a_content_that_only_the_dead_node_has_is_left(kind: str, scratch: Path)
     play(scratch, story, kind=kind, a="iad", b="iad")
 
 
+def test_what_is_lost_is_owed_to_nobody_any_more(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        content = await it["a"].put("k", data_of(1))
+        metadata = it["b"].metadata
+        bucket = (await metadata.bucket(BUCKET)).id
+        await metadata.background(owe_hold, metadata.context, it["b"].id, bucket, content)
+        it.kill("a")
+        await it.beat(LONG)
+        await it.work(rounds=3)
+        assert await metadata.queue.depth(owed.zone_of(it["b"].id, bucket)) == 1
+        assert it.failed() > 0
+        assert await remove(it, "a", by="b") == [content]
+        await it.beat(60)
+        await it.work(rounds=3)
+        assert await metadata.queue.depth(owed.zone_of(it["b"].id, bucket)) == 0
+        assert await metadata.queue.letters(owed.zone_of(it["b"].id, bucket)) == []
+
+    play(scratch, story, a="iad", b="iad")
+
+
 # -- Drain -----------------------------------------------------------------------------------------------------------
 
 

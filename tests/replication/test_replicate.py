@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from tests.metadata.world import both_engines_at_length, etag_of, listed, no_combine, no_composite
 from tests.replication.several import BLOCK, Node, Several, data_of, item, play
 from tigrislike.admin.fsck import fsck
-from tigrislike.bytecache import SourceUnavailable
+from tigrislike.bytecache import BlobBusy, BytesError, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.metadata import Bucket, Extent, Part, UploadDraft, homes
+from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.homes import HOLD, RELEASE, REPLICATE, region_destination
+from tigrislike.metadata.owed import zone_of
 from tigrislike.metadata.placing import ranked
 from tigrislike.metadata.records import DRAINING, Home
 from tigrislike.replication.replicate import NoTaker
@@ -107,6 +109,52 @@ def test_a_region_in_which_nobody_takes_homes_is_tried_again(kind: str, scratch:
         assert await it.homes(blob) == {0, 1}
 
     play(scratch, "iad sjc", story, kind=kind)
+
+
+LONG_S = 3600
+MANY = 2 * QUEUE.max_attempts
+
+
+def test_a_replica_is_owed_for_as_long_as_nobody_who_has_the_bytes_answers(scratch: Path) -> None:
+    async def story(it: Several) -> None:
+        iad, sjc = it.nodes
+        blob = await it.put(iad, await it.bucket("iad,sjc"), "k", DATA)
+        iad.down = True
+        for _ in range(MANY):
+            it.elapse(LONG_S)
+            assert (await it.drain()).failed[REPLICATE] == 1
+        iad.down = False
+        it.elapse(LONG_S)
+        await it.drain()
+        assert await it.homes(blob) == {0, 1}
+        zone = zone_of(region_destination("sjc"), (await it.content(blob)).bucket)
+        assert await sjc.metadata.queue.letters(zone) == []
+
+    play(scratch, "iad sjc", story)
+
+
+@pytest.mark.parametrize("error", [DiskFull("no space"), TooManyOpenFiles("too many"), BlobBusy("locked")])
+def test_a_replica_is_owed_for_as_long_as_there_is_no_room_for_it(scratch: Path, error: BytesError) -> None:
+    async def story(it: Several) -> None:
+        iad, sjc = it.nodes
+        blob = await it.put(iad, await it.bucket("iad,sjc"), "k", DATA)
+
+        async def full(count: int) -> None:
+            raise error
+
+        async def gate(count: int) -> None:
+            pass
+
+        sjc.gate = full
+        for _ in range(MANY):
+            it.elapse(LONG_S)
+            assert (await it.drain()).failed[REPLICATE] == 1
+        sjc.gate = gate
+        it.elapse(LONG_S)
+        await it.drain()
+        assert await it.homes(blob) == {0, 1}
+
+    play(scratch, "iad sjc", story)
 
 
 @both_engines_at_length

@@ -21,6 +21,7 @@ from tigrislike.metadata import Extent, Metadata, Part, UploadDraft, homes
 from tigrislike.metadata.kv import ManualClock
 from tigrislike.metadata.records import Home
 from tigrislike.replication.consumer import Consumer
+from tigrislike.replication.remote import BytesLost
 from tigrislike.replication.warming import Warm
 
 SIZE = 2 * BLOCK + 17
@@ -148,6 +149,20 @@ def test_what_finds_no_room_is_left_out(tmp_path: Path) -> None:
         assert (consumer.worked.done.total(), consumer.worked.failed.total()) == (1, 0)
 
     play(tmp_path, story, cache_bytes=BLOCK // 2)
+
+
+def test_what_nobody_can_give_any_more_is_left_out(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def lost(*_: object) -> None:
+            raise BytesLost("nobody has it")
+
+        await world.put("k", b"k")
+        await world.owe("k")
+        world.source.script = lost
+        consumer = await world.work()
+        assert (world.warm.left_out, consumer.worked.done.total()) == (1, 1)
+
+    play(tmp_path, story)
 
 
 def test_what_nobody_can_give_now_is_tried_again(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def failed(
     return replace(ended, vesting_ns=now_ns + back_off_ns(parameters, ended.attempts, jitter)), None
 
 
+def postponed(parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float) -> Item:
+    """A leased item whose work cannot be done for now, whatever is tried: it keeps the attempts that it has, and waits
+    for as long again as it has been owed, within the bounds of the back-off."""
+    waited_ns = max(parameters.back_off_ns, min(parameters.max_back_off_ns, now_ns - item.enqueued_ns))
+    vesting_ns = now_ns + int(waited_ns * (0.5 + jitter))
+    return replace(item, lease=b"", again_ns=-1, error=error[:1000], vesting_ns=vesting_ns)
+
+
 # --- pointers
 
 

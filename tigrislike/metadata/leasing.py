@@ -228,15 +228,22 @@ async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect
     return True
 
 
-async def fail(tr: Transaction, ctx: Context, claimed: Claimed, error: str, jitter: float) -> bool:
-    """The work failed: the item vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
+async def fail(
+    tr: Transaction, ctx: Context, claimed: Claimed, error: str, jitter: float, for_now: bool = False
+) -> bool:
+    """The work failed: the item vests again after a back-off, or becomes a dead letter, which it never does where it
+    failed only `for_now`. False: the lease was lost."""
     keys, zone = ctx.keys, claimed.zone
     stored = _ask(tr, ctx, claimed)
     marked, buried = tr.get(keys.queue_zone(zone)), tr.get(keys.queue_dead_item(zone, claimed.id))
     item, mark, first = _leased(await stored, claimed), await marked, await buried is None
     if item is None:
         return False
-    again, letter = deciding.failed(ctx.queue, item, ctx.now_ns(), error, jitter)
+    letter: Item | None = None
+    if for_now:
+        again: Item | None = deciding.postponed(ctx.queue, item, ctx.now_ns(), error, jitter)
+    else:
+        again, letter = deciding.failed(ctx.queue, item, ctx.now_ns(), error, jitter)
     put_item(tr, ctx, zone, claimed.id, item, again)
     count(tr, ctx, zone, item.task, failed=1)
     if letter is not None:

@@ -63,9 +63,10 @@ class Queue:
         """The work is done: `effect` and the item's end are one transaction. False: the lease was lost."""
         return await self._engine.transact(leasing.finish, self._context, claimed, effect)
 
-    async def fail(self, claimed: Claimed, error: str) -> bool:
-        """The work failed: it vests again after a back-off, or becomes a dead letter. False: the lease was lost."""
-        return await self._engine.transact(leasing.fail, self._context, claimed, error, random.random())
+    async def fail(self, claimed: Claimed, error: str, *, for_now: bool = False) -> bool:
+        """The work failed: it vests again after a back-off, or becomes a dead letter, which it never does where it
+        failed only `for_now`. False: the lease was lost."""
+        return await self._engine.transact(leasing.fail, self._context, claimed, error, random.random(), for_now)
 
     async def listen(self, destination: bytes) -> Watch:
         """A watch that ends when there may be something new to do for `destination`: a hint, so poll as well."""

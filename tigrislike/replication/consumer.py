@@ -36,7 +36,7 @@ from tigrislike.metadata.leasing import Batch
 from tigrislike.metadata.queue import Queue
 from tigrislike.metadata.records import Claimed
 
-from .tasks import Task
+from .tasks import NotNow, Task
 
 T = TypeVar("T")
 
@@ -402,7 +402,8 @@ class Consumer:
         except Exception as error:
             self.worked.failed[name] += 1
             log.warning("%s %s failed: %s", name, claimed.item.subject.hex(), error)
-            await self._queue.fail(claimed, f"{type(error).__name__}: {error}")
+            for_now = isinstance(error, NotNow)
+            await self._queue.fail(claimed, f"{type(error).__name__}: {error}", for_now=for_now)
 
 
 async def _all(running: Iterable[Awaitable[T]]) -> list[T]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Final
 
-from tigrislike.bytecache import BlockStore
+from tigrislike.bytecache import BlobBusy, BlockStore, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.bytecache.homing import Gate
 from tigrislike.metadata import Metadata, homes, placing, uploads
 from tigrislike.metadata.context import Context
@@ -28,6 +29,10 @@ from tigrislike.metadata.records import DRAINING, LIVE, Item
 from .lacking import View, owe_missing
 from .membership import Members
 from .moving import Moving
+from .remote import BytesLost
+from .tasks import NotNow
+
+log = logging.getLogger("tigrislike.replication")
 
 COPIES_AT_ONCE: Final = 128
 """Contents that a node copies at a time, of one task. A small one takes ten round trips, and of the wire hardly any
@@ -41,11 +46,14 @@ COPY_BYTES: Final = 32 << 20
 readers. A content that is larger is fetched alone."""
 
 
+_PASSING: Final = (SourceUnavailable, DiskFull, TooManyOpenFiles, BlobBusy)
+"""Why bytes cannot be had or kept for a while. A region that was cut off for hours, say, gets its replicas after it."""
+
 _LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
 """After which a home that its policy does not want, and that had to stay, is looked at again."""
 
 
-class NoTaker(Exception):
+class NoTaker(NotNow):
     """No node of the region can hold a content now."""
 
 
@@ -101,13 +109,20 @@ class Copying:
         """Contents that this node has become a home of, and bytes fetched for them."""
 
     async def become_home(self, content_id: bytes) -> Effect | None:
-        """Make a content's bytes durable here; the effect that records it. None: it is gone, or held here already.
+        """Make a content's bytes durable here; the effect that records it. None: it is gone or lost, or held
+        here already.
 
         Raises:
+            NotNow: those who have them do not answer, or there is no room for them here.
             BytesError: they could not be had, or not be kept.
         """
         async with self._moving.of(content_id):
-            return await self._adopt(content_id, await self._metadata.begin_home(content_id))
+            with _passing():
+                try:
+                    return await self._adopt(content_id, await self._metadata.begin_home(content_id))
+                except BytesLost:
+                    log.warning("content %s is lost: it gets no home here", content_id.hex())
+                    return None
 
     async def become_home_ahead(self, content_id: bytes) -> None:
         """Become a home of a content for a write that waits for it, unless it is gone, and record it. Nothing is wrong
@@ -127,15 +142,14 @@ class Copying:
         None: there are none.
 
         Raises:
-            BytesError: they could not be had, or not be kept.
+            NotNow, BytesError: as `become_home`.
         """
         leaving = frozenset(each.node for each in self._members.all() if each.state == DRAINING)
         async with self._moving.of(content_id):
             blobs = await self._metadata.begin_parts(content_id, leaving)
-            for blob_id, size in blobs or ():
-                async with self._room.of(size):
-                    fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
-                    self.copied_bytes += fetched
+            with _passing():
+                for blob_id, size in blobs or ():
+                    await self._fetch(blob_id, size)
 
         async def record(tr: Transaction, ctx: Context) -> None:
             await uploads.take_parts(tr, ctx, content_id, leaving)
@@ -146,9 +160,7 @@ class Copying:
         if held is None:
             return None
         for blob_id, size in held.blobs:
-            async with self._room.of(size):
-                fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
-                self.copied_bytes += fetched  # not in one, for others add to it meanwhile
+            await self._fetch(blob_id, size)
         alive = self._members.alive()
 
         async def record(tr: Transaction, ctx: Context) -> None:
@@ -159,6 +171,11 @@ class Copying:
 
         self.copied += 1
         return record
+
+    async def _fetch(self, blob_id: bytes, size: int) -> None:
+        async with self._room.of(size):
+            fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+            self.copied_bytes += fetched  # not in one, for others add to it meanwhile
 
     async def declines(self, content_id: bytes) -> bool:
         """Whether this node, which drains, has somebody else hold a content. What it has begun to hold it finishes: it
@@ -174,6 +191,17 @@ class Copying:
         if content is not None:
             view = View(self._members, self._members.alive())
             await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
+
+
+@contextlib.contextmanager
+def _passing() -> Iterator[None]:
+    """What passes is no failure of the work. Raises NotNow."""
+    try:
+        yield
+    except BytesLost:
+        raise
+    except _PASSING as error:
+        raise NotNow(f"{type(error).__name__}: {error}") from error
 
 
 class Replicate:

@@ -8,6 +8,11 @@ from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import Item
 
 
+class NotNow(Exception):
+    """What a run needs is away: other nodes, or space on this one. It is repeated, after growing pauses, for as long as
+    that lasts."""
+
+
 class Task(Protocol):
     """A kind of work.
 
@@ -38,6 +43,7 @@ class Task(Protocol):
         Raises:
             StoreSealed, EngineUnavailable, RetryableError: nothing is wrong with the item; it comes back by itself.
             AmbiguousCommit: it may have been done; it comes back by itself.
-            Exception: the run failed.
+            NotNow: it is tried again for as long as it takes.
+            Exception: the run failed; after some attempts it becomes a dead letter.
         """
         ...

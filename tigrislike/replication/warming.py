@@ -20,6 +20,8 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import LIVE, Item
 
+from .remote import BytesLost
+
 log = logging.getLogger("tigrislike.replication")
 
 WARMED_AT_ONCE: Final = 2
@@ -61,7 +63,7 @@ class Warm:
             for blob_id, size in held.blobs:
                 fetched = await self._blocks.warm(blob_id, size)
                 self.warmed_bytes += fetched  # not in one, for others add to it meanwhile
-        except (CacheFull, DiskFull) as error:
+        except (CacheFull, DiskFull, BytesLost) as error:
             log.info("content %s is not warmed: %s", item.subject.hex(), error)
             self.left_out += 1
             return None
