@@ -19,6 +19,7 @@ from tigrislike.admin.origins import OriginsError, differences
 from tigrislike.metadata import Bucket, Metadata
 from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, add_home
+from tigrislike.metadata.mirroring import MIRROR, subject_of
 from tigrislike.metadata.owed import item_id, zone_of
 from tigrislike.metadata.records import Elsewhere, OriginPlace
 from tigrislike.metadata.shadow_migration import MIGRATE
@@ -154,6 +155,29 @@ def test_a_migration_that_was_given_up_says_so_to_whoever_waits(capsys: pytest.C
         assert looks == 1
 
     play(story)
+
+
+def test_what_is_owed_and_what_was_given_up_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(metadata: Metadata, bucket: Bucket) -> None:
+        show = origin_commands.show("models", True)
+        await show(metadata)
+        assert len(capsys.readouterr().out.splitlines()) == 1
+        await metadata.put_object(bucket, "k", small(b"x"))
+        await metadata.adopt(bucket, "lent", large(b"one"), 1, Elsewhere(bucket.shadow, "lent", "e"))
+        await show(metadata)
+        assert json.loads(capsys.readouterr().out.splitlines()[1]) == {"fetching": 1, "mirroring": 1, "given_up": 0}
+        zone, subject = zone_of(ANYBODY, bucket.id), subject_of(bucket, "k")
+        for _ in range(metadata.queue.parameters.max_attempts):
+            await metadata.queue.delay(zone, item_id(MIRROR, subject), 0)
+            lease = await metadata.queue.lease(zone, early_ns=10**12)
+            assert lease is not None
+            batch = await metadata.queue.claim(zone, lease)
+            assert batch is not None
+            await metadata.queue.fail(batch.claimed[0], "no such key pair")
+        await origin_commands.show("models", False)(metadata)
+        assert "bytes of 1 to fetch, 1 given up" in capsys.readouterr().out
+
+    play(story, write_through=True)
 
 
 def test_no_secret_is_ever_shown(capsys: pytest.CaptureFixture[str]) -> None:

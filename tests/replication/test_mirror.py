@@ -254,6 +254,21 @@ def test_the_shadows_object_stays_while_its_bytes_are_needed_here_and_nowhere_el
     play(scratch, story, versioning="Enabled" if versioned else "")
 
 
+def test_an_object_is_not_written_over_what_it_is_itself_read_from(scratch: Path) -> None:
+    async def story(world: World) -> None:
+        node, bucket = world.node, world.bucket
+        world.origin.have("k", b"theirs")
+        await node.metadata.adopt(bucket, "k", large(b"one", size=6), 1, Elsewhere(bucket.shadow, "k", "e"))
+        await node.metadata.put_object_tags(bucket, "k", None, {"t": "u"})
+        [mirror] = [task for task in node.tasks if isinstance(task, Mirror)]
+        node.tasks = [mirror]
+        await world.it.work(5)
+        assert (world.origin.puts, (await world.counts()).waiting) == ([], 1)
+        assert mirror.put_off
+
+    play(scratch, story)
+
+
 def test_an_adopted_object_that_nothing_needs_is_overwritten_at_once(scratch: Path) -> None:
     async def story(world: World) -> None:
         bucket = world.bucket

@@ -87,6 +87,8 @@ def show(name: str, as_json: bool) -> Command:
         if migration is not None:
             standing = await origins.progress(metadata, bucket, migration)
             _print(standing, as_json, _said(standing))
+        elif any(msgspec.structs.astuple(owed := await origins.owed(metadata, bucket))):
+            _print(owed, as_json, ", ".join(_said_of(owed)))
         return 0
 
     return command
@@ -148,7 +150,7 @@ def migrate(name: str, prefix: str, rate: int, wait: bool, as_json: bool, *, sle
                     break
                 await sleep(_LOOK_S)
         _print(standing, as_json, _said(standing))
-        return 1 if standing.failed else 0
+        return 1 if standing.failed or standing.given_up else 0
 
     return command
 
@@ -228,12 +230,19 @@ def _said(standing: origins.Progress) -> str:
     parts = [f"{standing.looked:,} keys", f"{standing.adopted:,} adopted"]
     if standing.failed:
         parts.append(f"{standing.failed:,} failed")
-    parts.append(f"bytes of {standing.fetching:,} to fetch" if standing.fetching else "no bytes to fetch")
-    if standing.mirroring:
-        parts.append(f"{standing.mirroring:,} to mirror")
+    parts += _said_of(standing)
     if standing.error:
         parts.append(f"waits: {standing.error}")
     return ", ".join([*parts, "done" if standing.done else "under way"])
+
+
+def _said_of(owed: origins.Owed) -> list[str]:
+    parts = [f"bytes of {owed.fetching:,} to fetch" if owed.fetching else "no bytes to fetch"]
+    if owed.mirroring:
+        parts.append(f"{owed.mirroring:,} to mirror")
+    if owed.given_up:
+        parts.append(f"{owed.given_up:,} given up")
+    return parts
 
 
 def _show(uses: list[Use], as_json: bool) -> None:

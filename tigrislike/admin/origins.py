@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from hashlib import blake2b
@@ -123,9 +124,17 @@ async def check(origin: Origin) -> Checked:
 # --- migration
 
 
-class Progress(Struct, frozen=True):
-    """How a migration stands: of its walk, the counts of `records.Migration`; `fetching` contents whose bytes are still
-    owed to a home, and `mirroring` keys that are owed to the shadow."""
+class Owed(Struct, frozen=True):
+    """What is owed between a bucket and its shadow: `fetching` contents whose bytes are to get a home, `mirroring` keys
+    that the shadow is to have; and how many of either were `given_up`, as dead letters that somebody has to look at."""
+
+    fetching: int
+    mirroring: int
+    given_up: int
+
+
+class Progress(Owed, frozen=True):
+    """How a migration stands: of its walk, the counts of `records.Migration`, and what is owed."""
 
     bucket: str
     prefix: str
@@ -134,8 +143,6 @@ class Progress(Struct, frozen=True):
     failed: int
     error: str
     walked: bool
-    fetching: int
-    mirroring: int
 
     @property
     def done(self) -> bool:
@@ -148,34 +155,37 @@ async def progress(metadata: Metadata, bucket: Bucket, migration: Migration) -> 
     Raises:
         OriginsError: it was given up.
     """
-    _, letter = await metadata.queue.show(zone_of(ANYBODY, bucket.id), item_id(MIGRATE, bucket.id))
+    item, letter = await metadata.queue.show(zone_of(ANYBODY, bucket.id), item_id(MIGRATE, bucket.id))
     if letter is not None and not migration.ended_ns:
         raise OriginsError(f"the migration of {bucket.name} was given up: {letter.error}; begin it again to go on")
-    owed = await _owed(metadata, bucket)
+    left = await owed(metadata, bucket)
     return Progress(
-        bucket.name,
-        migration.prefix,
-        migration.looked,
-        migration.adopted,
-        migration.failed,
-        migration.error,
-        bool(migration.ended_ns),
-        owed.get(REPLICATE, 0),
-        owed.get(MIRROR, 0),
+        fetching=left.fetching,
+        mirroring=left.mirroring,
+        given_up=left.given_up,
+        bucket=bucket.name,
+        prefix=migration.prefix,
+        looked=migration.looked,
+        adopted=migration.adopted,
+        failed=migration.failed,
+        error=migration.error or (item.error if item is not None else ""),
+        walked=bool(migration.ended_ns),
     )
 
 
-async def _owed(metadata: Metadata, bucket: Bucket) -> dict[str, int]:
-    """Items that are owed for a bucket, wherever, by task."""
-    waiting: dict[str, int] = {}
+async def owed(metadata: Metadata, bucket: Bucket) -> Owed:
+    """What is owed between a bucket and its shadow, wherever."""
+    waiting: Counter[str] = Counter()
+    dead: Counter[str] = Counter()
     after = b""
     while zones := await metadata.queue.zones(after):
         for zone in zones:
             if zone[DESTINATION_BYTES:] == bucket.id:
                 for task, counts in (await metadata.queue.counts(zone)).items():
-                    waiting[task] = waiting.get(task, 0) + counts.waiting
+                    waiting[task] += counts.waiting
+                    dead[task] += counts.dead
         after = zones[-1]
-    return waiting
+    return Owed(waiting[REPLICATE], waiting[MIRROR], dead[REPLICATE] + dead[MIRROR])
 
 
 # --- what differs

@@ -16,6 +16,7 @@ from .homes import ANYBODY, read_content
 from .keyspace import pack_bytes, unpack_bytes
 from .kv.engine import Transaction
 from .records import SHADOWED, Bucket, ObjectVersion
+from .records import object_version as version_codec
 
 MIRROR = "mirror"
 MIRROR_PRIORITY = 1
@@ -56,11 +57,19 @@ async def owe(tr: Transaction, ctx: Context, bucket: Bucket, key: str, *, vestin
 
 
 async def is_needed(tr: Transaction, ctx: Context, bucket: Bucket, key: str) -> bool:
-    """Whether the shadow's object under `key` is all that there is of something that is needed here. Rows that have
-    served are removed."""
-    family = ctx.keys.in_bucket(bucket.id).needed
+    """Whether the shadow's object under `key` is all that there is of something that is needed here: of what the key is
+    itself, or of what it was. Rows that have served are removed."""
+    keys = ctx.keys.in_bucket(bucket.id)
+    family = keys.needed
     begin = family.key(key)
-    for row, _ in await tr.get_range(begin, family.after(key)):
+    rows = tr.get_range(begin, family.after(key))
+    raw = await tr.get(keys.current.key(key))
+    live = version_codec.decode(raw) if raw is not None else None
+    if live is not None and live.content:
+        content = await read_content(tr, ctx, live.content)
+        if content is not None and content.elsewhere == SHADOWED:
+            return True
+    for row, _ in await rows:
         content_id, _ = unpack_bytes(row, len(begin))
         content = await read_content(tr, ctx, content_id)
         shadowed = content is not None and content.elsewhere == SHADOWED

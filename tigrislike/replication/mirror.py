@@ -34,7 +34,6 @@ CONCURRENCY: Final = 4
 _NS: Final = 1_000_000_000
 _FIRST_WAIT_NS: Final = _NS
 _LONGEST_WAIT_NS: Final = 60 * _NS
-_NEEDED_WAIT_NS: Final = 2 * _NS
 
 
 class Using(Protocol):
@@ -74,7 +73,7 @@ class Mirror:
         if bucket.id != item.bucket or not (bucket.shadow and bucket.write_through):
             return None
         if await metadata.background(mirroring.is_needed, metadata.context, bucket, key):
-            return self._again(bucket, key, _NEEDED_WAIT_NS)
+            return self._again(bucket, key, self._wait_ns(item))
         try:
             await self._write(bucket, key)
         except OriginUnavailable as error:
