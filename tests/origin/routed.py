@@ -27,7 +27,10 @@ def routed(route: Callable[[str], bytes], heads: list[bytes] | None = None, *, c
                         head += field
                     if heads is not None:
                         heads.append(head)
-                    self.wfile.write(route(line.decode("latin-1")))
+                    answer = route(line.decode("latin-1"))
+                    if line.startswith(b"HEAD "):
+                        answer = answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+                    self.wfile.write(answer)
                     if closes:
                         return
 

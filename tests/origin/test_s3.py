@@ -531,6 +531,7 @@ def test_what_another_client_wrote_is_told_whole(moto: S3Server) -> None:
     run(main())
 
 
+@pytest.mark.slow
 def test_a_store_that_stops_answering_and_goes_on(tmp_path: Any) -> None:
     async def main(server: S3Server) -> None:
         async with opened(server.location(), Timeouts(connect_s=0.5, read_s=0.5)) as origin:

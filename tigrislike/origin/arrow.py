@@ -34,7 +34,7 @@ THREADS = 16
 _PIECE = 4 << 20
 _SHOWN = 300
 # Of a file whose name is too long, or where a folder is, or in a folder that is a file.
-_NO_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+_NO_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 _UNFINISHED = ".tigrislike-"  # a file that is being written; no key has a segment that begins so
 
 

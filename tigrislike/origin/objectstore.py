@@ -49,7 +49,7 @@ _CONTENT_TYPE, _STORAGE_CLASS = "Content-Type", "Storage-Class"
 _LOSES = frozenset({"tags", "headers.Expires", "headers.WebsiteRedirectLocation", "checksum", "md5"})
 
 # Of a file whose name is too long, or where a folder would have to be, or in a folder that is a file.
-_NO_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR}
+_NO_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
 Make = Callable[["ClientConfig"], Any]
 

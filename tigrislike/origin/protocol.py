@@ -128,6 +128,7 @@ class Origin(Protocol):
         A piece is left alone until the next is asked for. What `pieces` raises goes up as it is.
 
         Raises:
+            OriginMissing: there is no such bucket.
             OriginRefused: also of an origin that is only read.
             ValueError: there are fewer bytes or more; nothing was written.
         """

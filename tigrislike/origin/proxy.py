@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from urllib.parse import urlsplit
 
 from .errors import EgressRefused
@@ -118,9 +118,11 @@ class Proxy:
         try:
             if method == "CONNECT":
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = _carry(upstream_reader, writer)
             else:
                 upstream.write(_relayed(method, target, fields))
-            await _relay(reader, writer, upstream_reader, upstream)
+                back = _carry_answer(upstream_reader, writer)
+            await _until_either_ends(_carry(reader, upstream), back)
         finally:
             upstream.close()
 
@@ -135,12 +137,18 @@ def _destination(method: str, target: str) -> tuple[str, int]:
 
 
 def _relayed(method: str, target: str, fields: list[str]) -> bytes:
-    """The head as the origin is to have it. The connection ends with the answer: it carries one request."""
+    """The head of a request as the origin is to have it."""
     _, _, rest = target.partition("://")
     _, slash, path = rest.partition("/")
-    kept = [f for f in fields if not _named(f, "connection") and not f.lower().startswith("proxy-")]
-    lines = [f"{method} {slash or '/'}{path} HTTP/1.1", *kept, "Connection: close", "", ""]
-    return "\r\n".join(lines).encode("latin-1")
+    kept = [field for field in fields if not field.lower().startswith("proxy-")]
+    return _last(f"{method} {slash or '/'}{path} HTTP/1.1", kept)
+
+
+def _last(line: str, fields: list[str]) -> bytes:
+    """A head that says that its connection ends with this exchange. Either side is told: the next request may be for
+    another host, and a connection leads to the one that it was made for."""
+    kept = [field for field in fields if not _named(field, "connection")]
+    return "\r\n".join([line, *kept, "Connection: close", "", ""]).encode("latin-1")
 
 
 def _named(field: str, name: str) -> bool:
@@ -151,23 +159,26 @@ def _answer(status: str, *fields: str) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *fields, "Content-Length: 0", "Connection: close", "", ""]).encode()
 
 
-async def _relay(
-    client_reader: asyncio.StreamReader,
-    client: asyncio.StreamWriter,
-    upstream_reader: asyncio.StreamReader,
-    upstream: asyncio.StreamWriter,
-) -> None:
-    """Carry bytes both ways until either side ends."""
-    ways = [
-        asyncio.ensure_future(_carry(client_reader, upstream)),
-        asyncio.ensure_future(_carry(upstream_reader, client)),
-    ]
+async def _until_either_ends(*ways: Coroutine[None, None, None]) -> None:
+    tasks = [asyncio.ensure_future(way) for way in ways]
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _carry_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Carry an answer, with what goes before it: 100 Continue."""
+    with contextlib.suppress(OSError, EOFError, asyncio.LimitOverrunError):
+        while True:
+            line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+            interim = line.partition(" ")[2].startswith("1")
+            writer.write("\r\n".join([line, *fields, "", ""]).encode("latin-1") if interim else _last(line, fields))
+            if not interim:
+                break
+        await _carry(reader, writer)
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
