@@ -888,7 +888,7 @@ _EGRESS = (*_DATABASE, "allow_private_origins")
 
 def _origin_back(
     settings: Settings,
-    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")],
+    name: _BUCKET,
     *,
     url: Annotated[
         str, typer.Option(help="Where its bytes are to lie: scheme, bucket and folder, as in s3://bucket/folder.")
@@ -905,16 +905,16 @@ def _origin_back(
     region: Annotated[str, typer.Option(help="The region that requests are signed for.", metavar="REGION")] = "",
     access_key: Annotated[
         str,
-        typer.Option(help="A key that may read, write and delete there.", metavar="KEY", envvar="ORIGIN_ACCESS_KEY"),
-    ] = "",
-    secret_key: Annotated[
-        str,
         typer.Option(
-            help="Its secret, which others on this machine may see in a command line: better in the environment.",
-            metavar="SECRET",
-            envvar="ORIGIN_SECRET_KEY",
+            help="A key that may read, write and delete there; its secret comes from --secret-key-file, from "
+            "ORIGIN_SECRET_KEY, or is asked for.",
+            metavar="KEY",
+            envvar="ORIGIN_ACCESS_KEY",
         ),
     ] = "",
+    secret_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the secret and nothing else; - for standard input.")
+    ] = None,
 ) -> None:
     """Have an origin durably hold a bucket's bytes: nodes then need to keep no more of them than is read.
 
@@ -923,13 +923,14 @@ def _origin_back(
     """
     from tigrislike.metadata.records import OriginPlace
 
+    secret_key = _origin_secret(secret_key_file) if access_key else ""
     place = OriginPlace(url, endpoint, region, access_key, secret_key)
     _backing(settings, lambda commands: commands.back(name, place, durability))
 
 
 def _origin_unback(
     settings: Settings,
-    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")],
+    name: _BUCKET,
     *,
     durability: Annotated[str, typer.Option(help="What it is to have: `local` or `homes=N`.")] = "local",
 ) -> None:
@@ -970,7 +971,7 @@ nodes.command("drain")(_with_settings(_nodes_drain, _DATABASE))
 nodes.command("undrain")(_with_settings(_nodes_undrain, _DATABASE))
 nodes.command("remove")(_with_settings(_nodes_remove, _DATABASE))
 nodes.command("replace")(_with_settings(_nodes_replace, _DATABASE))
-origin.command("back")(_with_settings(_origin_back, (*_DATABASE, "allow_private_origins")))
+origin.command("back")(_with_settings(_origin_back, _EGRESS))
 origin.command("unback")(_with_settings(_origin_unback, _DATABASE))
 admin.command("check")(_with_settings(_check, _STORE))
 admin.command("backup")(_with_settings(_backup, _STORE))

@@ -30,7 +30,7 @@ from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, region_destination
 from tigrislike.metadata.keyspace import subspace
 from tigrislike.metadata.kv import ManualClock, open_engine
-from tigrislike.metadata.records import Elsewhere, OriginPlace
+from tigrislike.metadata.records import Elsewhere, Item, OriginPlace
 from tigrislike.metadata.records import elsewhere as elsewhere_codec
 from tigrislike.node import load_master_key
 from tigrislike.replication.consumer import Consumer
@@ -194,7 +194,17 @@ class Store:
             assert self.node is not None
             return self.node.process.poll() is not None or not (self.home_files() or self.incoming())
 
-        until(quiet, "all that was written is at the origin, and nothing here but cache")
+        try:
+            until(quiet, "all that was written is at the origin, and nothing here but cache")
+        except AssertionError:
+            print("left:", *self.home_files(), *self.incoming(), *asyncio.run(self.owed()), sep="\n")
+            raise
+
+    async def owed(self) -> list[Item]:
+        async with self.at_rest() as (metadata, _):
+            queue = metadata.queue
+            found = [item for zone in await queue.zones() for _, item in await queue.items(zone)]
+            return found + [item for zone in await queue.zones() for _, item in await queue.letters(zone)]
 
     def home_files(self) -> list[Path]:
         return [path for path in (self.data_dir / "cache" / "home").rglob("*") if path.is_file()]

@@ -257,7 +257,7 @@ def test_bytes_are_shared_once_they_are_on_as_many_nodes_as_a_write_would_bring_
             await first.head_object(target, "c")
             content = await content_of(first)
             wanted = placing.wanted(target, first.regions)
-            assert (content.homes, content.regions, content.copies) == (before.homes, *wanted)
+            assert (content.homes, content.regions, content.copies, content.backing) == (before.homes, *wanted)
         else:
             for share in (copy(), upload.slice(first, 1, ONE)):
                 with pytest.raises(HomesLacking) as refused:

@@ -35,6 +35,7 @@ class DirectoryOrigin:
     Attributes:
         puts, deletes: keys, in order, of what this process asked for.
         spoils: keys whose next put stores other bytes than were sent.
+        began, gate: a put has begun; it waits for the other before anything is stored.
         step: called before and after whatever changes something here; what it raises ends that.
     """
 
@@ -45,6 +46,8 @@ class DirectoryOrigin:
         self.puts: list[str] = []
         self.deletes: list[str] = []
         self.spoils: set[str] = set()
+        self.began, self.gate = asyncio.Event(), asyncio.Event()
+        self.gate.set()
         self.step: Callable[[], None] = lambda: None
         (root / "objects").mkdir(parents=True, exist_ok=True)
 
@@ -100,10 +103,12 @@ class DirectoryOrigin:
     async def put(self, key: str, pieces: AsyncIterator[Buffer], size: int, attributes: Attributes) -> Written:
         self._check()
         self.puts.append(key)
+        self.began.set()
         data = b"".join([bytes(piece) async for piece in pieces])
         assert len(data) == size
         self._check()
         await asyncio.sleep(0)
+        await self.gate.wait()
         if key in self.spoils:
             self.spoils.discard(key)
             data = data[:-1] + bytes((data[-1] ^ 1,))

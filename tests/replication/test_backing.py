@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from tigrislike.bytecache import SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Extent, Part, UploadDraft, copy_draft
 from tigrislike.metadata import origins as places
 from tigrislike.metadata.backing import DISCARD_NS, key_of
+from tigrislike.metadata.context import Context
 from tigrislike.metadata.errors import InvalidArgument, NotBacked
-from tigrislike.metadata.owed import zone_of
+from tigrislike.metadata.kv import Transaction
+from tigrislike.metadata.owed import enqueue, zone_of
 from tigrislike.metadata.records import ANNOUNCED, BACKED, NOWHERE, SHADOWED, Elsewhere, OriginPlace
 from tigrislike.replication.backing import Backer, NoOrigins, NotAtOrigin, deliver
 from tigrislike.replication.write_back import later_ns
@@ -337,6 +340,60 @@ def test_what_was_only_announced_is_reclaimed_at_the_origin(tmp_path: Path) -> N
         await it.gone(blob_id)
 
     play(tmp_path, "iad", story)
+
+
+async def held_by_two(it: Several) -> tuple[Bucket, bytes]:
+    """A content with two homes that waits for its origin."""
+    await it.bucket("iad,sjc")
+    bucket = await it.back()
+    it.origins["file:///origin"].set("away")
+    blob_id = await it.put(it.nodes[0], bucket, "k", data_of(1))
+    await it.drain()
+    assert await it.homes(blob_id) == {0, 1}
+    it.origins["file:///origin"].set("away", False)
+    it.elapse(60)
+    return bucket, blob_id
+
+
+def test_the_last_node_with_bytes_of_it_deletes_what_the_origin_has(tmp_path: Path) -> None:
+    async def story(it: Several) -> None:
+        first, second = it.nodes
+        bucket, blob_id = await held_by_two(it)
+        origin = it.origins["file:///origin"]
+        origin.gate.clear()
+        writing = asyncio.create_task(first.drain())
+        await origin.began.wait()
+        await second.metadata.delete_object(bucket, "k")
+        await second.drain()
+        assert origin.deletes == [], "the other is still at it"
+        assert await second.metadata.content(blob_id) is not None
+        origin.gate.set()
+        await writing
+        await it.drain()
+        assert origin.keys() == set()
+        await it.gone(blob_id)
+        await it.sound()
+
+    play(tmp_path, "iad sjc", story)
+
+
+def test_only_the_first_home_writes(tmp_path: Path) -> None:
+    async def story(it: Several) -> None:
+        first, second = it.nodes
+        bucket, blob_id = await held_by_two(it)
+        origin = it.origins["file:///origin"]
+
+        async def owe(tr: Transaction, ctx: Context) -> None:
+            await enqueue(tr, ctx, zone_of(second.id, bucket.id), "write_back", blob_id, bucket=bucket.id)
+
+        await second.metadata.background(owe, second.metadata.context)
+        await second.drain()
+        assert origin.puts == []
+        await first.drain()
+        assert origin.puts == [key_of(blob_id)]
+        assert (await it.content(blob_id)).elsewhere == BACKED
+
+    play(tmp_path, "iad sjc", story)
 
 
 # --- policies that change

@@ -202,7 +202,9 @@ def test_an_origin_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
         data = f"--data-dir={pair.folder / 'store'}"
         done = tigris("buckets", "set", "models", data, f"--block-size={BLOCK}", "--durability=write-back")
         assert done.returncode == 1
-        assert "has no backing origin" in done.stderr
+        assert "needs a backing origin" in done.stderr
+        done = tigris("origin", "clear", "models", data, "--backing")
+        assert done.returncode == 1
         done = tigris("origin", "back", "models", data, "--url=nothing://there")
         assert done.returncode == 1
         assert "no driver" in done.stderr

@@ -216,15 +216,17 @@ class _Fsck:
     async def drift(self, bucket: Bucket) -> Usage | None:
         """What has to be added to the bucket's counters, None if they are right, or change too fast to tell.
 
-        The rows are added up twice, with the counters the same before and after, so that a writer in between shows.
+        The rows are added up twice, with the counters the same before, between and after, so that a writer meanwhile
+        shows, unless it undoes what it did each time.
         """
         for _ in range(SUM_ATTEMPTS):
             before = await self.counted(bucket)
             first = await self.total(bucket)
-            if first == before and await self.counted(bucket) == before:
+            between = await self.counted(bucket)
+            if first == before == between:
                 return None
             second = await self.total(bucket)
-            if first != second or await self.counted(bucket) != before:
+            if first != second or not before == between == await self.counted(bucket):
                 continue
             return Usage(
                 first.objects - before.objects, first.noncurrent - before.noncurrent, first.bytes - before.bytes

@@ -101,8 +101,8 @@ def check_backing(bucket: Bucket) -> None:
         raise InvalidArgument(
             "X-Tigrislike-Durability",
             bucket.durability,
-            f"Bucket {bucket.name} has no backing origin, which the durability {bucket.durability} needs: "
-            "`tigrislike origin back` sets one",
+            f"The durability {bucket.durability} needs a backing origin, which bucket {bucket.name} would not have: "
+            "`tigrislike origin back` sets both, `tigrislike origin unback` clears both",
         )
 
 

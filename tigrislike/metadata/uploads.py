@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from . import owed, placing
-from .backing import ask_discard, release_excess
+from .backing import ask_discard, owe_discard, release_excess
 from .blobs import (
     add_reference,
     ask_owed_blob,
@@ -284,6 +284,10 @@ async def lose_parts(tr: Transaction, ctx: Context, content_id: bytes, node: byt
         else:
             lost = True
             tr.clear(ctx.keys.part(content_id, part.number))
+            if part.origin:
+                for extent in part.extents:
+                    tr.clear(ctx.keys.elsewhere(extent.blob))
+                    await owe_discard(tr, ctx, b"", extent.blob, part.origin)
         for extent in part.extents:
             if left:
                 await _move_blob(tr, ctx, extent.blob, left[0].node)
