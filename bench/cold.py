@@ -5,7 +5,7 @@
 The origin is SeaweedFS on loopback, once behind a link of 2 Gbit/s and 20 ms (`lab/link.py`, both ways together) and
 once as it is. The client is the same: one connection, one GET, bytes thrown away; each read is of an object that nobody
 has read before, straight and through this store in turns. Told are the rate, the time to the first byte (with the
-connection made before), and the store's CPU with all its processes. Then 64 clients at once ask for the same cold object,
+connection made before), and the store's CPU with all its processes. Then 64 clients at once ask for one cold object,
 and what the origin sent is counted; a cold range of 8 MiB; and hits are read while the origin fails in every way.
 """
 
