@@ -147,7 +147,7 @@ class Walk:
         ideal_s = size / self._bytes_per_s
         self._title(
             f"{count:,} objects of 64 KiB, put in a by {CLIENTS} clients, are to be at home in a, b and c; "
-            f"each wire carries {self._bytes_per_s / 1e6:.0f} MB/s"
+            f"each wire carries {self._bytes_per_s / 1e6:g} MB/s"
         )
         client = self._client("a")
         client.create_bucket("everywhere", X_Tigris_Regions="a,b,c")

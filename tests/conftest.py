@@ -51,10 +51,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+def plain_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     """A node over plain http, shared by all tests of the session: make buckets of your own in it."""
     with running_node(tmp_path_factory.mktemp("store") / "data") as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def store(plain_store: RunningNode) -> RunningNode:
+    """The same, by the name that a directory may give parameters to: the node does not start anew with each of them."""
+    return plain_store
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,8 @@ class Node:
                 )
                 async with contextlib.aclosing(metadata):
                     peers = Peers.of(settings, metadata.derive_key(KEY_PURPOSE), blocks.node_id)
-                    origins = Origins(metadata, open_origin or origin_opener(settings))
+                    egress = Egress(allow_private=settings.allow_private_origins)
+                    origins = Origins(metadata, open_origin or origin_opener(settings, egress))
                     regional = Regional(
                         metadata,
                         blocks,
@@ -194,7 +195,11 @@ class Node:
                         replicate_after=settings.replicate_after,
                         inline_bytes=settings.inline_bytes,
                     )
-                    async with contextlib.aclosing(origins), contextlib.aclosing(regional):
+                    async with (
+                        contextlib.aclosing(egress),
+                        contextlib.aclosing(origins),
+                        contextlib.aclosing(regional),
+                    ):
                         node = cls(settings, engine, metadata, blocks, regional, clock)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
@@ -448,9 +453,10 @@ def origin_limits(settings: Settings) -> Limits:
     )
 
 
-def origin_opener(settings: Settings) -> OpenOrigin:
-    """How origins are opened under these settings."""
-    egress = Egress(allow_private=settings.allow_private_origins)
+def origin_opener(settings: Settings, egress: Egress | None = None) -> OpenOrigin:
+    """How origins are opened under these settings, with connections of `egress`: by default, of one that lasts for as
+    long as the process."""
+    egress = egress or Egress(allow_private=settings.allow_private_origins)
     limits = origin_limits(settings)
 
     def open_place(place: OriginPlace) -> Origin:

@@ -347,6 +347,7 @@ async def _no_findings(settings: Settings) -> None:
         assert [finding async for finding in fsck(node.metadata, node.blocks)] == []
 
 
+@pytest.mark.slow
 def test_a_backup_of_a_busy_node_is_whole(tmp_path: Path) -> None:
     _backed_up_while_written(tmp_path, 1, rounds=1)
 

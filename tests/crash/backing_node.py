@@ -23,6 +23,7 @@ from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.queue import Queue
 from tigrislike.metadata.records import OriginPlace
+from tigrislike.origin.egress import Egress
 
 ORIGINS, KILL_AT = "BACKING_ORIGINS", "BACKING_KILL_AT"
 COMMAND = [sys.executable, "-m", "tests.crash.backing_node"]
@@ -50,7 +51,7 @@ def open_directory(root: Path, place: OriginPlace) -> DirectoryOrigin:
     return DirectoryOrigin(root / place.url.rpartition("/")[2])
 
 
-def opener(settings: Settings) -> Callable[[OriginPlace], DirectoryOrigin]:
+def opener(settings: Settings, egress: Egress | None = None) -> Callable[[OriginPlace], DirectoryOrigin]:
     return functools.partial(open_directory, Path(os.environ[ORIGINS]))
 
 

@@ -43,9 +43,9 @@ def anonymous(store: Any) -> Any:
 
 
 @pytest.fixture(scope="session", params=["http", "https"])
-def store(request: pytest.FixtureRequest, store: RunningNode, tls_store: RunningNode) -> RunningNode:
+def store(request: pytest.FixtureRequest, plain_store: RunningNode, tls_store: RunningNode) -> RunningNode:
     """Every end-to-end test runs over http and over https, where clients send their bodies differently."""
-    return store if request.param == "http" else tls_store
+    return plain_store if request.param == "http" else tls_store
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ async def opened(location: Location) -> AsyncIterator[Origin]:
         yield origin
     finally:
         await origin.close()
-        await egress.close()
+        await egress.aclose()
 
 
 def on_origin(test: Callable[..., Any]) -> Callable[..., None]:

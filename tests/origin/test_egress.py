@@ -142,7 +142,7 @@ async def opened(egress: Egress, url: str, timeouts: Timeouts | None = None, **f
         yield origin
     finally:
         await origin.close()
-        await egress.close()
+        await egress.aclose()
 
 
 def asyncio_run(main: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_redirect_to_the_metadata_service_is_not_followed_by_obstore() -> None
                 await obstore.get_async(store, "key")
             assert len(heads) == 1
         finally:
-            await egress.close()
+            await egress.aclose()
 
     heads: list[bytes] = []
     with routed(lambda line: redirect, heads) as port:
@@ -406,7 +406,7 @@ def test_a_tunnel_carries_both_ways_and_ends_with_its_proxy() -> None:
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 Connection established\r\n\r\n"
         writer.write(b"over there")
         assert await reader.readexactly(10) == b"over there"
-        await egress.close()
+        await egress.aclose()
         assert await reader.read() == b""
         writer.close()
         server.close()

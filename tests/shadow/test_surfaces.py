@@ -40,22 +40,28 @@ def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def tigris(pair: Pair, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command on the store's machine."""
+    """A command on the store's machine, with the keys of the pair's origin."""
+    keys = {"ORIGIN_ACCESS_KEY": pair.origin.access_key_id, "ORIGIN_SECRET_KEY": pair.origin.secret_access_key}
+    return command(pair.store.data_dir, *words, **{**keys, **environment})
+
+
+def command(
+    data_dir: Path, *words: str, timeout_s: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command on the machine of a node that keeps its data in `data_dir`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TIGRISLIKE_"))}
     return subprocess.run(
         [sys.executable, "-m", "tigrislike", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout_s,
         stdin=subprocess.DEVNULL,
         env={
             **inherited,
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "TERM": "dumb",
-            "TIGRISLIKE_DATA_DIR": str(pair.store.data_dir),
+            "TIGRISLIKE_DATA_DIR": str(data_dir),
             "TIGRISLIKE_ALLOW_PRIVATE_ORIGINS": "1",
-            "ORIGIN_ACCESS_KEY": pair.origin.access_key_id,
-            "ORIGIN_SECRET_KEY": pair.origin.secret_access_key,
             **environment,
         },
     )

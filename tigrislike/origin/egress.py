@@ -148,7 +148,7 @@ class Egress:
         if self._proxy is not None:
             self._proxy.revoke(given)
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Stop the proxy, if there is one, and with it what goes through it."""
         if self._proxy is not None:
             await self._proxy.close()
