@@ -149,7 +149,7 @@ class Store:
     def abort_uploads(self, client: Client) -> None:
         """Those that a kill left unfinished: their parts are durable here alone, and rightly so."""
         listed = ET.fromstring(client.call("GET", f"/{BUCKET}", {"uploads": ""}).body)
-        for upload in listed.iter("{*}Upload"):
+        for upload in listed.findall(".//{*}Upload"):
             key, upload_id = (upload.findtext("{*}" + name) for name in ("Key", "UploadId"))
             client.call("DELETE", f"/{BUCKET}/{key}", {"uploadId": str(upload_id)})
 
