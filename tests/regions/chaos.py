@@ -220,8 +220,9 @@ class Faults:
         self._store.start(name)
 
     def empty(self, name: str) -> None:
-        self._say(f"node {name} loses its disk")
-        self._store.stop(name)
+        killed = self._rng.random() < 0.5
+        self._say(f"node {name} {'is killed and ' if killed else ''}loses its disk")
+        (self._store.kill if killed else self._store.stop)(name)
         self._gone.add(self._store.node_id(name))
         for there in placed_of(self._store, self._clients).values():
             if there is not None and {home.node for home in there.content.homes} <= self._gone:

@@ -86,7 +86,11 @@ def states_of(world: Callable[[], Checker], name: str, record_property: Tell) ->
     return checker.states
 
 
-SLOW = {"one who enqueues, two consumers", "one who enqueues, a consumer and a collector"}
+SLOW = {
+    "two who enqueue, one consumer",
+    "one who enqueues, two consumers",
+    "one who enqueues, a consumer and a collector",
+}
 """The largest of `WORLDS`."""
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from tests.metadata.world import both_engines_at_length, etag_of, listed, no_combine, no_composite
 from tests.replication.several import BLOCK, Node, Several, data_of, item, play
 from tigrislike.admin.fsck import fsck
-from tigrislike.bytecache import BlobBusy, BytesError, DiskFull, SourceUnavailable, TooManyOpenFiles
+from tigrislike.bytecache import BytesError, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.metadata import Bucket, Extent, Part, UploadDraft, homes
 from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.homes import HOLD, RELEASE, REPLICATE, region_destination
@@ -133,7 +133,7 @@ def test_a_replica_is_owed_for_as_long_as_nobody_who_has_the_bytes_answers(scrat
     play(scratch, "iad sjc", story)
 
 
-@pytest.mark.parametrize("error", [DiskFull("no space"), TooManyOpenFiles("too many"), BlobBusy("locked")])
+@pytest.mark.parametrize("error", [DiskFull("no space"), TooManyOpenFiles("too many")])
 def test_a_replica_is_owed_for_as_long_as_there_is_no_room_for_it(scratch: Path, error: BytesError) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes

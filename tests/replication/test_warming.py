@@ -176,7 +176,8 @@ def test_what_nobody_can_give_now_is_tried_again(tmp_path: Path) -> None:
         assert (await world.work()).worked.failed.total() == 1
         world.source.script = lambda *_: None
         world.clock.advance(3600 * SECOND)
-        assert (await world.work()).worked.done.total() == 1
+        while not (await world.work()).worked.done:  # it may join a fill that has failed and not ended yet
+            world.clock.advance(3600 * SECOND)
         assert await world.cached() == blocks_of(b"k")
 
     play(tmp_path, story)

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Final
 
-from tigrislike.bytecache import BlobBusy, BlockStore, DiskFull, SourceUnavailable, TooManyOpenFiles
+from tigrislike.bytecache import BlockStore, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.bytecache.homing import Gate
 from tigrislike.metadata import Metadata, homes, placing, uploads
 from tigrislike.metadata.context import Context
@@ -46,7 +46,7 @@ COPY_BYTES: Final = 32 << 20
 readers. A content that is larger is fetched alone."""
 
 
-_PASSING: Final = (SourceUnavailable, DiskFull, TooManyOpenFiles, BlobBusy)
+_PASSING: Final = (SourceUnavailable, DiskFull, TooManyOpenFiles)
 """Why bytes cannot be had or kept for a while. A region that was cut off for hours, say, gets its replicas after it."""
 
 _LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
