@@ -11,7 +11,7 @@ logic beyond formatting: what the records mean together is in `objects`, `upload
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -527,12 +527,20 @@ class OriginPlace(Struct, frozen=True):
 # --- work owed -----------------------------------------------------------------------------------------------------
 
 
+class Attempt(Struct, frozen=True, array_like=True):
+    """A failed run of an item: when it ended, on which node, and how."""
+
+    at_ns: int
+    node: bytes
+    error: str
+
+
 class Item(Struct, frozen=True, array_like=True):
     """``queue / item, zone, id``: a piece of work owed.
 
     `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again_ns` says that the cause
     recurred while the item was leased, at that vesting time; -1: it did not. `attempts` counts failures since the last
-    success.
+    success, and `history` has the last of them, newest last.
     """
 
     task: str
@@ -545,26 +553,47 @@ class Item(Struct, frozen=True, array_like=True):
     attempts: int = 0
     error: str = ""
     bucket: bytes = b""
+    history: tuple[Attempt, ...] = ()
 
 
 class Pointer(Struct, frozen=True, array_like=True):
     """``queue / pointer, zone``: when a consumer is to look at a zone next. `lease` is the fence of the one that does,
-    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced."""
+    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced. `since_ns`
+    says since when the first of what was due then had been due; 0: nothing was."""
 
     vesting_ns: int
     lease: bytes = b""
     active_ns: int = 0
+    since_ns: int = 0
 
 
 class Counts(Struct, frozen=True):
-    """A zone's counters of one task: items there now, `waiting` (or leased) and `dead`; and since the zone last began,
-    runs `enqueued`, `done` and `failed`."""
+    """Counters of one task, of a zone or of more: items there now, `waiting` (or leased) and `dead`; since the zone
+    last began, runs `enqueued`, `done` and `failed`; of what waits, how many are `leased` and how many `failing`."""
 
     waiting: int = 0
     enqueued: int = 0
     done: int = 0
     failed: int = 0
     dead: int = 0
+    leased: int = 0
+    failing: int = 0
+
+    @classmethod
+    def of(cls, counted: Mapping[str, int]) -> Counts:
+        """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
+        another end than done or failed (`returned`), and causes `dropped` in place of being done."""
+
+        def stored(name: str) -> int:
+            return counted.get(name, 0)
+
+        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
+        waiting = enqueued - done - stored("dropped")
+        leased = stored("begun") - done - failed - stored("returned")
+        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
 
 
 class Claimed(Struct, frozen=True):
