@@ -146,6 +146,7 @@ def _serve(
                 "access_key_id": ready.access_key_id,
                 "secret_access_key": ready.secret_access_key,
                 "pid": os.getpid(),
+                **({"admin_endpoint": ready.admin_endpoint} if ready.admin_endpoint else {}),
             }
             with os.fdopen(ready_fd, "w") as announcement:
                 announcement.write(json.dumps(facts) + "\n")

@@ -24,7 +24,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -67,6 +67,7 @@ HIT_INTERVAL_S = 1.0  # how often a process tells the index what was read
 _RETRY_S = 30.0  # after background work failed
 _OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEAD_LOOK_S = 5.0
+_CACHE_LOOK_S = 10.0
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -99,6 +100,7 @@ class Node:
         self._endpoint = ""
         self._beats = 0
         self._joined = False
+        self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
 
     @classmethod
@@ -236,7 +238,12 @@ class Node:
         disk = os.statvfs(self.settings.cache_dir)
         self._beats += 1
         sign = Beat(
-            self.metadata.now_ns(), self._beats, epoch, disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+            self.metadata.now_ns(),
+            self._beats,
+            epoch,
+            disk.f_blocks * disk.f_frsize,
+            disk.f_bavail * disk.f_frsize,
+            *self._cache_usage,
         )
         if not await self.metadata.beat(self.blocks.node_id, sign):
             _LOG.critical("this node was removed from the store: stopping")
@@ -263,6 +270,8 @@ class Node:
             *self.regional_duties(),
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
+            ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
@@ -304,6 +313,14 @@ class Node:
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
         await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
+
+    async def _sample_queue(self) -> None:
+        await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def _look_at_cache(self) -> None:
+        """What beats say of the cache."""
+        usage = await self.blocks.usage()
+        self._cache_usage = usage.used_bytes, -1 if usage.capacity_bytes is None else usage.capacity_bytes
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)

@@ -479,10 +479,12 @@ class AccessRecord(Struct, frozen=True, array_like=True):
     master: bytes
     sealed: bytes
     root: bool = False
+    admin: bool = False
 
 
 class AccessKey(Struct, frozen=True):
-    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner."""
+    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner.
+    With an `admin` key the store itself is looked at and changed; the `root` key is one."""
 
     key_id: str
     secret: str
@@ -490,6 +492,7 @@ class AccessKey(Struct, frozen=True):
     bucket: str
     created_ns: int
     root: bool = False
+    admin: bool = False
 
     def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
         return f"AccessKey(key_id={self.key_id!r}, owner={self.owner!r}, bucket={self.bucket!r}, root={self.root})"
@@ -616,6 +619,21 @@ LOST = bytes(16)
 """Stands for a node in ``home`` rows: it "holds" the contents that no node of the store can give any more."""
 
 
+class Audit(Struct, frozen=True, array_like=True):
+    """``audit / ~time, id``: something that was asked of the store itself. `who` is an access key's id, or a user of
+    the machine where it was not asked over the network; `where` is the client's address. `outcome` is ``begun`` until
+    it is known: where that stays, whoever did it was cut off."""
+
+    id: bytes
+    at_ns: int
+    who: str
+    where: str
+    action: str
+    arguments: str
+    outcome: str = "begun"
+    request: str = ""
+
+
 class Node(Struct, frozen=True, array_like=True):
     """``node / node id``: a node of the store, from its first start until it is forgotten. `endpoint` is the URL by
     which other nodes reach it, `protocol` the version of what they say to each other. `repaired` is the count of the
@@ -633,13 +651,16 @@ class Node(Struct, frozen=True, array_like=True):
 class Beat(Struct, frozen=True, array_like=True):
     """``beat / node id``: a node's last sign of life, by the database's clock as it saw it. `count` grows with each;
     others tell by it whether a node is alive, and need not trust its clock. `epoch` is what requests to it are signed
-    for (`replication.signing`). Sizes are bytes of its disk."""
+    for (`replication.signing`). Sizes are bytes: of its disk, and of the blocks in its cache, whose capacity is -1
+    where the disk alone bounds it."""
 
     at_ns: int
     count: int
     epoch: bytes = b""
     capacity: int = 0
     free: int = 0
+    cache_used: int = 0
+    cache_capacity: int = -1
 
 
 class Cluster(Struct, frozen=True, array_like=True):
@@ -693,5 +714,6 @@ item = Codec(Item)
 pointer = Codec(Pointer)
 node = Codec(Node)
 beat = Codec(Beat)
+audit = Codec(Audit)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

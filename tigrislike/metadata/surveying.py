@@ -208,9 +208,13 @@ async def due_since_ns(tr: Transaction, ctx: Context, zone: bytes) -> int | None
 async def in_order(
     tr: Transaction, ctx: Context, zone: bytes, priority: int, after: bytes, limit: int
 ) -> list[tuple[bytes, Place]]:
-    """Up to `limit` items of a zone and priority in their order, each with the key of its place, after that key."""
+    """Up to `limit` items of a zone and priority in their order, each with the key of its place, after such a key.
+
+    Raises:
+        ValueError: `after` is no such key.
+    """
     begin, end = ctx.keys.queue_due_range(zone, priority)
-    rows = await tr.get_range(after + b"\x00" if after else begin, end, limit=limit, snapshot=True)
+    rows = await tr.get_range(_following(after, begin, end), end, limit=limit, snapshot=True)
     ids = [due_entry(key, len(begin) - 1).id for key, _ in rows]
     return await _read(tr, ctx, [(key, zone, id_) for (key, _), id_ in zip(rows, ids, strict=True)])
 
@@ -220,12 +224,19 @@ async def failing(
 ) -> list[tuple[bytes, Place]]:
     """Failing items in a range of the ``failing`` index, longest owed first within a zone, as `in_order`."""
     begin, end = ranged
-    rows = await tr.get_range(after + b"\x00" if after else begin, end, limit=limit, snapshot=True)
+    rows = await tr.get_range(_following(after, begin, end), end, limit=limit, snapshot=True)
     places = []
     for key, _ in rows:
         zone, at = unpack_bytes(key, len(ctx.keys.queue_failing))
         places.append((key, zone, unpack_bytes(key, unpack_int(key, at)[1])[0]))
     return await _read(tr, ctx, places)
+
+
+def _following(after: bytes, begin: bytes, end: bytes) -> bytes:
+    """The key to go on from. Raises ValueError where `after` is none of the range."""
+    if after and not begin <= after < end:
+        raise ValueError("the key is not of this range")
+    return after + b"\x00" if after else begin
 
 
 async def _read(tr: Transaction, ctx: Context, places: list[tuple[bytes, bytes, bytes]]) -> list[tuple[bytes, Place]]:
@@ -244,7 +255,7 @@ async def dead(
     """Dead letters in a range of theirs, as `failing`."""
     begin, end = ranged
     found = []
-    rows = await tr.get_range(after + b"\x00" if after else begin, end, limit=limit, snapshot=True)
+    rows = await tr.get_range(_following(after, begin, end), end, limit=limit, snapshot=True)
     for key, value in rows:
         zone, at = unpack_bytes(key, len(ctx.keys.queue_dead))
         found.append((key, Place(zone, unpack_bytes(key, at)[0], item_codec.decode(value))))
