@@ -69,7 +69,9 @@ class RemoteApi:
 
         parts = urlsplit(endpoint)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise AdminError("InvalidArgument", f"{endpoint!r} is no endpoint: expected http://HOST:PORT or https://...")
+            raise AdminError(
+                "InvalidArgument", f"{endpoint!r} is no endpoint: expected http://HOST:PORT or https://..."
+            )
         self._base = f"{parts.scheme}://{parts.netloc}"
         self._netloc = parts.netloc
         self._credentials = Credentials(key_id, secret)
@@ -86,7 +88,9 @@ class RemoteApi:
 
     async def call(self, name: str, **arguments: Any) -> Any:
         endpoint, given = ENDPOINTS[name], _given(arguments)
-        path = PREFIX + endpoint.path.format(**{each: quote(str(given.pop(each)), safe="") for each in endpoint.in_path})
+        path = PREFIX + endpoint.path.format(
+            **{each: quote(str(given.pop(each)), safe="") for each in endpoint.in_path}
+        )
         body = b""
         if endpoint.mutates:
             body = msgspec.json.encode(given) if given else b""

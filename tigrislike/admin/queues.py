@@ -20,10 +20,11 @@ from msgspec import Meta, Struct
 
 from tigrislike.metadata import overseeing, surveying
 from tigrislike.metadata.context import Context
+from tigrislike.metadata.homes import region_destination
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.overseeing import Pausable
 from tigrislike.metadata.owed import DESTINATION_BYTES, PRIORITIES, destination_of
-from tigrislike.metadata.records import Counts, Item, Pointer
+from tigrislike.metadata.records import REMOVED, Counts, Item, Pointer
 
 from .desk import AdminError, Desk, Look, Names, Place, ZoneFacts
 
@@ -331,7 +332,8 @@ async def groups(desk: Desk, by: Literal["task", "region", "destination", "bucke
             rows.append(_group(name, zones, is_paused, load))
     else:
         called: dict[str, set[bytes]] = {}
-        for destination in {*sums.sums, *(place for place, each in names.places.items() if each.kind == "region")}:
+        peopled = {region_destination(node.region) for node, _ in names.nodes if node.state != REMOVED}
+        for destination in {*sums.sums, *peopled}:
             place = names.place(destination)
             name = place.label if by == "destination" else place.region or place.name
             called.setdefault(name, set()).add(destination)
