@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from tigrislike.metadata import MetadataError
 from tigrislike.metadata.access import ROOT_OWNER
+from tigrislike.metadata.errors import NoSuchAccessKey
 from tigrislike.metadata.overseeing import Pausable
 from tigrislike.metadata.records import AccessKey
 
@@ -210,5 +211,7 @@ def _made(key: AccessKey) -> KeyMade:
 
 
 def _refused(error: MetadataError) -> AdminError:
-    statuses = {"NoSuchAccessKey": 404, "NoSuchBucket": 404, "InvalidArgument": 400}
+    if isinstance(error, NoSuchAccessKey):
+        return AdminError("NoSuchAccessKey", "there is no such access key", 404)
+    statuses = {"NoSuchBucket": 404, "InvalidArgument": 400}
     return AdminError(error.code, str(error), statuses.get(error.code, 409))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tigrislike.metrics import Metrics
     from tigrislike.slow import SlowRequests
 
-_ROWS: Final = 2000
-"""Rows that are read, and worked on, at a time: some milliseconds."""
+_ROWS: Final = 500
+"""Rows that are read, and worked on, at a time: a millisecond or two."""
 
 _SHARE: Final = 20
 _LEAST_S: Final = 1.0
