@@ -3,7 +3,8 @@
 - Region `STUCK` has nodes that show no life, and work that has been due for hours.
 - A piece of work of region `HERE` is *poisoned*: it failed until it became a dead letter. Whatever made it fail is
   gone, so that it is done once somebody retries it. Beside it another one is failing.
-- Bucket `FLOOD` floods region `BUSY`, whose node is alive: thousands of items, and a few of other buckets between them.
+- Bucket `FLOOD` floods region `BUSY`, whose node is alive (for as long as `beat` is called): thousands of items, and a
+  few of other buckets between them.
 
 Nothing here is done by a consumer of its own accord; a node of region `HERE` that is started on the store does what is
 due there. The oldest thing that needs somebody is `Scene.poisoned`.
@@ -117,6 +118,12 @@ async def build(engine: Engine, master: MasterKey, seed: int, *, flood: int = 20
         stuck // 2 + 2 * (stuck // 4),
         nodes,
     )
+
+
+async def beat(metadata: Metadata, scene: Scene, count: int) -> None:
+    """Let the node of region `BUSY` show life: to be called every two seconds, with ever larger counts from 2 on."""
+    sign = Beat(metadata.now_ns(), count, b"", 10**12, 5 * 10**11, 10**9, 10**11)
+    await metadata.beat(scene.nodes["busy"], sign)
 
 
 async def _fail(metadata: Metadata, zone: bytes, times: int) -> str:
