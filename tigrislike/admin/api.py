@@ -27,12 +27,22 @@ from .queues import ItemFilter, Limit, Sort, State
 
 PREFIX: Final = "/_tigrislike/admin/v1/"
 
-Name = Annotated[str, Meta(max_length=255)]
+# Bounded so that all of them together, percent-encoded, fit into a request's headers.
+_PRINTABLE = "^[ -~]*$"
+Name = Annotated[str, Meta(max_length=128, pattern=_PRINTABLE)]
+Text = Annotated[str, Meta(max_length=200)]
 Zone = Annotated[
-    str, Meta(max_length=512, description="A zone: its name in hex, or `REGION/BUCKET`, `node:ID/BUCKET`.")
+    str,
+    Meta(
+        max_length=300,
+        pattern=_PRINTABLE,
+        description="A zone: its name in hex, or `REGION/BUCKET`, `node:ID/BUCKET`, `anybody/BUCKET`.",
+    ),
 ]
-Item = Annotated[str, Meta(max_length=512, description="An item, as listings name it.")]
-Cursor = Annotated[str, Meta(max_length=8192, description="Where an earlier page says to go on.")]
+Item = Annotated[str, Meta(max_length=300, pattern=_PRINTABLE, description="An item, as listings name it.")]
+Cursor = Annotated[
+    str, Meta(max_length=1024, pattern="^[A-Za-z0-9_-]*$", description="Where an earlier page says to go on.")
+]
 
 
 class ErrorAnswer(Struct, frozen=True):
@@ -77,7 +87,7 @@ class ItemsArgs(PageArgs, frozen=True, kw_only=True):
     region: Name | None = None
     zone: Zone | None = None
     state: State | None = None
-    error: Name | None = None
+    error: Text | None = None
 
     @property
     def wanted(self) -> ItemFilter:
@@ -104,7 +114,7 @@ class RetryDeadArgs(Args, frozen=True, kw_only=True):
     bucket: Name | None = None
     region: Name | None = None
     zone: Zone | None = None
-    error: Name | None = None
+    error: Text | None = None
     cursor: Cursor | None = None
     limit: Limit = 1000
 
@@ -129,7 +139,7 @@ class CreateKeyArgs(Args, frozen=True, kw_only=True):
 
 
 class KeyArgs(Args, frozen=True, kw_only=True):
-    key_id: Annotated[str, Meta(max_length=128)]
+    key_id: Name
 
 
 class RotateKeyArgs(KeyArgs, frozen=True, kw_only=True):

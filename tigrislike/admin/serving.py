@@ -8,6 +8,7 @@ request's id. A page of it must never be taken for something of its caller's: an
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 import msgspec
@@ -39,8 +40,9 @@ _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-sto
 
 def admin_routes(desk: Desk) -> list[Route]:
     """The routes of the admin API, for `s3api.app.create_app` or an application of their own."""
-    api = AdminApi(desk)
-    return [Route(PREFIX + "{rest:path}", api.answer, methods=_METHODS)]
+    route = Route(PREFIX + "{rest:path}", AdminApi(desk).answer, methods=_METHODS)
+    route.path_regex = re.compile(route.path_regex.pattern, re.DOTALL)  # a path may have a line end in it
+    return [route]
 
 
 class AdminApi:
