@@ -294,8 +294,16 @@ class Keyspace:
         return subspace(self.queue_due + pack_bytes(zone) + pack_int(priority))
 
     def queue_due_key(self, zone: bytes, priority: int, vesting_ns: int, enqueued_ns: int, item_id: bytes) -> bytes:
-        order = pack_int(priority) + pack_int(vesting_ns) + pack_int(enqueued_ns)
-        return self.queue_due + pack_bytes(zone) + order + pack_bytes(item_id)
+        return b"".join(
+            (
+                self.queue_due,
+                pack_bytes(zone),
+                pack_int(priority),
+                pack_int(vesting_ns),
+                pack_int(enqueued_ns),
+                pack_bytes(item_id),
+            )
+        )
 
     def queue_due_until(self, zone: bytes, priority: int, vesting_ns: int) -> bytes:
         """The end of the items of `zone` and `priority` that vest at `vesting_ns` or before."""

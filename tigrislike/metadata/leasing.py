@@ -112,8 +112,12 @@ async def claim(
         return None
     paused = paused_names(ctx, PAUSED_TASK, await pauses)
     starts = [len(begin) - 1 for begin, _ in ranges]
-    entries = [due_entry(key, start) for start, due in zip(starts, dues, strict=True) for key, _ in await due]
-    ids = [entry.id for entry in entries]
+    heads, ids = [], []
+    for start, due in zip(starts, dues, strict=True):
+        rows = await due
+        if rows:
+            heads.append(due_entry(rows[0][0], start).since_ns)
+            ids += [due_id(key, start) for key, _ in rows]
     free, left, begun = dict(room or {}), set(), Counter[str]()
     batch: list[Claimed] = []
     moved: list[tuple[bytes, Item, Item]] = []
@@ -147,7 +151,7 @@ async def claim(
         count(tr, ctx, zone, task, begun=runs)
     if moved or left:
         more = bool(left) or len(ids) >= limit
-        since_ns = min(entry.since_ns for entry in entries)
+        since_ns = min(heads)
         put_pointer(tr, ctx, zone, pointer, deciding.released(ctx.queue, pointer, now_ns, since_ns, more=more))
     else:
         await _rest(tr, ctx, zone, pointer)
@@ -287,6 +291,12 @@ def due_entry(key: bytes, start: int) -> DueEntry:
     vesting_ns, at = unpack_int(key, start)
     enqueued_ns, at = unpack_int(key, at)
     return DueEntry(vesting_ns, enqueued_ns, unpack_bytes(key, at)[0])
+
+
+def due_id(key: bytes, start: int) -> bytes:
+    """The id alone, of which a claim reads many."""
+    at = start + key[start] - 0x13  # past the vesting time
+    return unpack_bytes(key, at + key[at] - 0x13)[0]
 
 
 def top_entry(key: bytes, start: int) -> tuple[int, bytes]:
