@@ -223,7 +223,7 @@ async def preload(metadata: Metadata, zone: bytes, items: int) -> None:
             subject = struct.pack(">QQ", 0, number)
             item = Item(TASK, subject, 0, ctx.now_ns(), 1)
             owed.put_item(tr, ctx, zone, owed.item_id(TASK, subject), None, item)
-        owed.count(tr, ctx, zone, TASK, waiting=last - first, enqueued=last - first)
+        owed.count(tr, ctx, zone, TASK, enqueued=last - first)
         await owed.announce(tr, ctx, zone, 0, mark)
 
     starts = iter(range(0, items, PRELOAD))

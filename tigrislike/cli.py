@@ -1,11 +1,13 @@
-"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `origin`: `set`, `show`, `clear`,
-`ls`, `check`, `migrate`, `report`, `back`, `unback`; `cache`: `stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`;
-`nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`, `backup`, `copy-metadata`,
-`rotate-master-key`.
+"""The command line: `serve`, `edge`, `storage create`, `version`, `top`; `buckets`: `ls`, `show`, `set`; `origin`:
+`set`, `show`, `clear`, `ls`, `check`, `migrate`, `report`, `back`, `unback`; `queue`: `ls`, `top`, `show`, `items`,
+`dead`, `retry`, `delay`, `drop`, `pause`, `resume`, `export`; `keys`: `ls`, `create`, `rotate`, `revoke`; `cache`:
+`stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and
+`admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
-1 refused or failed (with one line that says why), 2 a command line that makes no sense; `admin check` adds 3.
+1 refused or failed (with one line that says why), 2 a command line that makes no sense; `admin check` and
+`queue ls --check` add 3.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from tigrislike.config import ConfigError, Settings, load_settings, options, unk
 if TYPE_CHECKING:
     from tigrislike.admin.backing_commands import Command as BackingCommand
     from tigrislike.admin.cache_commands import Command
+    from tigrislike.admin.commands import Command as ApiCommand
     from tigrislike.admin.nodes_commands import Command as NodesCommand
     from tigrislike.admin.origin_commands import Command as OriginCommand
     from tigrislike.server import Ready
@@ -52,6 +55,10 @@ origin = typer.Typer(
     help="Stores elsewhere, which buckets look through to, or which hold their bytes.", no_args_is_help=True
 )
 app.add_typer(origin, name="origin")
+queue = typer.Typer(help="The work that is owed: look at it, and act on it.", no_args_is_help=True)
+keys = typer.Typer(help="Access keys.", no_args_is_help=True)
+app.add_typer(queue, name="queue")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:
@@ -159,6 +166,7 @@ def _serve(
                 "access_key_id": ready.access_key_id,
                 "secret_access_key": ready.secret_access_key,
                 "pid": os.getpid(),
+                **({"admin_endpoint": ready.admin_endpoint} if ready.admin_endpoint else {}),
             }
             with os.fdopen(ready_fd, "w") as announcement:
                 announcement.write(json.dumps(facts) + "\n")
@@ -723,7 +731,7 @@ def _nodes_replace(
     _nodes(settings, lambda commands: commands.replace(old, new))
 
 
-_BUCKET = Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")]
+_BUCKET_NAME = Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")]
 _PREFIX = Annotated[str, typer.Option(help="Only keys that begin so.", metavar="PREFIX")]
 _BACKING = Annotated[
     bool, typer.Option("--backing", help="The origin that holds its bytes durably, not the one it looks through to.")
@@ -744,7 +752,7 @@ def _origins(settings: Settings, command: Callable[[ModuleType], OriginCommand])
 
 def _origin_set(
     settings: Settings,
-    name: _BUCKET,
+    name: _BUCKET_NAME,
     *,
     bucket: Annotated[str, typer.Option(help="The bucket of an S3 service.", metavar="NAME")] = "",
     endpoint: Annotated[str, typer.Option(help="URL of the service, by default AWS's.", metavar="URL")] = "",
@@ -819,12 +827,12 @@ def _origin_secret(file: Path | None) -> str:
     return secret
 
 
-def _origin_show(settings: Settings, name: _BUCKET, *, as_json: _AsJson = False) -> None:
+def _origin_show(settings: Settings, name: _BUCKET_NAME, *, as_json: _AsJson = False) -> None:
     """Show where a bucket's origins are, and how its migration stands. Secrets are not shown."""
     _origins(settings, lambda commands: commands.show(name, as_json))
 
 
-def _origin_clear(settings: Settings, name: _BUCKET, *, backing: _BACKING = False) -> None:
+def _origin_clear(settings: Settings, name: _BUCKET_NAME, *, backing: _BACKING = False) -> None:
     """Have a bucket look through to nothing any more. What it has read from there is its own, and stays."""
     _origins(settings, lambda commands: commands.clear(name, _purpose(backing)))
 
@@ -834,7 +842,9 @@ def _origin_ls(settings: Settings, *, as_json: _AsJson = False) -> None:
     _origins(settings, lambda commands: commands.ls(as_json))
 
 
-def _origin_check(settings: Settings, name: _BUCKET, *, backing: _BACKING = False, as_json: _AsJson = False) -> None:
+def _origin_check(
+    settings: Settings, name: _BUCKET_NAME, *, backing: _BACKING = False, as_json: _AsJson = False
+) -> None:
     """List a bucket's origin and read from it once, from this machine; say what its driver cannot tell or keep."""
     from tigrislike.node import origin_opener
 
@@ -844,7 +854,7 @@ def _origin_check(settings: Settings, name: _BUCKET, *, backing: _BACKING = Fals
 
 def _origin_migrate(
     settings: Settings,
-    name: _BUCKET,
+    name: _BUCKET_NAME,
     *,
     prefix: _PREFIX = "",
     rate: Annotated[int, typer.Option(help="Objects a second, at most; 0: no limit.", metavar="N", min=0)] = 0,
@@ -860,7 +870,7 @@ def _origin_migrate(
 
 def _origin_report(
     settings: Settings,
-    name: _BUCKET,
+    name: _BUCKET_NAME,
     *,
     output: Annotated[Path, typer.Option(help="The Parquet file to write.", metavar="FILE")],
     prefix: _PREFIX = "",
@@ -888,7 +898,7 @@ _EGRESS = (*_DATABASE, "allow_private_origins")
 
 def _origin_back(
     settings: Settings,
-    name: _BUCKET,
+    name: _BUCKET_NAME,
     *,
     url: Annotated[
         str, typer.Option(help="Where its bytes are to lie: scheme, bucket and folder, as in s3://bucket/folder.")
@@ -930,7 +940,7 @@ def _origin_back(
 
 def _origin_unback(
     settings: Settings,
-    name: _BUCKET,
+    name: _BUCKET_NAME,
     *,
     durability: Annotated[str, typer.Option(help="What it is to have: `local` or `homes=N`.")] = "local",
 ) -> None:
@@ -950,6 +960,341 @@ def _backing(settings: Settings, command: Callable[[ModuleType], BackingCommand]
         _fail(str(error))
 
 
+# --- over the admin API
+
+_Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="Ask the node at this URL, with an admin key from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a "
+        "profile; else use the database itself.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object a line for lists.")]
+_ZONE = Annotated[
+    str | None, typer.Option(help="Of this zone: REGION/BUCKET, node:ID/BUCKET or its hex name.", metavar="ZONE")
+]
+_REGION = Annotated[str | None, typer.Option(help="Of this region and its nodes.", metavar="NAME")]
+_BUCKET = Annotated[str | None, typer.Option(help="Of this bucket.", metavar="NAME")]
+_TASK = Annotated[str | None, typer.Option(help="Of this task.", metavar="NAME")]
+_ERROR = Annotated[str | None, typer.Option(help="With this text in the last error.", metavar="TEXT")]
+_LIMIT = Annotated[int, typer.Option(help="Most rows to show.", min=1)]
+_ITEMS = Annotated[list[str], typer.Argument(help="Items, as `queue items` names them.", metavar="ITEM...")]
+_INTERVAL = Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)]
+_TIMES = Annotated[int | None, typer.Option(help="End after so many looks.", min=1, show_default=False)]
+_KEY = Annotated[str, typer.Argument(help="An access key's id.", metavar="KEY")]
+
+
+def _complete(*words: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+_BY = Annotated[
+    str,
+    typer.Option(
+        help="task, region, destination, bucket or zone.",
+        autocompletion=_complete("task", "region", "destination", "bucket", "zone"),
+    ),
+]
+_SORT = Annotated[
+    str,
+    typer.Option(
+        help="Of zones: oldest, depth, failing, dead or name.",
+        autocompletion=_complete("oldest", "depth", "failing", "dead", "name"),
+    ),
+]
+_STATE = Annotated[
+    str | None,
+    typer.Option(
+        help="due, delayed, in_flight, failing or dead.",
+        autocompletion=_complete("due", "delayed", "in_flight", "failing", "dead"),
+    ),
+]
+
+
+def _api(
+    settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand], module: str
+) -> NoReturn:
+    """Carry out a command of `module` in the admin package, which is given to `command` once it is imported."""
+    import importlib
+
+    from tigrislike.admin.commands import CommandError, run
+
+    try:
+        status = run(settings, endpoint, command(importlib.import_module(f"tigrislike.admin.{module}")))
+    except CommandError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _queue(settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand]) -> NoReturn:
+    _api(settings, endpoint, command, "queue_commands")
+
+
+def _stores(settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand]) -> NoReturn:
+    _api(settings, endpoint, command, "store_commands")
+
+
+def _queue_ls(
+    settings: Settings,
+    *,
+    by: _BY = "task",
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    sort: _SORT = "oldest",
+    limit: _LIMIT = 50,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 3 where something fails, is dead or has been due for a minute.")
+    ] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """How much is owed, how old it is, how fast it is done: by task, region, destination, bucket or zone."""
+    if by not in ("task", "region", "destination", "bucket", "zone"):
+        _fail(f"--by {by!r}: expected task, region, destination, bucket or zone")
+    filters = {"region": region, "bucket": bucket, "task": task}
+    if by != "zone" and any(filters.values()):
+        _fail("--region, --bucket and --task go with --by zone")
+    _queue(settings, endpoint, lambda commands: commands.ls(by, filters, sort, limit, check, as_json))
+
+
+def _queue_top(
+    settings: Settings,
+    *,
+    sort: _SORT = "oldest",
+    limit: _LIMIT = 20,
+    interval: _INTERVAL = 2.0,
+    times: _TIMES = None,
+    endpoint: _Endpoint = None,
+) -> None:
+    """Regions, and the zones that deserve to be looked at, live."""
+    _queue(settings, endpoint, lambda commands: commands.top(sort, limit, interval, times))
+
+
+def _queue_show(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="A zone (REGION/BUCKET) or an item.", metavar="NAME")],
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """A zone by task, or an item with its last failed runs."""
+    _queue(settings, endpoint, lambda commands: commands.show_one(name, as_json))
+
+
+def _queue_items(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    state: _STATE = None,
+    error: _ERROR = None,
+    limit: _LIMIT = 50,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Items, those of a zone in the order in which they are done."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
+    _queue(settings, endpoint, lambda commands: commands.items(filters, limit, as_json))
+
+
+def _queue_dead(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    error: _ERROR = None,
+    limit: _LIMIT = 50,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Dead letters: what failed too often, and is tried no more until it is retried."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": "dead", "error": error}
+    _queue(settings, endpoint, lambda commands: commands.items(filters, limit, as_json))
+
+
+def _queue_retry(
+    settings: Settings,
+    items: Annotated[list[str] | None, typer.Argument(help="Items, as `queue items` names them.")] = None,
+    *,
+    dead: Annotated[bool, typer.Option("--dead", help="All dead letters that the filters want.")] = False,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    error: _ERROR = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Have items done at once, dead letters with all their attempts anew."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "error": error}
+    if bool(items) == dead:
+        _fail("name items, or --dead for dead letters")
+    if any(filters.values()) and not dead:
+        _fail("the filters go with --dead")
+    _queue(settings, endpoint, lambda commands: commands.retry(items or [], dead, filters, as_json))
+
+
+def _queue_delay(
+    settings: Settings,
+    items: _ITEMS,
+    *,
+    by: Annotated[str, typer.Option("--for", help="How long, such as 30m.", metavar="DURATION")],
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Have waiting items not begun for a while."""
+    from tigrislike.config import parse_duration
+
+    try:
+        seconds = parse_duration(by)
+    except ValueError as error:
+        _fail(f"--for {by!r}: {error}")
+    _queue(settings, endpoint, lambda commands: commands.delay(items, seconds, as_json))
+
+
+def _queue_drop(
+    settings: Settings,
+    items: _ITEMS,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Give items up: what they owe is never done."""
+    if not yes and not typer.confirm(f"Never do what these {len(items)} items owe?", err=True):
+        _fail("nothing was dropped")
+    _queue(settings, endpoint, lambda commands: commands.drop(items, as_json))
+
+
+def _queue_pause(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    task: _TASK = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Start nothing more of a zone, region or task; what is under way goes on. Without a name: show what is paused."""
+    what = {"zone": zone, "region": region, "task": task}
+    _queue(settings, endpoint, lambda commands: commands.pause(True, what, as_json))
+
+
+def _queue_resume(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    task: _TASK = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Go on with what was paused."""
+    what = {"zone": zone, "region": region, "task": task}
+    if not any(what.values()):
+        _fail("name a zone, region or task; `tigrislike queue pause` shows what is paused")
+    _queue(settings, endpoint, lambda commands: commands.pause(False, what, as_json))
+
+
+def _queue_export(
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write; a new one.", metavar="FILE")],
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    state: _STATE = None,
+    error: _ERROR = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Write items to a Parquet file, a row each."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
+    _queue(settings, endpoint, lambda commands: commands.export(file, filters, as_json))
+
+
+def _top(
+    settings: Settings,
+    *,
+    interval: _INTERVAL = 2.0,
+    times: _TIMES = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """The store at a glance, live: regions and their health, tasks, what waits longest."""
+    _stores(settings, endpoint, lambda commands: commands.top(interval, times, as_json))
+
+
+def _buckets_ls(
+    settings: Settings,
+    prefix: Annotated[str, typer.Argument(help="Those whose names begin so.", metavar="PREFIX")] = "",
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Every bucket: its policies, how much is in it, and what is owed for it."""
+    _stores(settings, endpoint, lambda commands: commands.buckets(prefix, as_json))
+
+
+def _buckets_show(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """One bucket, and which regions hold its objects."""
+    _stores(settings, endpoint, lambda commands: commands.bucket(name, as_json))
+
+
+def _keys_ls(settings: Settings, *, endpoint: _Endpoint = None, as_json: _JSON = False) -> None:
+    """Every access key, without its secret."""
+    _stores(settings, endpoint, lambda commands: commands.keys(as_json))
+
+
+def _keys_create(
+    settings: Settings,
+    *,
+    bucket: Annotated[str, typer.Option(help="Only this bucket.", metavar="NAME", show_default=False)] = "",
+    admin_key: Annotated[
+        bool, typer.Option("--admin", help="May also look after the store itself: the admin API.")
+    ] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Make an access key for all buckets, or for one. The secret is shown only this once."""
+    _stores(settings, endpoint, lambda commands: commands.create_key(bucket, admin_key, as_json))
+
+
+def _keys_rotate(
+    settings: Settings,
+    key: _KEY,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the old key; revoke it later.")] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Replace an access key by a new pair that may do the same. The secret is shown only this once."""
+    _stores(settings, endpoint, lambda commands: commands.rotate_key(key, keep, as_json))
+
+
+def _keys_revoke(settings: Settings, key: _KEY, *, endpoint: _Endpoint = None, as_json: _JSON = False) -> None:
+    """Delete an access key."""
+    _stores(settings, endpoint, lambda commands: commands.revoke_key(key, as_json))
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
 origin.command("set")(_with_settings(_origin_set, _DATABASE))
 origin.command("show")(_with_settings(_origin_show, _DATABASE))
@@ -959,6 +1304,24 @@ origin.command("check")(_with_settings(_origin_check, _EGRESS))
 origin.command("migrate")(_with_settings(_origin_migrate, _DATABASE))
 origin.command("report")(_with_settings(_origin_report, _EGRESS))
 buckets.command("set")(_with_settings(_buckets_set, _STORE))
+buckets.command("ls")(_with_settings(_buckets_ls, _DATABASE))
+buckets.command("show")(_with_settings(_buckets_show, _DATABASE))
+app.command("top")(_with_settings(_top, _DATABASE))
+queue.command("ls")(_with_settings(_queue_ls, _DATABASE))
+queue.command("top")(_with_settings(_queue_top, _DATABASE))
+queue.command("show")(_with_settings(_queue_show, _DATABASE))
+queue.command("items")(_with_settings(_queue_items, _DATABASE))
+queue.command("dead")(_with_settings(_queue_dead, _DATABASE))
+queue.command("retry")(_with_settings(_queue_retry, _DATABASE))
+queue.command("delay")(_with_settings(_queue_delay, _DATABASE))
+queue.command("drop")(_with_settings(_queue_drop, _DATABASE))
+queue.command("pause")(_with_settings(_queue_pause, _DATABASE))
+queue.command("resume")(_with_settings(_queue_resume, _DATABASE))
+queue.command("export")(_with_settings(_queue_export, _DATABASE))
+keys.command("ls")(_with_settings(_keys_ls, _DATABASE))
+keys.command("create")(_with_settings(_keys_create, _DATABASE))
+keys.command("rotate")(_with_settings(_keys_rotate, _DATABASE))
+keys.command("revoke")(_with_settings(_keys_revoke, _DATABASE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
 cache.command("ls")(_with_settings(_cache_ls, _CACHE))
 cache.command("warm")(_with_settings(_cache_warm, _CACHE))

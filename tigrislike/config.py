@@ -157,6 +157,13 @@ def _parse_address(text: str) -> str:
     return str(ip_address(text))
 
 
+def _parse_listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text and not host:
+        raise ValueError("expected HOST:PORT")
+    return f"{host}:{_parse_port(port)}" if text else ""
+
+
 def _parse_capacity(text: str) -> int | None:
     if text.strip().lower() == "auto":
         return None
@@ -616,6 +623,27 @@ class Settings:
         "How long connecting to another node may take.",
         name="peer-connect-timeout",
         shown="2s",
+    )
+    admin_listen: str = _setting(
+        "",
+        _parse_listen,
+        "HOST:PORT of a listener of its own for the admin API, which is then not served beside S3; port 0 takes a free "
+        "one.",
+        shown="the admin API is served beside S3, on the service's own host name",
+    )
+    audit_retention_s: float = _setting(
+        90 * 86400.0,
+        _positive(parse_duration),
+        "How long the audit log keeps what was changed through the admin API, and by whom.",
+        name="audit-retention",
+        shown="90d",
+    )
+    slow_request_s: float = _setting(
+        1.0,
+        parse_duration,
+        "A request that takes this long is among the slow requests that the admin API shows; 0 shows none.",
+        name="slow-request",
+        shown="1s",
     )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."

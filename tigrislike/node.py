@@ -24,7 +24,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -78,6 +78,7 @@ _RETRY_S = 30.0  # after background work failed
 _OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEAD_LOOK_S = 5.0
 _STEP_NS = 1_000_000_000  # less than this is between what two looks at a clock show, and harms nobody
+_CACHE_LOOK_S = 10.0
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -119,6 +120,7 @@ class Node:
         self._endpoint = ""
         self._beats = 0
         self._joined = False
+        self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
 
     @classmethod
@@ -270,7 +272,9 @@ class Node:
         capacity, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         self._beats += 1
         self.mind_clock()
-        sign = Beat(self.metadata.now_ns(), self._beats, epoch, capacity, free, self._clock.step_ns())
+        sign = Beat(
+            self.metadata.now_ns(), self._beats, epoch, capacity, free, self._clock.step_ns(), *self._cache_usage
+        )
         if not await self.metadata.beat(self.blocks.node_id, sign):
             _LOG.critical("this node was removed from the store: stopping")
             if os.getppid() == self._supervisor:  # else it is gone, and whoever took its place is none of ours
@@ -319,6 +323,8 @@ class Node:
             *self.regional_duties(),
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
+            ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
@@ -366,6 +372,14 @@ class Node:
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
         await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
+
+    async def _sample_queue(self) -> None:
+        await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def _look_at_cache(self) -> None:
+        """What beats say of the cache."""
+        usage = await self.blocks.usage()
+        self._cache_usage = usage.used_bytes, -1 if usage.capacity_bytes is None else usage.capacity_bytes
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)

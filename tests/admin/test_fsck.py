@@ -268,8 +268,8 @@ async def content_that_nothing_is_owed_about(tr, s):
         if item.task == "reclaim":
             zone = item_zone(s, key)
             tr.clear(key)
-            tr.add(s.keys.queue_count(zone, item.task, "waiting"), -1)
-            tr.clear(s.keys.queue_due_key(zone, item.priority, item.vesting_ns, item_id_of(s, key)))
+            owed.count(tr, s.metadata.context, zone, item.task, dropped=1)
+            tr.clear(owed.due_key(s.metadata.context, zone, item_id_of(s, key), item))
 
 
 def item_zone(s, key):
@@ -303,7 +303,7 @@ async def blob_dead_though_in_use(tr, s):
     raw = await tr.get(s.keys.blob(s.large.content))
     dead = msgspec.structs.replace(records.blob.decode(raw), state=DEAD)
     tr.set(s.keys.blob(s.large.content), records.blob.encode(dead))
-    await blobs.owe_blob(tr, s.metadata.context, b"", b"", s.large.content)
+    await blobs.owe_blob(tr, s.metadata.context, b"n" * 16, b"", s.large.content)
 
 
 @damage("parts-missing", "blob-leaked", mended=False)
@@ -513,7 +513,7 @@ async def queue_item_without_its_index(tr, s):
 
 @damage("due-dangling")
 async def index_without_its_queue_item(tr, s):
-    tr.set(s.keys.queue_due_key(b"zone", 0, 5, b"i" * 16), b"")
+    tr.set(s.keys.queue_due_key(b"zone", 0, 5, 0, b"i" * 16), b"")
 
 
 @damage("zone-unmarked", beside={"pointer-unmarked"})
@@ -575,16 +575,43 @@ async def pointer_late_though_its_mark_defers_nothing(tr, s):
     tr.set(s.keys.queue_zone(zone), b"")
 
 
-@damage("zone-count")
+@damage("zone-count", beside={"zone-sum"})
 async def zone_count_wrong(tr, s):
     zone, _ = await first_pointer(tr, s)
-    tr.add(s.keys.queue_count(zone, "reclaim", "waiting"), 3)
+    tr.add(s.keys.queue_count(zone, "reclaim", "enqueued"), 3)
 
 
-@damage("zone-count")
+@damage("zone-count", beside={"zone-sum"})
+async def zone_count_of_leased_items_wrong(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_count(zone, "reclaim", "begun"), 1)
+
+
+@damage("zone-count", beside={"zone-sum"})
 async def zone_count_of_dead_letters_wrong(tr, s):
     zone, _ = await first_pointer(tr, s)
     tr.add(s.keys.queue_count(zone, "reclaim", "dead"), 1)
+
+
+@damage("zone-sum")
+async def sums_of_zones_wrong(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_sum(owed.destination_of(zone), "reclaim", "enqueued", 0), -2)
+    tr.add(s.keys.queue_sum(owed.destination_of(zone), "never owed", "failing", 3), 1)
+
+
+@damage("failing-dangling")
+async def listed_as_failing_and_is_not(tr, s):
+    tr.set(s.keys.queue_failing_key(b"zone", 5, b"i" * 16), b"")
+
+
+@damage("failing-unindexed")
+async def failing_and_not_listed(tr, s):
+    rows = await tr.get_range(*subspace(s.keys.queue_items), limit=1)
+    ((key, value),) = rows
+    zone, item = item_zone(s, key), records.item.decode(value)
+    owed.put_item(tr, s.metadata.context, zone, item_id_of(s, key), item, msgspec.structs.replace(item, attempts=1))
+    tr.clear(s.keys.queue_failing_key(zone, item.enqueued_ns, item_id_of(s, key)))
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -641,9 +641,12 @@ async def check_item(view: View, tr: Transaction, key: bytes, value: bytes) -> l
     item = records.item.decode(value)
     subject = f"{item.task} {item.subject.hex()}"
     problems = []
-    due = keys.queue_due_key(zone, item.priority, item.vesting_ns, id_)
+    due = owed.due_key(view.ctx, zone, id_, item)
     if await tr.get(due) is None:
         problems.append(Problem("item-unindexed", subject, "would never be claimed", setting(due, b"")))
+    failing = keys.queue_failing_key(zone, item.enqueued_ns, id_)
+    if item.attempts and await tr.get(failing) is None:
+        problems.append(Problem("failing-unindexed", subject, "is not listed as failing", setting(failing, b"")))
     if await tr.get(keys.queue_zone(zone)) is None:
         problems.append(
             Problem("zone-unmarked", subject, f"its zone {zone.hex()} has no mark", _waking(view.ctx, zone))
@@ -663,13 +666,27 @@ async def check_due(view: View, tr: Transaction, key: bytes, value: bytes) -> li
     zone, at = unpack_bytes(key, len(keys.queue_due))
     priority, at = unpack_int(key, at)
     vesting_ns, at = unpack_int(key, at)
+    enqueued_ns, at = unpack_int(key, at)
     id_, _ = unpack_bytes(key, at)
     raw = await tr.get(keys.queue_item(zone, id_))
     if raw is not None:
         item = records.item.decode(raw)
-        if (item.priority, item.vesting_ns) == (priority, vesting_ns):
+        if (item.priority, item.vesting_ns, item.enqueued_ns) == (priority, vesting_ns, enqueued_ns):
             return []
     return [Problem("due-dangling", id_.hex(), "an index entry without its item", clearing(key))]
+
+
+async def check_failing(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    keys = view.ctx.keys
+    zone, at = unpack_bytes(key, len(keys.queue_failing))
+    enqueued_ns, at = unpack_int(key, at)
+    id_, _ = unpack_bytes(key, at)
+    raw = await tr.get(keys.queue_item(zone, id_))
+    if raw is not None:
+        item = records.item.decode(raw)
+        if item.attempts and item.enqueued_ns == enqueued_ns:
+            return []
+    return [Problem("failing-dangling", id_.hex(), "listed as failing, and is not", clearing(key))]
 
 
 async def check_zone(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
@@ -732,6 +749,7 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.owners, check_owner),
         (keys.queue_items, check_item),
         (keys.queue_due, check_due),
+        (keys.queue_failing, check_failing),
         (keys.queue_zones, check_zone),
         (keys.queue_pointers, check_pointer),
         (keys.queue_tops, check_top),

@@ -17,13 +17,14 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from tigrislike.bytecache import BlockStore, BytesError, MissingBlob, StoredBlob
-from tigrislike.metadata import Metadata, Usage, blobs, homes, overseeing, owed, records
+from tigrislike.metadata import Metadata, Usage, blobs, homes, overseeing, owed, records, surveying
 from tigrislike.metadata.buckets import usage
 from tigrislike.metadata.context import count
 from tigrislike.metadata.keyspace import subspace, unpack_bytes
@@ -54,6 +55,14 @@ class Finding(Struct, frozen=True):
     repaired: bool = False
 
 
+_HELD: dict[str, tuple[str, int]] = {
+    "waiting": ("dropped", -1),
+    "leased": ("returned", -1),
+    "failing": ("failing", 1),
+    "dead": ("dead", 1),
+}
+"""What the queue says it holds now, and the counter that is added to, with which sign, where that is wrong."""
+
 UNREADABLE = (msgspec.MsgspecError, ValueError, IndexError)
 """What decoding a damaged key or record raises."""
 
@@ -72,7 +81,8 @@ async def fsck(
         EngineError, BytesError: the database or the disk cannot be read at all.
     """
     check = _Fsck(metadata, blocks, repair, pause_s)
-    for step in (check.rows(), check.orphan_parts(), check.counters(), check.zone_counts(), check.files()):
+    counts = check.counters(), check.zone_counts(), check.zone_sums()
+    for step in (check.rows(), check.orphan_parts(), *counts, check.files()):
         async for finding in step:
             yield finding
 
@@ -273,15 +283,19 @@ class _Fsck:
                     keys = self.ctx.keys
                     off: Counter[tuple[str, str]] = Counter()
                     counted = await overseeing.counts(tr, self.ctx, zone)
-                    for counter, rows in (("waiting", keys.queue_item_range), ("dead", keys.queue_dead_range)):
-                        found = await tr.get_range(*rows(zone), limit=SUM_CHUNK)
-                        if len(found) == SUM_CHUNK:
-                            continue
-                        off.update((records.item.decode(value).task, counter) for _, value in found)
-                        off.subtract({(task, counter): getattr(each, counter) for task, each in counted.items()})
-                    if self.repair:
-                        for (task, counter), delta in off.items():
-                            owed.count(tr, self.ctx, zone, task, **{counter: delta})
+                    found = await tr.get_range(*keys.queue_item_range(zone), limit=SUM_CHUNK)
+                    if len(found) < SUM_CHUNK:
+                        for item in (records.item.decode(value) for _, value in found):
+                            off[item.task, "waiting"] += 1
+                            off[item.task, "leased"] += bool(item.lease)
+                            off[item.task, "failing"] += bool(item.attempts)
+                        for task, each in counted.items():
+                            off.subtract({(task, kind): getattr(each, kind) for kind in _HELD if kind != "dead"})
+                    found = await tr.get_range(*keys.queue_dead_range(zone), limit=SUM_CHUNK)
+                    if len(found) < SUM_CHUNK:
+                        off.update((records.item.decode(value).task, "dead") for _, value in found)
+                        off.subtract({(task, "dead"): each.dead for task, each in counted.items()})
+                    self._mend(tr, off, partial(keys.queue_count, zone))
                     return off
 
                 off = await (self.engine.transact if self.repair else self.engine.read)(settle)
@@ -290,6 +304,38 @@ class _Fsck:
                         detail = f"{task} {counter}: is off by {-delta}"
                         yield Finding("zone-count", zone.hex(), detail, True, self.repair)
                 await self.pause()
+
+    async def zone_sums(self) -> AsyncIterator[Finding]:
+        """The sums over the zones of each destination, for destinations of few enough zones to be added up at once."""
+        for destination in await self.engine.read(surveying.destinations, self.ctx):
+
+            async def settle(tr: Transaction, destination: bytes = destination) -> Counter[tuple[str, str]]:
+                """What has to be added, by task and what of it is held."""
+                off: Counter[tuple[str, str]] = Counter()
+                zones = await surveying.counted(tr, self.ctx, destination, limit=10 * SUM_CHUNK)
+                if zones is None:
+                    return off
+                for task, each in (await surveying.summed(tr, self.ctx, destination)).items():
+                    off.subtract({(task, kind): getattr(each, kind) for kind in _HELD})
+                for task, each in zones.items():
+                    off.update({(task, kind): getattr(each, kind) for kind in _HELD})
+                keys = self.ctx.keys
+                self._mend(tr, off, lambda task, counter: keys.queue_sum(destination, task, counter, 0))
+                return off
+
+            off = await (self.engine.transact if self.repair else self.engine.read)(settle)
+            for (task, kind), delta in off.items():
+                if delta:
+                    detail = f"{task} {kind}: is off by {-delta}"
+                    yield Finding("zone-sum", destination.hex(), detail, True, self.repair)
+            await self.pause()
+
+    def _mend(self, tr: Transaction, off: Counter[tuple[str, str]], row: Callable[[str, str], bytes]) -> None:
+        if self.repair:
+            for (task, kind), delta in off.items():
+                counter, sign = _HELD[kind]
+                if delta:
+                    tr.add(row(task, counter), sign * delta)
 
     # --- files
 

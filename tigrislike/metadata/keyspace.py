@@ -207,6 +207,10 @@ class Keyspace:
         self.queue_pauses = queue + pack_text("pause")
         self.queue_counts = queue + pack_text("count")
         self.queue_dead = queue + pack_text("dead")
+        self.queue_failing = queue + pack_text("failing")
+        self.queue_sums = queue + pack_text("sum")
+        self.queue_samples = queue + pack_text("sample")
+        self.audits = family("audit")
         self.in_bucket = functools.lru_cache(4096)(functools.partial(BucketKeys, self))
 
     # -- contents and blobs (ids are 16 random bytes)
@@ -295,12 +299,27 @@ class Keyspace:
     def queue_due_range(self, zone: bytes, priority: int) -> tuple[bytes, bytes]:
         return subspace(self.queue_due + pack_bytes(zone) + pack_int(priority))
 
-    def queue_due_key(self, zone: bytes, priority: int, vesting_ns: int, item_id: bytes) -> bytes:
-        return self.queue_due + pack_bytes(zone) + pack_int(priority) + pack_int(vesting_ns) + pack_bytes(item_id)
+    def queue_due_key(self, zone: bytes, priority: int, vesting_ns: int, enqueued_ns: int, item_id: bytes) -> bytes:
+        return b"".join(
+            (
+                self.queue_due,
+                pack_bytes(zone),
+                pack_int(priority),
+                pack_int(vesting_ns),
+                pack_int(enqueued_ns),
+                pack_bytes(item_id),
+            )
+        )
 
     def queue_due_until(self, zone: bytes, priority: int, vesting_ns: int) -> bytes:
         """The end of the items of `zone` and `priority` that vest at `vesting_ns` or before."""
         return self.queue_due + pack_bytes(zone) + pack_int(priority) + pack_int(vesting_ns) + b"\xff"
+
+    def queue_of(self, family: bytes, destination: bytes) -> tuple[bytes, bytes]:
+        """The rows of a family whose keys begin with a zone, of all zones of a destination: the packed zone, but for
+        what ends it."""
+        begin = family + pack_bytes(destination)[:-1]
+        return begin, strinc(begin)
 
     def queue_zone(self, zone: bytes) -> bytes:
         return self.queue_zones + pack_bytes(zone)
@@ -332,6 +351,34 @@ class Keyspace:
 
     def queue_count(self, zone: bytes, task: str, counter: str) -> bytes:
         return self.queue_counts + pack_bytes(zone) + pack_text(task) + pack_text(counter)
+
+    def queue_sum_range(self, destination: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_sums + pack_bytes(destination))
+
+    def queue_sum(self, destination: bytes, task: str, counter: str, shard: int) -> bytes:
+        return self.queue_sums + pack_bytes(destination) + pack_text(task) + pack_text(counter) + pack_int(shard)
+
+    def queue_sample(self, at_ns: int, destination: bytes) -> bytes:
+        return self.queue_samples + pack_stamp(at_ns) + pack_bytes(destination)
+
+    def queue_samples_before(self, at_ns: int) -> tuple[bytes, bytes]:
+        """The samples taken at `at_ns` or before, the newest first."""
+        return self.queue_samples + pack_stamp(at_ns), self.queue_samples + b"\xff"
+
+    def queue_failing_range(self, zone: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_failing + pack_bytes(zone))
+
+    def queue_failing_key(self, zone: bytes, enqueued_ns: int, item_id: bytes) -> bytes:
+        return self.queue_failing + pack_bytes(zone) + pack_int(enqueued_ns) + pack_bytes(item_id)
+
+    # -- what operators did
+
+    def audit(self, at_ns: int, audit_id: bytes) -> bytes:
+        return self.audits + pack_stamp(at_ns) + pack_bytes(audit_id)
+
+    def audits_before(self, at_ns: int) -> tuple[bytes, bytes]:
+        """What was done at `at_ns` or before, the newest first."""
+        return self.audits + pack_stamp(at_ns), self.audits + b"\xff"
 
     def queue_dead_range(self, zone: bytes) -> tuple[bytes, bytes]:
         return subspace(self.queue_dead + pack_bytes(zone))

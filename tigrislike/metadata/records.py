@@ -11,7 +11,7 @@ logic beyond formatting: what the records mean together is in `objects`, `upload
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -508,10 +508,12 @@ class AccessRecord(Struct, frozen=True, array_like=True):
     master: bytes
     sealed: bytes
     root: bool = False
+    admin: bool = False
 
 
 class AccessKey(Struct, frozen=True):
-    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner."""
+    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner.
+    With an `admin` key the store itself is looked at and changed; the `root` key is one."""
 
     key_id: str
     secret: str
@@ -519,6 +521,7 @@ class AccessKey(Struct, frozen=True):
     bucket: str
     created_ns: int
     root: bool = False
+    admin: bool = False
 
     def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
         return f"AccessKey(key_id={self.key_id!r}, owner={self.owner!r}, bucket={self.bucket!r}, root={self.root})"
@@ -556,12 +559,20 @@ class OriginPlace(Struct, frozen=True):
 # --- work owed -----------------------------------------------------------------------------------------------------
 
 
+class Attempt(Struct, frozen=True, array_like=True):
+    """A failed run of an item: when it ended, on which node, and how."""
+
+    at_ns: int
+    node: bytes
+    error: str
+
+
 class Item(Struct, frozen=True, array_like=True):
     """``queue / item, zone, id``: a piece of work owed.
 
     `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again_ns` says that the cause
     recurred while the item was leased, at that vesting time; -1: it did not. `attempts` counts failures since the last
-    success.
+    success, and `history` has the last of them, newest last.
     """
 
     task: str
@@ -574,26 +585,47 @@ class Item(Struct, frozen=True, array_like=True):
     attempts: int = 0
     error: str = ""
     bucket: bytes = b""
+    history: tuple[Attempt, ...] = ()
 
 
 class Pointer(Struct, frozen=True, array_like=True):
     """``queue / pointer, zone``: when a consumer is to look at a zone next. `lease` is the fence of the one that does,
-    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced."""
+    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced. `since_ns`
+    says since when the first of what was due then had been due; 0: nothing was."""
 
     vesting_ns: int
     lease: bytes = b""
     active_ns: int = 0
+    since_ns: int = 0
 
 
 class Counts(Struct, frozen=True):
-    """A zone's counters of one task: items there now, `waiting` (or leased) and `dead`; and since the zone last began,
-    runs `enqueued`, `done` and `failed`."""
+    """Counters of one task, of a zone or of more: items there now, `waiting` (or leased) and `dead`; since the zone
+    last began, runs `enqueued`, `done` and `failed`; of what waits, how many are `leased` and how many `failing`."""
 
     waiting: int = 0
     enqueued: int = 0
     done: int = 0
     failed: int = 0
     dead: int = 0
+    leased: int = 0
+    failing: int = 0
+
+    @classmethod
+    def of(cls, counted: Mapping[str, int]) -> Counts:
+        """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
+        another end than done or failed (`returned`), and causes `dropped` in place of being done."""
+
+        def stored(name: str) -> int:
+            return counted.get(name, 0)
+
+        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
+        waiting = enqueued - done - stored("dropped")
+        leased = stored("begun") - done - failed - stored("returned")
+        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
 
 
 class Claimed(Struct, frozen=True):
@@ -616,6 +648,21 @@ LOST = bytes(16)
 """Stands for a node in ``home`` rows: it "holds" the contents that no node of the store can give any more."""
 
 
+class Audit(Struct, frozen=True, array_like=True):
+    """``audit / ~time, id``: something that was asked of the store itself. `who` is an access key's id, or a user of
+    the machine where it was not asked over the network; `where` is the client's address. `outcome` is ``begun`` until
+    it is known: where that stays, whoever did it was cut off."""
+
+    id: bytes
+    at_ns: int
+    who: str
+    where: str
+    action: str
+    arguments: str
+    outcome: str = "begun"
+    request: str = ""
+
+
 class Node(Struct, frozen=True, array_like=True):
     """``node / node id``: a node of the store, from its first start until it is forgotten. `endpoint` is the URL by
     which other nodes reach it, `protocol` the version of what they say to each other. `repaired` is the count of the
@@ -633,8 +680,9 @@ class Node(Struct, frozen=True, array_like=True):
 class Beat(Struct, frozen=True, array_like=True):
     """``beat / node id``: a node's last sign of life, by the database's clock as it saw it. `count` grows with each;
     others tell by it whether a node is alive, and need not trust its clock. `epoch` is what requests to it are signed
-    for (`replication.signing`). Sizes are bytes of its disk. `step_ns` is how far its host's clock has been set
-    ahead of the one that it goes by."""
+    for (`replication.signing`). Sizes are bytes: of its disk, and of the blocks in its cache, whose capacity is -1
+    where the disk alone bounds it. `step_ns` is how far its host's clock has been set ahead of the one that it goes
+    by."""
 
     at_ns: int
     count: int
@@ -642,6 +690,8 @@ class Beat(Struct, frozen=True, array_like=True):
     capacity: int = 0
     free: int = 0
     step_ns: int = 0
+    cache_used: int = 0
+    cache_capacity: int = -1
 
 
 class Cluster(Struct, frozen=True, array_like=True):
@@ -696,5 +746,6 @@ item = Codec(Item)
 pointer = Codec(Pointer)
 node = Codec(Node)
 beat = Codec(Beat)
+audit = Codec(Audit)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

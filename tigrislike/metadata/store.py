@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, S
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import msgspec
+
 from . import (
     access,
     backing,
@@ -240,14 +242,21 @@ class Metadata:
             )
 
     async def create_access_key(
-        self, owner: str, bucket: str = "", *, key_id: str | None = None, secret: str | None = None
+        self,
+        owner: str,
+        bucket: str = "",
+        *,
+        key_id: str | None = None,
+        secret: str | None = None,
+        admin: bool = False,
     ) -> AccessKey:
-        """Make a key pair for `owner`, for one `bucket` by name or for all of the owner's.
+        """Make a key pair for `owner`, for one `bucket` by name or for all of the owner's; an `admin` key also looks at
+        the store itself, and changes it.
 
         Raises:
             InvalidArgument: a given pair is malformed, or its id taken. MasterKeyRotating.
         """
-        key = self._new_key(owner, bucket, key_id, secret)
+        key = msgspec.structs.replace(self._new_key(owner, bucket, key_id, secret), admin=admin)
         return await self.engine.transact(access.create_key, self.context, self._master, key)
 
     def _new_key(self, owner: str, bucket: str, key_id: str | None = None, secret: str | None = None) -> AccessKey:
@@ -263,8 +272,26 @@ class Metadata:
         finally:
             self._records.changed(access=key_id)
 
-    async def list_access_keys(self, owner: str, after: str = "", limit: int = 1000) -> list[AccessRecord]:
-        """An owner's keys in order of their ids; their secrets stay sealed."""
+    async def revoke_access_key(self, key_id: str) -> AccessRecord:
+        """Delete a key that is not root's. Raises NoSuchAccessKey, InvalidArgument."""
+        try:
+            return await self.engine.transact(access.revoke_key, self.context, key_id)
+        finally:
+            self._records.changed(access=key_id)
+
+    async def rotate_access_key(self, key_id: str, *, keep: bool = False) -> AccessKey:
+        """A new pair that may do what a key may, which is deleted unless it is to be kept. Raises as
+        `access.rotate_key`."""
+        pair = access.generate_pair()
+        try:
+            return await self.engine.transact(access.rotate_key, self.context, self._master, key_id, pair, keep)
+        finally:
+            self._records.changed(access=key_id)
+
+    async def list_access_keys(self, owner: str | None, after: str = "", limit: int = 1000) -> list[AccessRecord]:
+        """An owner's keys, or everybody's (None), in order of their ids; their secrets stay sealed."""
+        if owner is None:
+            return await self.engine.read(access.list_all_keys, self.context, after, limit)
         return await self.engine.read(access.list_keys, self.context, owner, after, limit)
 
     async def ensure_root(self, key_id: str | None = None, secret: str | None = None) -> tuple[AccessKey, bool]:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from tigrislike.metadata import Metadata, blobs, homes, owed, uploads
 from tigrislike.metadata.context import Context
-from tigrislike.metadata.keyspace import pack_bytes, strinc, unpack_bytes
+from tigrislike.metadata.keyspace import unpack_bytes
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import DEAD, LOST, REMOVED, Item
 from tigrislike.metadata.records import content as content_codec
@@ -84,8 +84,7 @@ async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, ne
 
 
 async def _take_items(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
-    begin = _of(ctx.keys.queue_items, node)
-    rows = await tr.get_range(begin, strinc(begin), limit=PAGE)
+    rows = await tr.get_range(*ctx.keys.queue_of(ctx.keys.queue_items, node), limit=PAGE)
     dead: list[bytes] = []
     for key, value in rows:
         zone, at = unpack_bytes(key, len(ctx.keys.queue_items))
@@ -96,8 +95,7 @@ async def _take_items(tr: Transaction, ctx: Context, view: View, node: bytes, ne
 
 
 async def _take_letters(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
-    begin = _of(ctx.keys.queue_dead, node)
-    rows = await tr.get_range(begin, strinc(begin), limit=PAGE)
+    rows = await tr.get_range(*ctx.keys.queue_of(ctx.keys.queue_dead, node), limit=PAGE)
     dead: list[bytes] = []
     for key, value in rows:
         tr.clear(key)
@@ -158,16 +156,10 @@ async def _bury(tr: Transaction, ctx: Context, content_id: bytes, node: bytes, b
 async def _clear_zones(tr: Transaction, ctx: Context, node: bytes) -> None:
     """Remove what is left of the node's zones, unless something was owed there meanwhile."""
     keys = ctx.keys
-    begin = _of(keys.queue_items, node)
-    if await tr.get_range(begin, strinc(begin), limit=1):
+    if await tr.get_range(*keys.queue_of(keys.queue_items, node), limit=1):
         return
-    for family in (keys.queue_due, keys.queue_zones, keys.queue_pointers, keys.queue_counts):
-        begin = _of(family, node)
-        tr.clear_range(begin, strinc(begin))
+    for family in (keys.queue_due, keys.queue_failing, keys.queue_zones, keys.queue_pointers, keys.queue_counts):
+        tr.clear_range(*keys.queue_of(family, node))
+    tr.clear_range(*keys.queue_sum_range(node))
     tr.clear_range(*keys.queue_top_range(node))
     tr.clear(keys.queue_bell(node))
-
-
-def _of(family: bytes, node: bytes) -> bytes:
-    """What the keys of all of a node's zones begin with: the packed zone, but for what ends it."""
-    return family + pack_bytes(node)[:-1]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from starlette.applications import Starlette
@@ -76,6 +76,7 @@ def create_app(
     epochs: Epochs | None = None,
     receive_copy: ReceiveCopy | None = None,
     regional: Regional | None = None,
+    also: Sequence[Route] = (),
 ) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close.
 
@@ -83,9 +84,10 @@ def create_app(
         epochs: the node's; without them other nodes are not answered.
         receive_copy: what takes a blob that another node has and this one is to have.
         regional: what is known of other nodes and regions.
+        also: further routes under ``/_tigrislike/``, on the service's own host.
     """
     services = Services(metadata, blocks, settings, metrics, regional)
-    routes = service_routes(services)
+    routes = [*service_routes(services), *also]
     if epochs is not None:
         routes.append(internal_route(services, epochs, receive_copy))
     return S3Application(Gateway(services), routes)

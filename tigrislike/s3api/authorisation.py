@@ -23,14 +23,16 @@ class BucketRecord(Protocol):
 
 
 class Identity:
-    """A caller: `owner` is the account acted for, `bucket` the only bucket a scoped key sees ("" for a root key)."""
+    """A caller: `owner` is the account acted for, `bucket` the only bucket a scoped key sees ("" for a root key);
+    `admin` says whether the store itself is theirs to look at and to change."""
 
-    __slots__ = ("bucket", "key_id", "owner")
+    __slots__ = ("admin", "bucket", "key_id", "owner")
 
-    def __init__(self, key_id: str, owner: str, bucket: str) -> None:
+    def __init__(self, key_id: str, owner: str, bucket: str, admin: bool = False) -> None:
         self.key_id = key_id
         self.owner = owner
         self.bucket = bucket
+        self.admin = admin
 
     @property
     def anonymous(self) -> bool:
