@@ -68,7 +68,7 @@ async def build(engine: Engine, master: MasterKey, seed: int, *, flood: int = 20
         region = BUSY if name == "busy" else STUCK
         await home.join(Node(node, region, f"http://{region}.example:9000"))
         age_ns = 0 if name == "busy" else 5 * HOUR_NS
-        await home.beat(node, Beat(now_ns - age_ns, 1, b"", 10**12, rng.randrange(10**11, 10**12), 10**9, 10**11))
+        await home.beat(node, Beat(now_ns - age_ns, 1, b"", 10**12, rng.randrange(10**11, 10**12), 0, 10**9, 10**11))
     buckets = {}
     for name in (MODELS, FLOOD, *(f"team-{number}" for number in range(8))):
         buckets[name] = await home.create_bucket(name, "root")
@@ -122,7 +122,7 @@ async def build(engine: Engine, master: MasterKey, seed: int, *, flood: int = 20
 
 async def beat(metadata: Metadata, scene: Scene, count: int) -> None:
     """Let the node of region `BUSY` show life: to be called every two seconds, with ever larger counts from 2 on."""
-    sign = Beat(metadata.now_ns(), count, b"", 10**12, 5 * 10**11, 10**9, 10**11)
+    sign = Beat(metadata.now_ns(), count, b"", 10**12, 5 * 10**11, 0, 10**9, 10**11)
     await metadata.beat(scene.nodes["busy"], sign)
 
 
