@@ -1,8 +1,8 @@
 """The command line: `serve`, `edge`, `storage create`, `version`, `top`; `buckets`: `ls`, `show`, `set`; `origin`:
 `set`, `show`, `clear`, `ls`, `check`, `migrate`, `report`, `back`, `unback`; `queue`: `ls`, `top`, `show`, `items`,
 `dead`, `retry`, `delay`, `drop`, `pause`, `resume`, `export`; `keys`: `ls`, `create`, `rotate`, `revoke`; `cache`:
-`stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and
-`admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
+`stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`;
+and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
