@@ -26,6 +26,7 @@ from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.homes import region_destination
 from tigrislike.metadata.kv import Engine, Transaction, open_engine
 from tigrislike.metadata.records import Beat, Bucket, Node
+from tigrislike.metadata.records import node as node_codec
 
 HERE, BUSY, STUCK = "iad", "ams", "sjc"
 MODELS, FLOOD = "models", "flood-of-logs"
@@ -66,7 +67,7 @@ async def build(engine: Engine, master: MasterKey, seed: int, *, flood: int = 20
 
     for name, node in nodes.items():
         region = BUSY if name == "busy" else STUCK
-        await home.join(Node(node, region, f"http://{region}.example:9000"))
+        await engine.transact(_joined_before, home.context, Node(node, region, f"http://{region}.example:9000"))
         age_ns = 0 if name == "busy" else 5 * HOUR_NS
         await home.beat(node, Beat(now_ns - age_ns, 1, b"", 10**12, rng.randrange(10**11, 10**12), 0, 10**9, 10**11))
     buckets = {}
@@ -118,6 +119,11 @@ async def build(engine: Engine, master: MasterKey, seed: int, *, flood: int = 20
         stuck // 2 + 2 * (stuck // 4),
         nodes,
     )
+
+
+async def _joined_before(tr: Transaction, ctx: Context, node: Node) -> None:
+    """A node that joined when there was nothing yet: its region owes no look at what there was before it."""
+    tr.set(ctx.keys.node(node.node), node_codec.encode(node))
 
 
 async def beat(metadata: Metadata, scene: Scene, count: int) -> None:

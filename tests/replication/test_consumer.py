@@ -474,7 +474,8 @@ def test_a_zone_of_which_much_waits_is_claimed_from_again_soon_for_what_there_is
         many.release.set()
         await consumer.drain()  # now it is known that runs are short, and items are claimed ahead
         many.release.clear()
-        await enqueue(metadata, *(b"%d" % number for number in range(2 * QUEUE.batch)), task="many")
+        # Those that stay behind are fewer than a claim looks at: what is owed after them is seen.
+        await enqueue(metadata, *(b"%d" % number for number in range(QUEUE.batch + QUEUE.batch // 2)), task="many")
         clock.advance(QUEUE.poll_ns)
         async with running(consumer):
             await until(lambda: many.at_work == 1)
