@@ -226,7 +226,9 @@ class Regions:
             engine = await open_engine(self._database.url)
             try:
                 master = MasterKey.read_file(self._master_key)
-                metadata = await Metadata.open(engine, master_key=master, node_id=bytes(16), region="nowhere")
+                metadata = await Metadata.open(
+                    engine, master_key=master, node_id=bytes(16), region="nowhere", reclaim_grace_s=0
+                )
                 async with contextlib.aclosing(metadata):
                     await metadata.refresh()
                     return await question(metadata)
