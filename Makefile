@@ -36,8 +36,8 @@ run: .venv/.installed
 # Where TIGRISLIKE_TEST_FDB names the cluster file of a FoundationDB cluster that answers, the engine contract and whatever
 # is marked `fdb` run on it too, and after that the S3 end-to-end suite, the crash tests and reclaim with metadata there;
 # elsewhere one line says that these are skipped, and with ARGS they are left out. To `make test-fdb` are left the same suite
-# over https, which the engine does not see and ten minutes have no room for, and all that is slow. The tests of the engines
-# clear the cluster, so that they run alone where there is one.
+# over https, which the engine does not see and ten minutes have no room for, regions, and all that is slow. The tests of
+# the engines clear the cluster, so that they run alone where there is one.
 test: .venv/.installed-test
 	$(if $(ARGS),$(BIN)/python -m pytest $(QUICK) $(ARGS),@if said=$$($(BIN)/python -m tests.clusters); then set -ex; \
 		$(BIN)/python -m pytest tests/kv $(QUICK); \
@@ -46,15 +46,15 @@ test: .venv/.installed-test
 	else $(BIN)/python -m pytest $(QUICK) $(TOGETHER) && echo "$$said: the S3 and crash tests over it are skipped"; fi)
 
 # Everything that can run on FoundationDB, on the cluster of the cluster file FDB: the engine contract, which clears the
-# cluster (and refuses one that holds anything but what tests left), then the S3 end-to-end suite, the crash tests and others
-# with nodes whose metadata are there, then every other test that needs a cluster. The client library is found as any other:
+# cluster (and refuses one that holds anything but what tests left), then the S3 end-to-end suite, the crash tests, regions
+# (which take the right to make network namespaces) and others with nodes whose metadata are there, then every other test that needs a cluster. The client library is found as any other:
 # make test-fdb FDB=/etc/foundationdb/fdb.cluster LD_LIBRARY_PATH=...
 test-fdb: .venv/.installed-test
 	$(if $(FDB),,$(error which cluster? make test-fdb FDB=/path/to/fdb.cluster))
 	@$(WITH_CLUSTER) $(BIN)/python -m tests.clusters
 	$(WITH_CLUSTER) $(BIN)/python -m pytest tests/kv -m "not soak" --timeout 1800 $(ARGS)
-	$(WITH_CLUSTER) TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest $(ON_EITHER_ENGINE) tests/admin/test_sealed_node.py \
-		tests/chaos/test_chaos.py::test_a_node_and_its_processes_killed_under_load -m "not soak" --timeout 1800 $(ARGS)
+	$(WITH_CLUSTER) TIGRISLIKE_TEST_ENGINE=fdb $(BIN)/python -m pytest $(ON_EITHER_ENGINE) tests/regions \
+		tests/admin/test_sealed_node.py tests/chaos/test_chaos.py::test_a_node_and_its_processes_killed_under_load -m "not soak" --timeout 1800 $(ARGS)
 	$(WITH_CLUSTER) $(BIN)/python -m pytest tests --ignore=tests/kv -m "fdb and not soak" --timeout 1800 $(ARGS)
 
 test-slow: .venv/.installed-test
@@ -67,7 +67,7 @@ soak: .venv/.installed-test
 bench: .venv/.installed-bench
 	$(BIN)/python -m bench $(or $(ARGS),--readme)
 
-# Three regions on this machine, 80 ms apart: make lab ARGS="--keep"
+# Three regions on this machine, 80 ms apart: make lab ARGS="--keep"; with metadata in a cluster: make lab ARGS="--fdb FILE"
 lab: .venv/.installed
 	@$(BIN)/python -m lab $(ARGS)
 
@@ -78,9 +78,16 @@ lint: .venv/.installed-test
 
 # Clients under test live apart, each with what its constraints file says, as they do on a user's machine. The tests make
 # the environments that they need; this makes all of them beforehand. The one with torch is large, and a target of its own.
-clients: $(CLIENTS:%=.venvs/%/.installed)
+clients: $(CLIENTS:%=.venvs/%/.installed) .venvs/tigris/.installed
 
 clients-torch: .venvs/torch/.installed
+
+# Tigris' command line is a package of Node's: exactly what its lock file says, and nothing of it run at installation.
+.venvs/tigris/.installed: tests/clients/tigris/package.json tests/clients/tigris/package-lock.json
+	@mkdir -p $(@D) && cp $^ $(@D)
+	@npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
+	@ln -sfn node_modules/.bin $(@D)/bin
+	@touch $@
 
 .venvs/%/.installed: tests/clients/requirements-%.txt
 	$(call environment,$(@D))

@@ -7,6 +7,7 @@
   runs one writing transaction at a time.
 - **Latency**: from before the enqueuing transaction begins until the run begins, in a zone where nothing happened for a
   while, with one consumer in another process; idle, and while that consumer works on another zone of a million items.
+  The same with that consumer 20 ms from the database, where round trips count and not who has the processor.
 
 Consumers run in two processes (one, where there is one consumer), what enqueues in a third. Each figure is the median
 of the rounds, over which the cells are interleaved. In the cluster everything lies under a prefix of its own, and is
@@ -57,6 +58,14 @@ PRELOAD = 400
 BEAT_S = 0.04
 IDLE_ZONES = 50
 """With an item every `BEAT_S`, each zone has had two seconds to come to rest."""
+
+AWAY = "SQLite, 20 ms away"
+AWAY_OPTION = "?round-trip=20ms"
+AWAY_BEAT_S = 0.25
+"""A consumer needs seven round trips for a zone."""
+
+REST_S = 5.0
+"""After a preload: a cluster that has just taken in so much holds back transactions of batch priority for a while."""
 
 _SPAWN = multiprocessing.get_context("spawn")
 _WARM_S = 0.5
@@ -214,7 +223,7 @@ async def preload(metadata: Metadata, zone: bytes, items: int) -> None:
             subject = struct.pack(">QQ", 0, number)
             item = Item(TASK, subject, 0, ctx.now_ns(), 1)
             owed.put_item(tr, ctx, zone, owed.item_id(TASK, subject), None, item)
-        owed.count(tr, ctx, zone, TASK, waiting=last - first, enqueued=last - first)
+        owed.count(tr, ctx, zone, TASK, enqueued=last - first)
         await owed.announce(tr, ctx, zone, 0, mark)
 
     starts = iter(range(0, items, PRELOAD))
@@ -291,18 +300,19 @@ async def flow(url: str, cluster: Sequence[int], consumers: int, zones: int, sec
     return Flow(done / wall_s, here_s / items * 1e6, there_s / items * 1e6, conflicts)
 
 
-async def wait(url: str, seconds: float, large: int) -> Wait:
-    """Latency in zones that rest, beside a zone of `large` items."""
+async def wait(url: str, seconds: float, large: int, away: str = "", beat_s: float = BEAT_S) -> Wait:
+    """Latency in zones that rest, beside a zone of `large` items; `away` is what the consumer's URL has in addition."""
     async with opened(url) as metadata:
         if large:
             await preload(metadata, zone_at(IDLE_ZONES), large)
-        async with consuming(url, 1) as at_work:
+            await asyncio.sleep(REST_S)
+        async with consuming(url + away, 1) as at_work:
             await asyncio.sleep(_WARM_S)
             began_s, before = time.perf_counter(), at_work.completed
             enqueuing = Enqueuing(metadata)
-            for number in range(max(int(seconds / BEAT_S), 1)):
+            for number in range(max(int(seconds / beat_s), 1)):
                 await enqueuing.one(zone_at(number % IDLE_ZONES), timed=True)
-                await asyncio.sleep(max(began_s + (number + 1) * BEAT_S - time.perf_counter(), 0))
+                await asyncio.sleep(max(began_s + (number + 1) * beat_s - time.perf_counter(), 0))
             done = (at_work.completed - before) / (time.perf_counter() - began_s)
             async with asyncio.timeout(60):
                 while at_work.begun < enqueuing.transactions:  # noqa: ASYNC110 - it is counted in another process
@@ -366,20 +376,27 @@ def engines(cluster: Path | None) -> Iterator[dict[str, tuple[Iterator[str], lis
 
 async def measure(options: argparse.Namespace) -> Results:
     results = Results({}, {})
+
+    async def waiting(name: str, large: int) -> Wait:
+        urls, _ = stores.get(name, stores["SQLite"])
+        if name == AWAY:
+            return await wait(next(urls), 15 * options.seconds, large, AWAY_OPTION, AWAY_BEAT_S)
+        return await wait(next(urls), 3 * options.seconds, large)
+
     with engines(options.cluster) as stores:
         for turn in range(options.rounds):
             for (name, (urls, cluster)), zones, consumers in itertools.product(stores.items(), ZONES, CONSUMERS):
                 flowed = await flow(next(urls), cluster, consumers, zones, options.seconds)
                 results.flows.setdefault((name, consumers, zones), []).append(flowed)
                 _tell(f"{turn + 1}/{options.rounds} {name:12} {consumers:3} consumers {zones:6} zones {flowed}")
-            for name, (urls, _) in stores.items():
-                waited = await wait(next(urls), 3 * options.seconds, 0)
+            for name in (*stores, AWAY):
+                waited = await waiting(name, 0)
                 results.waits.setdefault((name, 0), []).append(waited)
                 _tell(f"{turn + 1}/{options.rounds} {name:12} idle {waited}")
         # Once: the zone takes longer to fill than to measure beside.
-        for name, (urls, _) in stores.items():
+        for name in (*stores, AWAY):
             began_s = time.perf_counter()
-            waited = await wait(next(urls), 3 * options.seconds, options.items)
+            waited = await waiting(name, options.items)
             results.waits.setdefault((name, options.items), []).append(waited)
             _tell(f"{name:12} beside {options.items:,} {waited} in {time.perf_counter() - began_s:.0f} s")
     return results

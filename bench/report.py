@@ -90,7 +90,7 @@ def _cell(s: Summary) -> str:
     return text + (f"; {s.errors} errors" if s.errors else "")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -102,7 +102,7 @@ def measured_table(results: dict[str, dict[str, Summary]], stores: Sequence[str]
         shares = [s.client_share for s in by_store.values() if s.runs]
         client = f"{max(shares):.0%}" if shares else "-"
         rows.append([SCENARIOS[scenario][0], *(_cell(by_store[s]) if s in by_store else "-" for s in stores), client])
-    return _table(["scenario", *stores, "client, of a core (most)"], rows)
+    return table(["scenario", *stores, "client, of a core (most)"], rows)
 
 
 def ratio(ours: Summary, peer: Summary) -> tuple[float, float, float, float] | None:
@@ -121,7 +121,7 @@ def ratio_table(results: dict[str, dict[str, Summary]], peers: Sequence[str]) ->
             found = ratio(by_store[OURS], by_store[peer]) if OURS in by_store and peer in by_store else None
             cells.append(f"{found[0]:.2f} / {found[1]:.2f} / {found[2]:.2f} / **{found[3]:.2f}**" if found else "-")
         rows.append([SCENARIOS[scenario][0], *cells])
-    return _table(["scenario", *peers], rows)
+    return table(["scenario", *peers], rows)
 
 
 def markdown(

@@ -143,9 +143,9 @@ def tigrislike(
 
 
 @contextmanager
-def seaweedfs(directory: Path) -> Iterator[list[Store]]:
-    """`weed server -s3`, twice: as it comes, and a bucket under `fs.configure -fsync`."""
-    weed = _program("weed")
+def seaweedfs(directory: Path, weed: str = "") -> Iterator[list[Store]]:
+    """`weed server -s3`, twice: as it comes, and a bucket under `fs.configure -fsync`. `weed`: where the program is."""
+    weed = weed or _program("weed")
     s3, master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3_grpc = processes.free_ports(8)
     identities = directory / "identities.json"
     credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lab.regions import LabError, Regions
 from lab.walk import REPLICATE_AFTER, Walk
+from tigrislike.metadata.kv import EngineUnavailable
 
 
 def main() -> int:
@@ -20,7 +21,7 @@ def main() -> int:
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tigrislike-lab-") as directory:
         try:
-            with Regions(Path(directory), *_flags()) as regions:
+            with Regions(Path(directory), *_flags(), cluster_file=arguments.fdb) as regions:
                 _say(f"Three regions, 80 ms apart; the database is in a. Logs: {directory}/*.log")
                 walk = Walk(
                     regions,
@@ -36,10 +37,15 @@ def main() -> int:
                     arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
                 if arguments.keep:
                     _keep(regions)
-        except LabError as error:
+        except (LabError, EngineUnavailable) as error:
             print(f"lab: {error}", file=sys.stderr)
             for log in sorted(Path(directory).glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-1500:]}", file=sys.stderr)
+            return 1
+        except PermissionError as error:
+            print(
+                f"lab: {error}: network namespaces are root's to make (or: unshare -r python -m lab)", file=sys.stderr
+            )
             return 1
         except KeyboardInterrupt:
             _say("\nStopped.")
@@ -70,6 +76,7 @@ def _say(text: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("--quick", action="store_true", help="fewer objects: under a minute")
+    parser.add_argument("--fdb", type=Path, metavar="FILE", help="metadata in this FoundationDB cluster, not in SQLite")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--keep", action="store_true", help="then leave it running, with the endpoints printed")
     parser.add_argument(

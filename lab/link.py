@@ -5,6 +5,10 @@ listens in front of each node of a destination. Two regions are joined by one wi
 direction; all connections between the two share them, whoever opened them. What a region sends to itself, and what
 comes from an address that is no region's, passes at once.
 
+A region can also be a network namespace (`namespaces.py`). Then the link has listeners in it, and what they take comes
+from that region, whatever address it is sent from: for clients like FoundationDB's, to which neither an address to
+connect from nor another one to connect to can be given.
+
 What a connection meets:
 
 - A *handshake*: a round trip passes before the first byte leaves. (The kernel has accepted it by then, at once.)
@@ -36,6 +40,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import uvloop
+
+from lab.namespaces import Sockets
 
 Established = Literal["freeze", "reset"]
 Arriving = Literal["hang", "refuse"]
@@ -101,15 +107,22 @@ class Link:
 
     Args:
         regions: name -> the address from which its processes connect.
+        namespaces: the files of those that are namespaces, by the regions' names.
         seed: of the connections that are cut, and where.
+
+    Raises:
+        OSError: a namespace cannot be entered.
     """
 
-    def __init__(self, regions: Mapping[str, str], *, seed: int = 0) -> None:
+    def __init__(
+        self, regions: Mapping[str, str], *, namespaces: Mapping[str, Path] | None = None, seed: int = 0
+    ) -> None:
         self._regions = tuple(regions)
         self._by_address = {address: name for name, address in regions.items()}
         if len(self._by_address) != len(regions):
             raise ValueError(f"two regions have one address: {dict(regions)}")
         self._wires = {frozenset((one, other)): Wire(one, other) for one in regions for other in regions if one < other}
+        self._sockets = {region: Sockets(path) for region, path in (namespaces or {}).items()}
         self._rng = random.Random(seed)
         self._listeners: list[tuple[asyncio.Task[None], socket.socket]] = []
         self._connections: set[asyncio.Task[None]] = set()
@@ -124,11 +137,36 @@ class Link:
             ValueError: there is no such region.
             OSError: the address cannot be bound.
         """
-        if destination not in self._regions:
-            raise ValueError(f"there is no region {destination!r}; there are {', '.join(self._regions)}")
-        listener = socket.create_server((host, port), backlog=1024)
+        return self._listen(socket.create_server((host, port), backlog=1024), destination, target)
+
+    async def listen_in(
+        self, source: str, destination: str, target: tuple[str, int], host: str = "127.0.0.1", port: int = 0
+    ) -> tuple[str, int]:
+        """The same in the namespace of `source`.
+
+        Raises:
+            ValueError: there is no such region, or `source` is no namespace.
+            OSError: the address cannot be bound.
+        """
+        if source not in self._sockets:
+            raise ValueError(f"region {source!r} is no namespace")
+        listener = await self._sockets[source].make()
+        try:
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        return self._listen(listener, destination, target, source)
+
+    def _listen(
+        self, listener: socket.socket, destination: str, target: tuple[str, int], source: str | None = None
+    ) -> tuple[str, int]:
         listener.setblocking(False)
-        task = asyncio.create_task(self._accept(listener, destination, target), name=f"link to {destination}")
+        if destination not in self._regions:
+            listener.close()
+            raise ValueError(f"there is no region {destination!r}; there are {', '.join(self._regions)}")
+        task = asyncio.create_task(self._accept(listener, source, destination, target), name=f"link to {destination}")
         self._listeners.append((task, listener))
         address: tuple[str, int] = listener.getsockname()
         return address
@@ -210,6 +248,8 @@ class Link:
             await asyncio.wait(tasks)
         for _, listener in self._listeners:
             listener.close()
+        for sockets in self._sockets.values():
+            sockets.close()
 
     def _wire(self, source: str, destination: str) -> Wire:
         wire = self._wires.get(frozenset((source, destination)))
@@ -219,19 +259,38 @@ class Link:
             )
         return wire
 
-    async def _accept(self, listener: socket.socket, destination: str, target: tuple[str, int]) -> None:
+    async def _accept(
+        self, listener: socket.socket, source: str | None, destination: str, target: tuple[str, int]
+    ) -> None:
         loop = asyncio.get_running_loop()
         while True:
             client, address = await loop.sock_accept(listener)
-            source = self._by_address.get(address[0], destination)
-            wire = self._wires.get(frozenset((source, destination)))
+            sender = source or self._by_address.get(address[0], destination)
+            wire = self._wires.get(frozenset((sender, destination)))
             if wire is None:
-                wire = Wire(source)  # within a region there is nothing between
+                wire = Wire(sender)  # within a region there is nothing between
             doomed = self._rng.randrange(DOOMED_BYTES) if self._rng.random() < wire.cut else None
-            connection = asyncio.create_task(_connection(client, target, wire, source, destination, doomed))
+            connection = asyncio.create_task(self._carry(client, target, wire, sender, destination, doomed))
             for owners in (self._connections, wire.connections):
                 owners.add(connection)
                 connection.add_done_callback(owners.discard)
+
+    async def _carry(
+        self,
+        client: socket.socket,
+        target: tuple[str, int],
+        wire: Wire,
+        source: str,
+        destination: str,
+        doomed: int | None,
+    ) -> None:
+        with client:
+            if destination in self._sockets:
+                node = await self._sockets[destination].make()
+            else:
+                node = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
+            with node:
+                await _connection(client, node, target, wire, source, destination, doomed)
 
     async def _obey(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -274,11 +333,16 @@ class _Cut(Exception):
 
 
 async def _connection(
-    client: socket.socket, target: tuple[str, int], wire: Wire, source: str, destination: str, doomed: int | None
+    client: socket.socket,
+    node: socket.socket,
+    target: tuple[str, int],
+    wire: Wire,
+    source: str,
+    destination: str,
+    doomed: int | None,
 ) -> None:
-    """Carry one connection to its end, and let go of both sockets."""
+    """Carry one connection to its end: when both sockets are closed after it, that end is seen as what it is."""
     loop = asyncio.get_running_loop()
-    node = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
     reset = True
     try:
         for end in (client, node):
@@ -305,7 +369,6 @@ async def _connection(
             if reset:
                 with contextlib.suppress(OSError):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            end.close()
 
 
 class _Budget:
@@ -403,15 +466,31 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--region", action="append", required=True, metavar="NAME=ADDRESS")
     parser.add_argument("--node", action="append", required=True, metavar="REGION=HOST:PORT=HOST:PORT",
                         help="where to listen for a node of REGION, and where it is")  # fmt: skip
+    parser.add_argument("--namespace", action="append", default=[], metavar="REGION=PATH",
+                        help="a region that is a network namespace: nodes are listened for there too")  # fmt: skip
+    parser.add_argument("--inside", action="append", default=[], metavar="REGION=HOST:PORT",
+                        help="what is reached at its own address from the namespaces of other regions")  # fmt: skip
     return parser.parse_args(arguments)
 
 
+def _address(text: str) -> tuple[str, int]:
+    host, port = text.rsplit(":", 1)
+    return host, int(port)
+
+
 async def _main(arguments: argparse.Namespace) -> None:
-    link = Link(dict(region.split("=", 1) for region in arguments.region))
+    namespaces = {region: Path(path) for region, path in (each.split("=", 1) for each in arguments.namespace)}
+    link = Link(dict(region.split("=", 1) for region in arguments.region), namespaces=namespaces)
     for node in arguments.node:
         region, here, there = node.split("=")
-        (host, port), (target_host, target_port) = (place.rsplit(":", 1) for place in (here, there))
-        await link.listen(region, (target_host, int(target_port)), host, int(port))
+        await link.listen(region, _address(there), *_address(here))
+        for source in namespaces:
+            await link.listen_in(source, region, _address(there), *_address(here))
+    for each in arguments.inside:
+        region, address = each.split("=")
+        for source in namespaces:
+            if source != region:
+                await link.listen_in(source, region, _address(address), *_address(address))
     await link.control(arguments.control)
     print("ready", flush=True)
     await asyncio.Event().wait()

@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.kv import Engine, open_engine
@@ -18,14 +17,16 @@ _MOST: Final = 100_000
 
 
 class Observer:
-    """For the length of a `with` block, one who reads the SQLite file of a store that runs.
+    """For the length of a `with` block, one who reads the metadata of a store that runs.
 
     Args:
-        database: the file; the master key lies beside it.
+        url: of the metadata.
+        master_key: the file with the store's key.
     """
 
-    def __init__(self, database: Path) -> None:
-        self._database = database
+    def __init__(self, url: str, master_key: Path) -> None:
+        self._url = url
+        self._master_key = master_key
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Observer:
@@ -54,8 +55,8 @@ class Observer:
         return False
 
     async def _open(self) -> None:
-        self._engine: Engine = await open_engine(f"sqlite://{quote(str(self._database))}")
-        key = MasterKey.load(None, self._database.with_name("master.key"), create=False)
+        self._engine: Engine = await open_engine(self._url)
+        key = MasterKey.read_file(self._master_key)
         self._metadata = await Metadata.open(self._engine, master_key=key, node_id=bytes(16), region="observer")
 
     async def _close(self) -> None:

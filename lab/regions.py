@@ -1,8 +1,8 @@
 """Three regions on this machine, 80 ms apart, with the database in the first: processes, wires, and who asks them.
 
 Each region is a loopback address and a node. Nodes reach each other through the link (`link.py`), which is what
-`--advertise` names; clients reach the node of their region directly. The SQLite file is at a distance for all but the
-first region (`tigrislike/metadata/kv/distance.py`), and can be cut off from each.
+`--advertise` names; clients reach the node of their region directly, or unhindered through the link where their region
+is a namespace. How far the database is, and what cuts it off, is said in `database.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
@@ -27,7 +28,9 @@ from urllib.parse import quote
 import botocore.config
 import botocore.session
 
+from lab.database import Cluster, Database, SqliteFile
 from lab.link import call
+from tigrislike.metadata.secrets import MasterKey
 
 ADDRESSES: Final = {"a": "127.0.1.1", "b": "127.0.2.1", "c": "127.0.3.1"}
 ONE_WAY_S: Final = 0.04
@@ -41,19 +44,16 @@ class LabError(Exception):
 
 @dataclass
 class Node:
-    """A region's node: its process while it runs, and the keys that it printed."""
+    """A region's node: its process while it runs, and the keys that it printed; `endpoint` is for clients."""
 
     region: str
     address: str
     port: int
     advertised: int
     data_dir: Path
+    endpoint: str
     process: subprocess.Popen[bytes] | None = None
     facts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://{self.address}:{self.port}"
 
     @property
     def cache(self) -> Path:
@@ -66,18 +66,30 @@ class Regions:
     Args:
         root: an empty directory for everything that they keep.
         flags: of `serve`, of every node.
+        cluster_file: of the FoundationDB cluster that has the metadata; None: SQLite.
     """
 
-    def __init__(self, root: Path, *flags: str) -> None:
+    def __init__(self, root: Path, *flags: str, cluster_file: Path | None = None) -> None:
         self.root = root
+        self.master_key = root / "master.key"
+        MasterKey.create_file(self.master_key)
         self.served: Counter[str] = Counter()
         """Bytes of objects that clients got, by the region that they asked."""
-        self.nodes = {
-            region: Node(region, address, free_port(address), free_port("127.0.0.1"), root / region)
-            for region, address in ADDRESSES.items()
-        }
+        self.nodes: dict[str, Node] = {}
         self._flags = flags
         self._control = root / "link.sock"
+        home, *far = ADDRESSES
+        self.database: Database
+        if cluster_file is None:
+            self.database = SqliteFile(root, home, 2 * ONE_WAY_S)
+        else:
+            url = f"fdb://{quote(str(cluster_file.absolute()))}?prefix=lab-{secrets.token_hex(6)}/"
+            self.database = Cluster(url, home, far, self._control)
+        for region, address in ADDRESSES.items():
+            port, advertised = free_port(address), free_port("127.0.0.1")
+            apart = bool(self.database.command(region))
+            endpoint = f"http://127.0.0.1:{advertised}" if apart else f"http://{address}:{port}"
+            self.nodes[region] = Node(region, address, port, advertised, root / region, endpoint)
         self._link: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Regions:
@@ -102,6 +114,7 @@ class Regions:
         for process in running:
             if process is not None:
                 _end(process)
+        self.database.close()
 
     # --- nodes
 
@@ -114,8 +127,10 @@ class Regions:
         with log.open("ab") as output:
             node.process = subprocess.Popen(
                 [
+                    *self.database.command(node.region),
                     *(sys.executable, "-m", "tigrislike", "serve"),
-                    f"--metadata={self._database(node.region)}",
+                    f"--metadata={self.database.url_from(node.region)}",
+                    f"--master-key-file={self.master_key}",
                     f"--data-dir={node.data_dir}",
                     f"--region={node.region}",
                     f"--host={node.address}",
@@ -146,22 +161,6 @@ class Regions:
         _end(node.process)
         shutil.rmtree(node.cache)
 
-    def cut(self, region: str) -> None:
-        """Cut a region off from the database, until `heal`."""
-        self._cut_while(region).touch()
-
-    def heal(self, region: str) -> None:
-        self._cut_while(region).unlink()
-
-    def _cut_while(self, region: str) -> Path:
-        return self.root / f"{region}.cut"
-
-    def _database(self, region: str) -> str:
-        url = f"sqlite://{quote(str(self.root / 'metadata.db'))}"
-        if region == min(self.nodes):
-            return url
-        return f"{url}?round-trip={2 * ONE_WAY_S * 1000:.0f}ms&cut-while={quote(str(self._cut_while(region)))}"
-
     # --- wires
 
     @property
@@ -190,7 +189,15 @@ class Regions:
         ]
         with (self.root / "link.log").open("ab") as output:
             self._link = subprocess.Popen(
-                [sys.executable, "-m", "lab.link", f"--control={self._control}", *regions, *nodes],
+                [
+                    sys.executable,
+                    "-m",
+                    "lab.link",
+                    f"--control={self._control}",
+                    *regions,
+                    *nodes,
+                    *self.database.link_flags,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -43,7 +43,7 @@ class Walk:
         self._objects = objects
         self._bytes_per_s = bytes_per_s
         self._within_s = within_s
-        self._observer = Observer(regions.root / "metadata.db")
+        self._observer = Observer(regions.database.url, regions.master_key)
         self._body = os.urandom(BODY_BYTES)
         self.figures: Figures = {"round_trip_ms": 2000 * ONE_WAY_S}
 
@@ -126,14 +126,14 @@ class Walk:
     def _cut_off(self) -> None:
         self._title("b is cut off from the database")
         client = self._client("b")
-        self._regions.cut("b")
+        self._regions.database.cut("b")
         statuses: Figures = {}
         statuses["bounded_get"] = client.get("bounded", "key").status
         statuses["strong_get"] = client.get("strong", "key").status
         statuses["put"] = client.put("bounded", "other", b"x")
         for name, status in statuses.items():
             self._say(f"  {name.replace('_', ' '):<12} {status}")
-        self._regions.heal("b")
+        self._regions.database.heal("b")
         began_s = time.monotonic()
         while (status := client.put("bounded", "other", b"x")) != 200:
             self._expect(time.monotonic() - began_s < self._within_s, f"b takes writes again ({status})")
@@ -147,7 +147,7 @@ class Walk:
         ideal_s = size / self._bytes_per_s
         self._title(
             f"{count:,} objects of 64 KiB, put in a by {CLIENTS} clients, are to be at home in a, b and c; "
-            f"each wire carries {self._bytes_per_s / 1e6:.0f} MB/s"
+            f"each wire carries {self._bytes_per_s / 1e6:g} MB/s"
         )
         client = self._client("a")
         client.create_bucket("everywhere", X_Tigris_Regions="a,b,c")

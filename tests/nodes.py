@@ -116,6 +116,7 @@ def start_node(
     environment: Mapping[str, str] | None = None,
     ca_bundle: str | None = None,
     command: list[str] | None = None,
+    facts_to: Path | None = None,
 ) -> RunningNode:
     """Start a node and wait until it answers requests. The caller stops it.
 
@@ -123,6 +124,7 @@ def start_node(
         flags: added to `serve`'s, which name the engine under test; a later flag wins over an earlier one.
         environment: added to this process's, less what it has of TIGRISLIKE_*.
         command: what to run in place of `python -m tigrislike serve`; takes the same flags.
+        facts_to: where to keep what the node said when it was ready.
 
     Raises:
         AssertionError: it ended or hung; with what it printed.
@@ -161,6 +163,8 @@ def start_node(
         process.wait(STOP_TIMEOUT_S)
         raise AssertionError(f"the node did not start:\n{log.read_text()}")
     facts = json.loads(line)
+    if facts_to is not None:
+        facts_to.write_bytes(line)
     return RunningNode(
         endpoint=facts["endpoint"],
         region=facts["region"],

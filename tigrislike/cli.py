@@ -1,10 +1,13 @@
-"""The command line: `serve`, `edge`, `storage create`, `buckets set`, `version`; `cache`: `stat`, `ls`, `warm`, `pin`,
-`unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`; and `admin`: `check`, `fsck`,
-`backup`, `copy-metadata`, `rotate-master-key`.
+"""The command line: `serve`, `edge`, `storage create`, `version`, `top`; `buckets`: `ls`, `show`, `set`; `origin`:
+`set`, `show`, `clear`, `ls`, `check`, `migrate`, `report`, `back`, `unback`; `queue`: `ls`, `top`, `show`, `items`,
+`dead`, `retry`, `delay`, `drop`, `pause`, `resume`, `export`; `keys`: `ls`, `create`, `rotate`, `revoke`; `cache`:
+`stat`, `ls`, `warm`, `pin`, `unpin`, `evict`, `scrub`; `nodes` (the table): `drain`, `undrain`, `remove`, `replace`;
+and `admin`: `check`, `fsck`, `backup`, `copy-metadata`, `rotate-master-key`.
 
 Each command imports what it needs when it runs, so that `--help` and `version` answer at once. What a command prints
 to standard output is meant for pasting or parsing; everything else goes to standard error. Exit status: 0 done,
-1 refused or failed (with one line that says why), 2 a command line that makes no sense; `admin check` adds 3.
+1 refused or failed (with one line that says why), 2 a command line that makes no sense; `admin check` and
+`queue ls --check` add 3.
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ from tigrislike import __version__
 from tigrislike.config import ConfigError, Settings, load_settings, options, unknown_variables
 
 if TYPE_CHECKING:
+    from tigrislike.admin.backing_commands import Command as BackingCommand
     from tigrislike.admin.cache_commands import Command
+    from tigrislike.admin.commands import Command as ApiCommand
     from tigrislike.admin.nodes_commands import Command as NodesCommand
+    from tigrislike.admin.origin_commands import Command as OriginCommand
     from tigrislike.server import Ready
     from tigrislike.storage import Storage
 
@@ -45,6 +51,14 @@ app.add_typer(cache, name="cache")
 app.add_typer(admin, name="admin")
 nodes = typer.Typer(help="The nodes of the store.", invoke_without_command=True)
 app.add_typer(nodes, name="nodes")
+origin = typer.Typer(
+    help="Stores elsewhere, which buckets look through to, or which hold their bytes.", no_args_is_help=True
+)
+app.add_typer(origin, name="origin")
+queue = typer.Typer(help="The work that is owed: look at it, and act on it.", no_args_is_help=True)
+keys = typer.Typer(help="Access keys.", no_args_is_help=True)
+app.add_typer(queue, name="queue")
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:
@@ -78,9 +92,14 @@ def _with_settings(command: Callable[..., None], only: tuple[str, ...] = ()) -> 
     parameters = [parameter for name, parameter in own.parameters.items() if name != "settings"]
     for option in chosen:
         help_text = f"{option.help} (Default: {option.shown}; environment: {option.variable}.)"
-        annotation = Annotated[
-            str | None, typer.Option(f"--{option.name}", help=help_text, metavar="VALUE", show_default=False)
-        ]
+        if option.switch:
+            annotation: Any = Annotated[
+                bool | None, typer.Option(f"--{option.name}/--no-{option.name}", help=help_text, show_default=False)
+            ]
+        else:
+            annotation = Annotated[
+                str | None, typer.Option(f"--{option.name}", help=help_text, metavar="VALUE", show_default=False)
+            ]
         parameters.append(
             inspect.Parameter(option.attribute, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         )
@@ -93,7 +112,8 @@ def _with_settings(command: Callable[..., None], only: tuple[str, ...] = ()) -> 
     )
 
     def run(**values: Any) -> None:
-        flags = {option.attribute: values.pop(option.attribute) for option in chosen}
+        given = {option.attribute: values.pop(option.attribute) for option in chosen}
+        flags = {name: None if value is None else str(value) for name, value in given.items()}
         file = values.pop("settings_file")
         try:
             settings = load_settings(flags, os.environ, file)
@@ -146,6 +166,7 @@ def _serve(
                 "access_key_id": ready.access_key_id,
                 "secret_access_key": ready.secret_access_key,
                 "pid": os.getpid(),
+                **({"admin_endpoint": ready.admin_endpoint} if ready.admin_endpoint else {}),
             }
             with os.fdopen(ready_fd, "w") as announcement:
                 announcement.write(json.dumps(facts) + "\n")
@@ -261,7 +282,10 @@ _REGIONS_HELP = (
     "Where its objects are kept: a region, several (`iad,sjc`: a write is acknowledged once two of them have it), a "
     "geography (`usa`, `eur`), or `global`: where they are written and where they are read."
 )
-_DURABILITY_HELP = "On how many nodes an object is before a write is acknowledged: `local`, on one, or `homes=N`."
+_DURABILITY_HELP = (
+    "Where an object is before a write is acknowledged: `local`, on one node, or `homes=N`, on N of them; "
+    "`origin back` sets those that an origin takes part in."
+)
 
 
 def _storage_create(
@@ -279,6 +303,26 @@ def _storage_create(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object in place of NAME=VALUE lines.")
     ] = False,
+    shadow_name: Annotated[
+        str, typer.Option(help="Look through to this bucket of another service; see `origin set`.", metavar="BUCKET")
+    ] = "",
+    shadow_endpoint: Annotated[str, typer.Option(help="URL of that service.", metavar="URL")] = "",
+    shadow_region: Annotated[str, typer.Option(help="Its region.", metavar="REGION")] = "",
+    shadow_access_key: Annotated[
+        str, typer.Option(help="A key that may read it.", metavar="KEY", envvar="SHADOW_ACCESS_KEY")
+    ] = "",
+    shadow_secret_key: Annotated[
+        str,
+        typer.Option(
+            help="Its secret, which others on this machine may see in a command line: better in the environment.",
+            metavar="SECRET",
+            envvar="SHADOW_SECRET_KEY",
+        ),
+    ] = "",
+    shadow_write_through: Annotated[
+        bool,
+        typer.Option("--shadow-write-through", help="Write and delete there too what is written and deleted here."),
+    ] = False,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -293,14 +337,22 @@ def _storage_create(
     Prints BUCKET_NAME, AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, which every AWS
     SDK and tool understands. The secret is shown only this once.
     """
-    from tigrislike.storage import StorageError, create_local, create_remote, new_private_file
+    from tigrislike.storage import Shadow, StorageError, create_local, create_remote, new_private_file
+
+    shadow: Shadow | None = None
+    if shadow_name:
+        shadow = Shadow(
+            shadow_name, shadow_endpoint, shadow_region, shadow_access_key, shadow_secret_key, shadow_write_through
+        )
+    elif shadow_endpoint or shadow_region or shadow_write_through:
+        _fail("--shadow-name is missing: which bucket is it to look through to?")
 
     def create() -> Storage:
         policies = {"regions": regions, "durability": durability, "read_mode": read_mode}
         if endpoint is None:
-            return create_local(settings, name, public=public, **policies)
+            return create_local(settings, name, public=public, shadow=shadow, **policies)
         keys = _root_keys(settings)
-        return create_remote(endpoint, *keys, name, public=public, ca_bundle=_ca_bundle(), **policies)
+        return create_remote(endpoint, *keys, name, public=public, shadow=shadow, ca_bundle=_ca_bundle(), **policies)
 
     if env_file is not None and as_json:
         _fail("--env-file and --json are both given: which one?")
@@ -679,8 +731,597 @@ def _nodes_replace(
     _nodes(settings, lambda commands: commands.replace(old, new))
 
 
+_BUCKET_NAME = Annotated[str, typer.Argument(help="Name of the bucket.", metavar="BUCKET")]
+_PREFIX = Annotated[str, typer.Option(help="Only keys that begin so.", metavar="PREFIX")]
+_BACKING = Annotated[
+    bool, typer.Option("--backing", help="The origin that holds its bytes durably, not the one it looks through to.")
+]
+
+
+def _origins(settings: Settings, command: Callable[[ModuleType], OriginCommand]) -> NoReturn:
+    """Carry out a command of `origin_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import origin_commands
+    from tigrislike.admin.origins import OriginsError
+
+    try:
+        status = origin_commands.run(settings, command(origin_commands))
+    except OriginsError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _origin_set(
+    settings: Settings,
+    name: _BUCKET_NAME,
+    *,
+    bucket: Annotated[str, typer.Option(help="The bucket of an S3 service.", metavar="NAME")] = "",
+    endpoint: Annotated[str, typer.Option(help="URL of the service, by default AWS's.", metavar="URL")] = "",
+    prefix: Annotated[str, typer.Option(help="The folder of it, by default all of it.", metavar="PREFIX")] = "",
+    region: Annotated[str, typer.Option(help="The region that requests are signed for.", metavar="REGION")] = "",
+    url: Annotated[
+        str, typer.Option(help="In place of --bucket and --prefix: gs://, az://, https://, file://, ...", metavar="URL")
+    ] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the driver's; may be given again.", metavar="NAME=VALUE")
+    ] = None,
+    access_key: Annotated[
+        str,
+        typer.Option(
+            help="A key that may read it; its secret comes from --secret-key-file, from ORIGIN_SECRET_KEY, or is "
+            "asked for. Without one it is asked as anybody may ask it.",
+            metavar="KEY",
+            envvar="ORIGIN_ACCESS_KEY",
+        ),
+    ] = "",
+    secret_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the secret and nothing else; - for standard input.")
+    ] = None,
+    write_through: Annotated[
+        bool, typer.Option("--write-through", help="Write and delete there too what is written and deleted here.")
+    ] = False,
+    backing: _BACKING = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Have a bucket look through to a store elsewhere: what it does not have is fetched from there when it is read.
+
+    Running nodes need no restart. Given again for the same place, it replaces the credentials.
+    """
+    from tigrislike.metadata.errors import InvalidArgument
+    from tigrislike.metadata.origins import check_endpoint, s3_place
+    from tigrislike.metadata.records import OriginPlace
+
+    if bool(bucket) == bool(url):
+        _fail("one of --bucket and --url says where the origin is")
+    if url and prefix:
+        _fail("--prefix goes with --bucket; a URL has it in its path")
+    pairs = [each.partition("=") for each in option or []]
+    if any(not name or not equals for name, equals, _ in pairs):
+        _fail("--option is written NAME=VALUE")
+    options = {name: value for name, _, value in pairs}
+    secret_key = _origin_secret(secret_key_file) if access_key else ""
+    place: OriginPlace
+    try:
+        if url:
+            if endpoint:
+                check_endpoint(endpoint)
+            place = OriginPlace(url, endpoint, region, access_key, secret_key, options)
+        else:
+            found = s3_place(bucket, endpoint, region, access_key, secret_key, prefix)
+            place = OriginPlace(found.url, found.endpoint, found.region, access_key, secret_key, options)
+    except InvalidArgument as error:
+        _fail(str(error))
+    _origins(settings, lambda commands: commands.use(name, _purpose(backing), place, write_through, as_json))
+
+
+def _origin_secret(file: Path | None) -> str:
+    """The secret of an origin's key: never from a command line, which others on this machine can read."""
+    if file is not None:
+        try:
+            secret = (sys.stdin.read() if str(file) == "-" else file.read_text()).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            _fail(f"--secret-key-file {file}: {error}")
+    elif not (secret := os.environ.get("ORIGIN_SECRET_KEY", "")) and sys.stdin.isatty():
+        secret = typer.prompt("Secret key", hide_input=True, err=True)
+    if not secret:
+        _fail("the secret key is missing: give --secret-key-file, or set ORIGIN_SECRET_KEY")
+    return secret
+
+
+def _origin_show(settings: Settings, name: _BUCKET_NAME, *, as_json: _AsJson = False) -> None:
+    """Show where a bucket's origins are, and how its migration stands. Secrets are not shown."""
+    _origins(settings, lambda commands: commands.show(name, as_json))
+
+
+def _origin_clear(settings: Settings, name: _BUCKET_NAME, *, backing: _BACKING = False) -> None:
+    """Have a bucket look through to nothing any more. What it has read from there is its own, and stays."""
+    _origins(settings, lambda commands: commands.clear(name, _purpose(backing)))
+
+
+def _origin_ls(settings: Settings, *, as_json: _AsJson = False) -> None:
+    """Show the origins of all buckets."""
+    _origins(settings, lambda commands: commands.ls(as_json))
+
+
+def _origin_check(
+    settings: Settings, name: _BUCKET_NAME, *, backing: _BACKING = False, as_json: _AsJson = False
+) -> None:
+    """List a bucket's origin and read from it once, from this machine; say what its driver cannot tell or keep."""
+    from tigrislike.node import origin_opener
+
+    opener = origin_opener(settings)
+    _origins(settings, lambda commands: commands.check(name, _purpose(backing), opener, as_json))
+
+
+def _origin_migrate(
+    settings: Settings,
+    name: _BUCKET_NAME,
+    *,
+    prefix: _PREFIX = "",
+    rate: Annotated[int, typer.Option(help="Objects a second, at most; 0: no limit.", metavar="N", min=0)] = 0,
+    wait: Annotated[bool, typer.Option("--wait", help="Until everything is here, and show how it goes.")] = False,
+    as_json: _AsJson = False,
+) -> None:
+    """Have everything that a bucket's shadow has brought here, by the nodes, in the background.
+
+    Run again, it goes on with what is under way. With --wait it exits 1 where an object could not be taken.
+    """
+    _origins(settings, lambda commands: commands.migrate(name, prefix, rate, wait, as_json))
+
+
+def _origin_report(
+    settings: Settings,
+    name: _BUCKET_NAME,
+    *,
+    output: Annotated[Path, typer.Option(help="The Parquet file to write.", metavar="FILE")],
+    prefix: _PREFIX = "",
+    as_json: _AsJson = False,
+) -> None:
+    """Compare a bucket with its shadow, object by object, and write down every key that differs, and in what.
+
+    Exits 0 where nothing does: then everything is here. One request to the origin for each object.
+    """
+    from tigrislike.node import origin_opener
+
+    opener = origin_opener(settings)
+    _origins(settings, lambda commands: commands.report(name, prefix, output, opener, as_json))
+
+
+def _purpose(backing: bool) -> str:
+    from tigrislike.metadata.origins import BACKING, SHADOW
+
+    return BACKING if backing else SHADOW
+
+
+# What commands that ask an origin themselves need beside the database.
+_EGRESS = (*_DATABASE, "allow_private_origins")
+
+
+def _origin_back(
+    settings: Settings,
+    name: _BUCKET_NAME,
+    *,
+    url: Annotated[
+        str, typer.Option(help="Where its bytes are to lie: scheme, bucket and folder, as in s3://bucket/folder.")
+    ],
+    durability: Annotated[
+        str,
+        typer.Option(
+            help="`write-back`: a write is acknowledged once a node has it, and goes to the origin after that; "
+            "`write-through`: once the origin has it.",
+            metavar="DURABILITY",
+        ),
+    ] = "write-back",
+    endpoint: Annotated[str, typer.Option(help="URL of the service, by default AWS's.", metavar="URL")] = "",
+    region: Annotated[str, typer.Option(help="The region that requests are signed for.", metavar="REGION")] = "",
+    access_key: Annotated[
+        str,
+        typer.Option(
+            help="A key that may read, write and delete there; its secret comes from --secret-key-file, from "
+            "ORIGIN_SECRET_KEY, or is asked for.",
+            metavar="KEY",
+            envvar="ORIGIN_ACCESS_KEY",
+        ),
+    ] = "",
+    secret_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the secret and nothing else; - for standard input.")
+    ] = None,
+) -> None:
+    """Have an origin durably hold a bucket's bytes: nodes then need to keep no more of them than is read.
+
+    Writes something there first, reads it back and deletes it. What the bucket holds already follows in the background.
+    Given again for the same place, replaces its credentials.
+    """
+    from tigrislike.metadata.records import OriginPlace
+
+    secret_key = _origin_secret(secret_key_file) if access_key else ""
+    place = OriginPlace(url, endpoint, region, access_key, secret_key)
+    _backing(settings, lambda commands: commands.back(name, place, durability))
+
+
+def _origin_unback(
+    settings: Settings,
+    name: _BUCKET_NAME,
+    *,
+    durability: Annotated[str, typer.Option(help="What it is to have: `local` or `homes=N`.")] = "local",
+) -> None:
+    """Have a bucket's bytes held by nodes alone again. The origin is needed until its folder is empty: each object goes
+    from there once enough nodes have it."""
+    _backing(settings, lambda commands: commands.unback(name, durability))
+
+
+def _backing(settings: Settings, command: Callable[[ModuleType], BackingCommand]) -> None:
+    """Carry out a command of `backing_commands`, which is given to `command` once it is imported."""
+    from tigrislike.admin import backing_commands
+    from tigrislike.admin.buckets import BucketError
+
+    try:
+        typer.echo(backing_commands.run(settings, command(backing_commands)))
+    except BucketError as error:
+        _fail(str(error))
+
+
+# --- over the admin API
+
+_Endpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        help="Ask the node at this URL, with an admin key from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a "
+        "profile; else use the database itself.",
+        metavar="URL",
+        show_default=False,
+    ),
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one object a line for lists.")]
+_ZONE = Annotated[
+    str | None, typer.Option(help="Of this zone: REGION/BUCKET, node:ID/BUCKET or its hex name.", metavar="ZONE")
+]
+_REGION = Annotated[str | None, typer.Option(help="Of this region and its nodes.", metavar="NAME")]
+_BUCKET = Annotated[str | None, typer.Option(help="Of this bucket.", metavar="NAME")]
+_TASK = Annotated[str | None, typer.Option(help="Of this task.", metavar="NAME")]
+_ERROR = Annotated[str | None, typer.Option(help="With this text in the last error.", metavar="TEXT")]
+_LIMIT = Annotated[int, typer.Option(help="Most rows to show.", min=1)]
+_ITEMS = Annotated[list[str], typer.Argument(help="Items, as `queue items` names them.", metavar="ITEM...")]
+_INTERVAL = Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)]
+_TIMES = Annotated[int | None, typer.Option(help="End after so many looks.", min=1, show_default=False)]
+_KEY = Annotated[str, typer.Argument(help="An access key's id.", metavar="KEY")]
+
+
+def _complete(*words: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+_BY = Annotated[
+    str,
+    typer.Option(
+        help="task, region, destination, bucket or zone.",
+        autocompletion=_complete("task", "region", "destination", "bucket", "zone"),
+    ),
+]
+_SORT = Annotated[
+    str,
+    typer.Option(
+        help="Of zones: oldest, depth, failing, dead or name.",
+        autocompletion=_complete("oldest", "depth", "failing", "dead", "name"),
+    ),
+]
+_STATE = Annotated[
+    str | None,
+    typer.Option(
+        help="due, delayed, in_flight, failing or dead.",
+        autocompletion=_complete("due", "delayed", "in_flight", "failing", "dead"),
+    ),
+]
+
+
+def _api(
+    settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand], module: str
+) -> NoReturn:
+    """Carry out a command of `module` in the admin package, which is given to `command` once it is imported."""
+    import importlib
+
+    from tigrislike.admin.commands import CommandError, run
+
+    try:
+        status = run(settings, endpoint, command(importlib.import_module(f"tigrislike.admin.{module}")))
+    except CommandError as error:
+        _fail(str(error))
+    raise typer.Exit(status)
+
+
+def _queue(settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand]) -> NoReturn:
+    _api(settings, endpoint, command, "queue_commands")
+
+
+def _stores(settings: Settings, endpoint: str | None, command: Callable[[ModuleType], ApiCommand]) -> NoReturn:
+    _api(settings, endpoint, command, "store_commands")
+
+
+def _queue_ls(
+    settings: Settings,
+    *,
+    by: _BY = "task",
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    sort: _SORT = "oldest",
+    limit: _LIMIT = 50,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 3 where something fails, is dead or has been due for a minute.")
+    ] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """How much is owed, how old it is, how fast it is done: by task, region, destination, bucket or zone."""
+    if by not in ("task", "region", "destination", "bucket", "zone"):
+        _fail(f"--by {by!r}: expected task, region, destination, bucket or zone")
+    filters = {"region": region, "bucket": bucket, "task": task}
+    if by != "zone" and any(filters.values()):
+        _fail("--region, --bucket and --task go with --by zone")
+    _queue(settings, endpoint, lambda commands: commands.ls(by, filters, sort, limit, check, as_json))
+
+
+def _queue_top(
+    settings: Settings,
+    *,
+    sort: _SORT = "oldest",
+    limit: _LIMIT = 20,
+    interval: _INTERVAL = 2.0,
+    times: _TIMES = None,
+    endpoint: _Endpoint = None,
+) -> None:
+    """Regions, and the zones that deserve to be looked at, live."""
+    _queue(settings, endpoint, lambda commands: commands.top(sort, limit, interval, times))
+
+
+def _queue_show(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="A zone (REGION/BUCKET) or an item.", metavar="NAME")],
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """A zone by task, or an item with its last failed runs."""
+    _queue(settings, endpoint, lambda commands: commands.show_one(name, as_json))
+
+
+def _queue_items(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    state: _STATE = None,
+    error: _ERROR = None,
+    limit: _LIMIT = 50,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Items, those of a zone in the order in which they are done."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
+    _queue(settings, endpoint, lambda commands: commands.items(filters, limit, as_json))
+
+
+def _queue_dead(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    error: _ERROR = None,
+    limit: _LIMIT = 50,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Dead letters: what failed too often, and is tried no more until it is retried."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": "dead", "error": error}
+    _queue(settings, endpoint, lambda commands: commands.items(filters, limit, as_json))
+
+
+def _queue_retry(
+    settings: Settings,
+    items: Annotated[list[str] | None, typer.Argument(help="Items, as `queue items` names them.")] = None,
+    *,
+    dead: Annotated[bool, typer.Option("--dead", help="All dead letters that the filters want.")] = False,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    error: _ERROR = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Have items done at once, dead letters with all their attempts anew."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "error": error}
+    if bool(items) == dead:
+        _fail("name items, or --dead for dead letters")
+    if any(filters.values()) and not dead:
+        _fail("the filters go with --dead")
+    _queue(settings, endpoint, lambda commands: commands.retry(items or [], dead, filters, as_json))
+
+
+def _queue_delay(
+    settings: Settings,
+    items: _ITEMS,
+    *,
+    by: Annotated[str, typer.Option("--for", help="How long, such as 30m.", metavar="DURATION")],
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Have waiting items not begun for a while."""
+    from tigrislike.config import parse_duration
+
+    try:
+        seconds = parse_duration(by)
+    except ValueError as error:
+        _fail(f"--for {by!r}: {error}")
+    _queue(settings, endpoint, lambda commands: commands.delay(items, seconds, as_json))
+
+
+def _queue_drop(
+    settings: Settings,
+    items: _ITEMS,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Give items up: what they owe is never done."""
+    if not yes and not typer.confirm(f"Never do what these {len(items)} items owe?", err=True):
+        _fail("nothing was dropped")
+    _queue(settings, endpoint, lambda commands: commands.drop(items, as_json))
+
+
+def _queue_pause(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    task: _TASK = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Start nothing more of a zone, region or task; what is under way goes on. Without a name: show what is paused."""
+    what = {"zone": zone, "region": region, "task": task}
+    _queue(settings, endpoint, lambda commands: commands.pause(True, what, as_json))
+
+
+def _queue_resume(
+    settings: Settings,
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    task: _TASK = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Go on with what was paused."""
+    what = {"zone": zone, "region": region, "task": task}
+    if not any(what.values()):
+        _fail("name a zone, region or task; `tigrislike queue pause` shows what is paused")
+    _queue(settings, endpoint, lambda commands: commands.pause(False, what, as_json))
+
+
+def _queue_export(
+    settings: Settings,
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write; a new one.", metavar="FILE")],
+    *,
+    zone: _ZONE = None,
+    region: _REGION = None,
+    bucket: _BUCKET = None,
+    task: _TASK = None,
+    state: _STATE = None,
+    error: _ERROR = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Write items to a Parquet file, a row each."""
+    filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
+    _queue(settings, endpoint, lambda commands: commands.export(file, filters, as_json))
+
+
+def _top(
+    settings: Settings,
+    *,
+    interval: _INTERVAL = 2.0,
+    times: _TIMES = None,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """The store at a glance, live: regions and their health, tasks, what waits longest."""
+    _stores(settings, endpoint, lambda commands: commands.top(interval, times, as_json))
+
+
+def _buckets_ls(
+    settings: Settings,
+    prefix: Annotated[str, typer.Argument(help="Those whose names begin so.", metavar="PREFIX")] = "",
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Every bucket: its policies, how much is in it, and what is owed for it."""
+    _stores(settings, endpoint, lambda commands: commands.buckets(prefix, as_json))
+
+
+def _buckets_show(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
+    *,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """One bucket, and which regions hold its objects."""
+    _stores(settings, endpoint, lambda commands: commands.bucket(name, as_json))
+
+
+def _keys_ls(settings: Settings, *, endpoint: _Endpoint = None, as_json: _JSON = False) -> None:
+    """Every access key, without its secret."""
+    _stores(settings, endpoint, lambda commands: commands.keys(as_json))
+
+
+def _keys_create(
+    settings: Settings,
+    *,
+    bucket: Annotated[str, typer.Option(help="Only this bucket.", metavar="NAME", show_default=False)] = "",
+    admin_key: Annotated[
+        bool, typer.Option("--admin", help="May also look after the store itself: the admin API.")
+    ] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Make an access key for all buckets, or for one. The secret is shown only this once."""
+    _stores(settings, endpoint, lambda commands: commands.create_key(bucket, admin_key, as_json))
+
+
+def _keys_rotate(
+    settings: Settings,
+    key: _KEY,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the old key; revoke it later.")] = False,
+    endpoint: _Endpoint = None,
+    as_json: _JSON = False,
+) -> None:
+    """Replace an access key by a new pair that may do the same. The secret is shown only this once."""
+    _stores(settings, endpoint, lambda commands: commands.rotate_key(key, keep, as_json))
+
+
+def _keys_revoke(settings: Settings, key: _KEY, *, endpoint: _Endpoint = None, as_json: _JSON = False) -> None:
+    """Delete an access key."""
+    _stores(settings, endpoint, lambda commands: commands.revoke_key(key, as_json))
+
+
 storage.command("create")(_with_settings(_storage_create, _STORE + _ADDRESS))
+origin.command("set")(_with_settings(_origin_set, _DATABASE))
+origin.command("show")(_with_settings(_origin_show, _DATABASE))
+origin.command("clear")(_with_settings(_origin_clear, _DATABASE))
+origin.command("ls")(_with_settings(_origin_ls, _DATABASE))
+origin.command("check")(_with_settings(_origin_check, _EGRESS))
+origin.command("migrate")(_with_settings(_origin_migrate, _DATABASE))
+origin.command("report")(_with_settings(_origin_report, _EGRESS))
 buckets.command("set")(_with_settings(_buckets_set, _STORE))
+buckets.command("ls")(_with_settings(_buckets_ls, _DATABASE))
+buckets.command("show")(_with_settings(_buckets_show, _DATABASE))
+app.command("top")(_with_settings(_top, _DATABASE))
+queue.command("ls")(_with_settings(_queue_ls, _DATABASE))
+queue.command("top")(_with_settings(_queue_top, _DATABASE))
+queue.command("show")(_with_settings(_queue_show, _DATABASE))
+queue.command("items")(_with_settings(_queue_items, _DATABASE))
+queue.command("dead")(_with_settings(_queue_dead, _DATABASE))
+queue.command("retry")(_with_settings(_queue_retry, _DATABASE))
+queue.command("delay")(_with_settings(_queue_delay, _DATABASE))
+queue.command("drop")(_with_settings(_queue_drop, _DATABASE))
+queue.command("pause")(_with_settings(_queue_pause, _DATABASE))
+queue.command("resume")(_with_settings(_queue_resume, _DATABASE))
+queue.command("export")(_with_settings(_queue_export, _DATABASE))
+keys.command("ls")(_with_settings(_keys_ls, _DATABASE))
+keys.command("create")(_with_settings(_keys_create, _DATABASE))
+keys.command("rotate")(_with_settings(_keys_rotate, _DATABASE))
+keys.command("revoke")(_with_settings(_keys_revoke, _DATABASE))
 cache.command("stat")(_with_settings(_cache_stat, _CACHE))
 cache.command("ls")(_with_settings(_cache_ls, _CACHE))
 cache.command("warm")(_with_settings(_cache_warm, _CACHE))
@@ -693,6 +1334,8 @@ nodes.command("drain")(_with_settings(_nodes_drain, _DATABASE))
 nodes.command("undrain")(_with_settings(_nodes_undrain, _DATABASE))
 nodes.command("remove")(_with_settings(_nodes_remove, _DATABASE))
 nodes.command("replace")(_with_settings(_nodes_replace, _DATABASE))
+origin.command("back")(_with_settings(_origin_back, _EGRESS))
+origin.command("unback")(_with_settings(_origin_unback, _DATABASE))
 admin.command("check")(_with_settings(_check, _STORE))
 admin.command("backup")(_with_settings(_backup, _STORE))
 admin.command("fsck")(_with_settings(_fsck, _STORE))

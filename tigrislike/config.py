@@ -70,6 +70,15 @@ def _parse_count(text: str) -> int:
     return int(text)
 
 
+def _parse_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("expected 1 or 0")
+
+
 def _parse_port(text: str) -> int:
     port = _parse_count(text)
     if port > 65535:
@@ -148,6 +157,13 @@ def _parse_address(text: str) -> str:
     return str(ip_address(text))
 
 
+def _parse_listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text and not host:
+        raise ValueError("expected HOST:PORT")
+    return f"{host}:{_parse_port(port)}" if text else ""
+
+
 def _parse_capacity(text: str) -> int | None:
     if text.strip().lower() == "auto":
         return None
@@ -199,7 +215,8 @@ class Option:
     """How one field of `Settings` is written by people.
 
     `name` is the word used in flags (`--header-timeout`), the environment (`TIGRISLIKE_HEADER_TIMEOUT`) and
-    the file (`header-timeout`); `shown` is the default as the help prints it; a `secret` has no flag.
+    the file (`header-timeout`); `shown` is the default as the help prints it; a `secret` has no flag, and the flag of a
+    `switch` no value.
     """
 
     attribute: str
@@ -208,6 +225,7 @@ class Option:
     shown: str
     parse: Callable[[str], Any]
     secret: bool
+    switch: bool
 
     @property
     def variable(self) -> str:
@@ -367,6 +385,42 @@ class Settings:
         "How long a node may show no life before what it held is copied again from other homes.",
         name="repair-after",
         shown="15m",
+    )
+    allow_private_origins: bool = _setting(
+        False,
+        _parse_switch,
+        "Let origins be at loopback, private and link-local addresses, which otherwise may not be connected to.",
+        shown="no",
+    )
+    origin_timeout_s: float = _setting(
+        30.0,
+        _positive(parse_duration),
+        "How long a request to an origin may take, tried again included; one that carries bytes has the time that they "
+        "take at --origin-minimum on top.",
+        name="origin-timeout",
+        shown="30s",
+    )
+    origin_silence_s: float = _setting(
+        5.0,
+        _positive(parse_duration),
+        "How long an origin may be silent, or behind --origin-minimum, before a read is tried again.",
+        name="origin-silence",
+        shown="5s",
+    )
+    origin_minimum_bytes: int = _setting(
+        64 * 1024,
+        _positive(parse_size),
+        "Bytes a second that are expected of an origin at least, for each request.",
+        name="origin-minimum",
+        shown="64KiB",
+    )
+    origin_attempts: int = _setting(
+        4,
+        _positive(_parse_count),
+        "How often a request to an origin is tried at most; fewer times where many requests fail.",
+    )
+    origin_concurrency: int = _setting(
+        64, _positive(_parse_count), "Requests to one origin in flight in a process; further ones wait."
     )
     dead_after_s: float = _setting(
         12.0,
@@ -570,6 +624,27 @@ class Settings:
         name="peer-connect-timeout",
         shown="2s",
     )
+    admin_listen: str = _setting(
+        "",
+        _parse_listen,
+        "HOST:PORT of a listener of its own for the admin API, which is then not served beside S3; port 0 takes a free "
+        "one.",
+        shown="the admin API is served beside S3, on the service's own host name",
+    )
+    audit_retention_s: float = _setting(
+        90 * 86400.0,
+        _positive(parse_duration),
+        "How long the audit log keeps what was changed through the admin API, and by whom.",
+        name="audit-retention",
+        shown="90d",
+    )
+    slow_request_s: float = _setting(
+        1.0,
+        parse_duration,
+        "A request that takes this long is among the slow requests that the admin API shows; 0 shows none.",
+        name="slow-request",
+        shown="1s",
+    )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."
     )
@@ -614,6 +689,7 @@ def options() -> Iterator[Option]:
             shown=item.metadata["shown"],
             parse=item.metadata["parse"],
             secret=item.metadata["secret"],
+            switch=item.metadata["parse"] is _parse_switch,
         )
 
 
@@ -676,7 +752,7 @@ def _read_file(path: Path) -> dict[str, str]:
         name = raw_name.replace("_", "-")
         if name not in known:
             raise ConfigError(f"settings file {path}: {raw_name} is no setting{_suggestion(name, known)}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float):
             raise ConfigError(f"setting {name}: {value!r} from the file {path}: expected a text or a number")
         values[name] = str(value)
     return values

@@ -45,7 +45,17 @@ _LOG = logging.getLogger("tigrislike.metrics")
 
 NO_OPERATION: Final = "none"
 """The operation of what is no S3 request that could be told apart: garbage, unknown paths."""
-SERVICE_OPERATIONS: Final = ("Healthz", "Readyz", "Metrics", "CreateStorage", "PeerRead", "PeerPing", "PeerCopy")
+SERVICE_OPERATIONS: Final = (
+    "Healthz",
+    "Readyz",
+    "Metrics",
+    "CreateStorage",
+    "PeerRead",
+    "PeerPing",
+    "PeerCopy",
+    "PeerHome",
+    "Admin",
+)
 STATUSES: Final = (
     0, 200, 201, 204, 206, 301, 303, 304, 307, 400, 403, 404, 405, 408, 409, 411, 412, 413, 415, 416, 417, 431, 500,
     501, 503, 505, 507,
@@ -309,7 +319,7 @@ class Metrics:
     """
 
     def __init__(self, table: Table, blocks: BlockStore) -> None:
-        self._table = table
+        self.table = table
         self._blocks = blocks
         self._looking: asyncio.Task[tuple[int, Space, ScrubState, Usage]] | None = None
         # Of its own too, so that whatever else hangs in the process, its counters are told.
@@ -320,7 +330,7 @@ class Metrics:
 
         Where the disk or the index does not answer in time, the counters come all the same, and the gauges do not.
         """
-        snapshot = Snapshot(self._table)
+        snapshot = Snapshot(self.table)
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="metrics")
             self._looking.add_done_callback(retrieve)
@@ -339,7 +349,7 @@ class Metrics:
     async def _look(self) -> tuple[int, Space, ScrubState, Usage]:
         """What the gauges show."""
         fs, layout = self._blocks.fs, self._blocks.layout
-        pids = self._table.pids()
+        pids = self.table.pids()
 
         def look() -> tuple[int, Space, ScrubState]:
             return unlinked_bytes(pids, Path(layout.root)), fs.space(layout.root), read_state(fs, layout)

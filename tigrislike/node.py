@@ -24,7 +24,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata, MetadataError
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -40,23 +40,32 @@ from tigrislike.metadata.kv import (
     open_engine,
 )
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat
+from tigrislike.metadata.records import LIVE, Beat, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.origin import Origin
+from tigrislike.origin.egress import Egress
+from tigrislike.origin.location import Location
+from tigrislike.origin.opening import open_origin
+from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
+from tigrislike.replication.migrate import Migrate
+from tigrislike.replication.mirror import Mirror
+from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
-from tigrislike.replication.repair import Drain, Repair, watch_for_dead
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
-from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.signing import KEY_PURPOSE
 from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
+from tigrislike.replication.write_back import Discard, WriteBack
 
 _LOG = logging.getLogger("tigrislike.node")
 
@@ -69,6 +78,7 @@ _RETRY_S = 30.0  # after background work failed
 _OUTAGE_RETRY_S = 2.0  # after the database could not be reached: others wait for this node's beat, and for its work
 _DEAD_LOOK_S = 5.0
 _STEP_NS = 1_000_000_000  # less than this is between what two looks at a clock show, and harms nobody
+_CACHE_LOOK_S = 10.0
 _DEMAND_LOOK_S = 3600.0  # how often the agent removes counts that are too old
 
 NODE_REFUSES = (EngineError, MetadataError, BytesError, OSError)
@@ -110,6 +120,7 @@ class Node:
         self._endpoint = ""
         self._beats = 0
         self._joined = False
+        self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
 
     @classmethod
@@ -120,6 +131,7 @@ class Node:
         *,
         policy: str | None = None,
         open_source: OpenSource | None = None,
+        open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
         counters: Counters | None = None,
         clock: SteadyClock | None = None,
@@ -129,6 +141,7 @@ class Node:
         Args:
             policy: of eviction; by default whatever the cache is arranged by, for it is the server's to say.
             open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
+            open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
             counters: where its block store counts.
             clock: what the processes of the node go by.
@@ -173,14 +186,22 @@ class Node:
                 )
                 async with contextlib.aclosing(metadata):
                     peers = Peers.of(settings, metadata.derive_key(KEY_PURPOSE), blocks.node_id)
+                    egress = Egress(allow_private=settings.allow_private_origins)
+                    origins = Origins(metadata, open_origin or origin_opener(settings, egress))
                     regional = Regional(
                         metadata,
                         blocks,
                         peers,
+                        origins,
                         dead_after_s=settings.dead_after_s,
                         replicate_after=settings.replicate_after,
+                        inline_bytes=settings.inline_bytes,
                     )
-                    async with contextlib.aclosing(regional):
+                    async with (
+                        contextlib.aclosing(egress),
+                        contextlib.aclosing(origins),
+                        contextlib.aclosing(regional),
+                    ):
                         node = cls(settings, engine, metadata, blocks, regional, clock)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
@@ -251,7 +272,9 @@ class Node:
         capacity, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         self._beats += 1
         self.mind_clock()
-        sign = Beat(self.metadata.now_ns(), self._beats, epoch, capacity, free, self._clock.step_ns())
+        sign = Beat(
+            self.metadata.now_ns(), self._beats, epoch, capacity, free, self._clock.step_ns(), *self._cache_usage
+        )
         if not await self.metadata.beat(self.blocks.node_id, sign):
             _LOG.critical("this node was removed from the store: stopping")
             if os.getppid() == self._supervisor:  # else it is gone, and whoever took its place is none of ours
@@ -300,6 +323,8 @@ class Node:
             *self.regional_duties(),
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
+            ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
@@ -317,18 +342,24 @@ class Node:
         It begins nothing while a backup is being made.
         """
         metadata, blocks, members = self.metadata, self.blocks, self.regional.members
-        moving = Moving()
+        moving, origins = self.regional.moving, self.regional.origins
         copying = Copying(metadata, blocks, members, moving, Rate(self.settings.replication_rate))
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks),
+            *reclaim_tasks(metadata, blocks, origins, moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
             Decay(metadata, members),
             Warm(metadata, blocks, self.settings.region),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            Mirror(metadata, blocks, origins),
+            OpenRegion(metadata),
+            Migrate(metadata, origins, self.regional.shadows.find),
+            WriteBack(metadata, blocks, members, moving, origins),
+            Discard(metadata, origins),
         ]
         return Consumer(
             metadata.queue,
@@ -341,6 +372,14 @@ class Node:
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
         await watch_for_dead(self.metadata, self.regional.members, self.settings.repair_after_s)
+
+    async def _sample_queue(self) -> None:
+        await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def _look_at_cache(self) -> None:
+        """What beats say of the cache."""
+        usage = await self.blocks.usage()
+        self._cache_usage = usage.used_bytes, -1 if usage.capacity_bytes is None else usage.capacity_bytes
 
     async def _forget_demand(self) -> None:
         await self.metadata.background(forget_old, self.metadata.context)
@@ -415,6 +454,30 @@ def queue_parameters(settings: Settings) -> QueueParameters:
         max_back_off_ns=ns(settings.queue_max_back_off_s),
         max_attempts=settings.queue_attempts,
     )
+
+
+def origin_limits(settings: Settings) -> Limits:
+    """How patient a node is with its origins, as the settings have it."""
+    return Limits(
+        timeout_s=settings.origin_timeout_s,
+        silence_s=settings.origin_silence_s,
+        slowest=settings.origin_minimum_bytes,
+        attempts=settings.origin_attempts,
+        concurrency=settings.origin_concurrency,
+    )
+
+
+def origin_opener(settings: Settings, egress: Egress | None = None) -> OpenOrigin:
+    """How origins are opened under these settings, with connections of `egress`: by default, of one that lasts for as
+    long as the process."""
+    egress = egress or Egress(allow_private=settings.allow_private_origins)
+    limits = origin_limits(settings)
+
+    def open_place(place: OriginPlace) -> Origin:
+        location = Location(place.url, place.endpoint, place.region, place.access_key, place.secret_key, place.options)
+        return Resilient(open_origin(location, egress=egress), limits)
+
+    return open_place
 
 
 def load_master_key(settings: Settings) -> MasterKey:

@@ -18,13 +18,14 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
@@ -37,6 +38,7 @@ from tigrislike.replication.epochs import Epochs
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
+from tigrislike.slow import SlowRequests
 from tigrislike.supervisor import Role, Supervisor
 
 _LOG = logging.getLogger("tigrislike.server")
@@ -58,6 +60,7 @@ class Ready:
     region: str
     access_key_id: str
     secret_access_key: str
+    admin_endpoint: str = ""
 
 
 class BindError(Exception):
@@ -74,6 +77,7 @@ class Shared:
         metrics: a row for the agent, and then one for each worker.
         epochs: which requests of other nodes were accepted.
         clock: the one that they all go by.
+        slow: slow requests of each worker.
         endpoint: the URL at which other nodes reach this one.
     """
 
@@ -82,6 +86,7 @@ class Shared:
     metrics: Table
     epochs: Epochs
     clock: SteadyClock
+    slow: SlowRequests
     endpoint: str
 
     @classmethod
@@ -93,6 +98,7 @@ class Shared:
             Table(1 + settings.workers, [*operations, "PostObject"]),
             Epochs(),
             SteadyClock(),
+            SlowRequests(settings.workers, settings.slow_request_s),
             endpoint,
         )
 
@@ -129,23 +135,34 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
     setup_logging(settings.log_level, "supervisor")
     _raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
+    try:
+        admin_listener = bind(*_host_and_port(settings.admin_listen)) if settings.admin_listen else None
+    except BindError:
+        listener.close()
+        raise
+    listeners = [each for each in (listener, admin_listener) if each is not None]
     endpoint = endpoint_url(settings, listener.getsockname()[1])
     shared = Shared.of(settings, peer_endpoint(settings, listener.getsockname()[1]))
     _preload()
 
     def tell(facts: dict[str, dict[str, Any]]) -> None:
         root = facts["agent"]
-        on_ready(Ready(endpoint, settings.region, root["access_key_id"], root["secret_access_key"]))
+        admin_endpoint = ""
+        if admin_listener is not None:
+            host, _ = _host_and_port(settings.admin_listen)
+            admin_endpoint = _url(settings, host, admin_listener.getsockname()[1])
+        keys = root["access_key_id"], root["secret_access_key"]
+        on_ready(Ready(endpoint, settings.region, *keys, admin_endpoint))
 
     def run_worker(index: int) -> Callable[[Callable[[dict[str, Any]], None], int], int]:
         def run(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
-            main = worker(settings, listener, shared, index, open_source, announce, lifeline)
+            main = worker(settings, listeners, shared, index, open_source, announce, lifeline)
             return _run(f"worker {index}", settings, main)
 
         return run
 
     def run_agent(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
-        listener.close()
+        _close(listeners)
         return _run("agent", settings, agent(settings, shared, open_source, announce, lifeline))
 
     roles = [Role("agent", run_agent, on_exit=shared.agent_gone)]
@@ -153,9 +170,19 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
         gone = partial(shared.worker_gone, index)
         roles.append(Role(f"worker {index}", run_worker(index), front=True, on_exit=gone))
     try:
-        return Supervisor(roles, settings.drain_timeout_s, tell, on_stop=listener.close).run()
+        return Supervisor(roles, settings.drain_timeout_s, tell, on_stop=partial(_close, listeners)).run()
     finally:
+        _close(listeners)
+
+
+def _close(listeners: Sequence[socket.socket]) -> None:
+    for listener in listeners:
         listener.close()
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -182,7 +209,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 def endpoint_url(settings: Settings, port: int) -> str:
     """The URL that a client on this machine uses."""
-    host = _WILDCARDS.get(settings.host, settings.host)
+    return _url(settings, settings.host, port)
+
+
+def _url(settings: Settings, host: str, port: int) -> str:
+    host = _WILDCARDS.get(host, host)
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
     return f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
@@ -216,7 +247,7 @@ class WorkerServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         front: Front,
-        listener: socket.socket,
+        listeners: Sequence[tuple[socket.socket, uvicorn.Config]],
         table: LoadTable,
         index: int,
         announce: Callable[[], None],
@@ -224,7 +255,7 @@ class WorkerServer(uvicorn.Server):
         super().__init__(config)
         self.server_state = front
         self.front = front
-        self._listener = listener
+        self._listeners = listeners
         self._table = table
         self._index = index
         self._announce = announce
@@ -240,23 +271,20 @@ class WorkerServer(uvicorn.Server):
         if self.lifespan.should_exit:
             raise RuntimeError("the application refused to start")
         loop = asyncio.get_running_loop()
-        config = self.config
         limits = self.front.limits
-
-        def connection() -> HttpProtocol:
-            return HttpProtocol(config, self.front, self.lifespan.state, loop)
-
-        acceptor = Acceptor(
-            self._listener,
-            self._table,
-            self._index,
-            lambda: len(self.front.connections),
-            connection,
-            config.ssl,
-            limits.header_timeout_s,
-        )
-        acceptor.start()
-        self.servers = [acceptor]  # type: ignore[list-item]  # it needs close() and wait_closed()
+        self.servers = []
+        for listener, config in self._listeners:
+            acceptor = Acceptor(
+                listener,
+                self._table,
+                self._index,
+                lambda: len(self.front.connections),
+                partial(HttpProtocol, config, self.front, self.lifespan.state, loop),
+                config.ssl,
+                limits.header_timeout_s,
+            )
+            acceptor.start()
+            self.servers.append(acceptor)  # type: ignore[arg-type]  # it needs close() and wait_closed()
         self.started = True
         self._announce()
 
@@ -285,7 +313,7 @@ class WorkerServer(uvicorn.Server):
 
 async def worker(
     settings: Settings,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     shared: Shared,
     index: int,
     open_source: OpenSource | None,
@@ -293,6 +321,8 @@ async def worker(
     lifeline: int,
 ) -> int:
     """Answer requests until told to stop."""
+    from tigrislike.admin.desk import Desk
+    from tigrislike.admin.serving import admin_routes
     from tigrislike.s3api.app import create_app
 
     row = shared.metrics.row(1 + index)
@@ -303,6 +333,15 @@ async def worker(
             _LOG.error("cannot open the store: %s", error)
             return 1
         metrics = Metrics(shared.metrics, node.blocks)
+        desk = Desk(
+            node.metadata,
+            settings,
+            members=node.regional.members,
+            blocks=node.blocks,
+            metrics=metrics,
+            slow=shared.slow,
+        )
+        admin = admin_routes(desk)
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -311,9 +350,21 @@ async def worker(
             epochs=shared.epochs,
             receive_copy=node.regional.receiver.receive,
             regional=node.regional,
+            also=() if settings.admin_listen else admin,
         )
+        served = list(zip(listeners, (app, Starlette(routes=admin)), strict=False))
         duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
-        return await serve_app(app, settings, listener, shared.loads, index, row, duties, announce, lifeline)
+        return await serve_apps(
+            served,
+            settings,
+            shared.loads,
+            index,
+            row,
+            duties,
+            announce,
+            lifeline,
+            note=partial(shared.slow.note, index),
+        )
 
 
 async def serve_app(
@@ -327,24 +378,47 @@ async def serve_app(
     announce: Callable[[dict[str, Any]], None],
     lifeline: int,
 ) -> int:
-    """Serve one ASGI application on this process's event loop, and do its duties beside, until told to stop."""
-    config = uvicorn.Config(
-        app,
-        interface="asgi3",
-        ws="none",
-        log_config=None,
-        log_level=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        timeout_graceful_shutdown=settings.drain_timeout_s,  # type: ignore[arg-type]  # seconds, passed to wait_for
-    )
+    """`serve_apps` for one."""
+    return await serve_apps([(listener, app)], settings, table, index, row, duties, announce, lifeline)
+
+
+async def serve_apps(
+    served: Sequence[tuple[socket.socket, Any]],
+    settings: Settings,
+    table: LoadTable,
+    index: int,
+    row: Row,
+    duties: list[Duty],
+    announce: Callable[[dict[str, Any]], None],
+    lifeline: int,
+    note: Callable[[Record], None] | None = None,
+) -> int:
+    """Serve ASGI applications on this process's event loop, each on a listener, and do its duties beside, until told to
+    stop. `note` is told of each request that is over."""
+    configs = [
+        uvicorn.Config(
+            app,
+            interface="asgi3",
+            ws="none",
+            log_config=None,
+            log_level=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            timeout_graceful_shutdown=settings.drain_timeout_s,  # type: ignore[arg-type]  # seconds, for wait_for
+        )
+        for _, app in served
+    ]
+    for config in configs:
+        config.load()
     gc.set_threshold(*_GC_THRESHOLDS)
 
     def count(record: Record) -> None:
         row.request(record)
+        if note is not None:
+            note(record)
         row.sendfile(front.sendfile_bytes, front.sendfile_cold)
 
     async def count_sendfile() -> None:
@@ -356,7 +430,8 @@ async def serve_app(
     # What exists now lives as long as the process: keep it out of every later garbage collection.
     gc.collect()
     gc.freeze()
-    server = WorkerServer(config, front, listener, table, index, lambda: announce({}))
+    listeners = [(listener, config) for (listener, _), config in zip(served, configs, strict=True)]
+    server = WorkerServer(configs[0], front, listeners, table, index, lambda: announce({}))
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, server.stop)
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, server.stop)

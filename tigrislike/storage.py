@@ -14,7 +14,7 @@ import os
 import secrets
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -54,11 +54,24 @@ class Storage:
         return "".join(f"{name}={value}\n" for name, value in self.variables.items())
 
 
+@dataclass(frozen=True)
+class Shadow:
+    """The bucket of another service that a bucket looks through to."""
+
+    name: str
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = field(default="", repr=False)
+    write_through: bool = False
+
+
 def create_local(
     settings: Settings,
     name: str,
     *,
     public: bool,
+    shadow: Shadow | None = None,
     regions: str = GLOBAL,
     durability: str = LOCAL,
     read_mode: str = STRONG,
@@ -70,14 +83,25 @@ def create_local(
     """
     from tigrislike.metadata.errors import MetadataError
     from tigrislike.metadata.kv import EngineError
+    from tigrislike.metadata.origins import s3_place
     from tigrislike.node import Node
     from tigrislike.server import endpoint_url
 
     async def create() -> Storage:
+        place = None
+        if shadow is not None:
+            place = s3_place(shadow.name, shadow.endpoint, shadow.region, shadow.access_key, shadow.secret_key)
         async with Node.opened(settings) as node:
             root = await node.ensure_root()
             bucket, key = await node.metadata.create_storage(
-                name, root.owner, public=public, region_policy=regions, durability=durability, read_mode=read_mode
+                name,
+                root.owner,
+                public=public,
+                region_policy=regions,
+                durability=durability,
+                read_mode=read_mode,
+                shadow=place,
+                write_through=shadow is not None and shadow.write_through,
             )
             return Storage(bucket.name, endpoint_url(settings, settings.port), key.key_id, key.secret)
 
@@ -96,6 +120,7 @@ def create_remote(
     name: str,
     *,
     public: bool,
+    shadow: Shadow | None = None,
     regions: str = GLOBAL,
     durability: str = LOCAL,
     read_mode: str = STRONG,
@@ -123,6 +148,8 @@ def create_remote(
         wanted["durability"] = durability
     if read_mode != STRONG:
         wanted["read_mode"] = read_mode
+    if shadow is not None:
+        wanted["shadow_bucket"] = asdict(shadow)
     body = json.dumps(wanted).encode()
     url = f"{endpoint.rstrip('/')}/_tigrislike/storage"
     parts = urlsplit(url)

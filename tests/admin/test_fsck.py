@@ -26,10 +26,22 @@ from tests.metadata.world import (
 )
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore
-from tigrislike.metadata import Extent, MetadataError, Part, UploadDraft, blobs, copy_draft, owed, records
+from tigrislike.metadata import (
+    Extent,
+    MetadataError,
+    Part,
+    UploadDraft,
+    blobs,
+    copy_draft,
+    origins,
+    overseeing,
+    owed,
+    records,
+)
 from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
+from tigrislike.replication.reclaim import reclaim_due
 
 
 async def findings(metadata, blocks=None, *, repair=False):
@@ -76,7 +88,22 @@ class Scene:
             await metadata.beat(node, records.Beat(1, 1))
         await metadata.set_node_state(b"r" * 16, records.REMOVED)
         await metadata.background(self.replicate)
+        await metadata.change_bucket("versioned", durability="homes=2")
         self.access = await metadata.create_access_key("me", "plain")
+        await metadata.create_bucket("backed", "me")
+        place = records.OriginPlace("s3://backing")
+        self.backed = await metadata.use_origin("backed", origins.BACKING, place, durability="write-back")
+        self.waiting = await metadata.put_object(self.backed, "waiting", large(b"waiting"))
+        there = records.Elsewhere(self.backed.backing, "key", "etag")
+        self.there = await metadata.put_object(
+            self.backed, "there", msgspec.structs.replace(large(b"there"), elsewhere=there)
+        )
+        await metadata.create_bucket("shadowed", "me")
+        self.shadowed = await metadata.use_origin("shadowed", origins.SHADOW, records.OriginPlace("s3://shadow"))
+        source = records.Elsewhere(self.shadowed.shadow, "k", "etag")
+        self.adopted = await metadata.adopt(self.shadowed, "k", large(b"adopted"), 1, source)
+        await metadata.put_object(self.shadowed, "whited out", small(b"x"))
+        await metadata.delete_object(self.shadowed, "whited out")
         self.in_plain = self.keys.in_bucket(self.plain.id)
         self.in_versioned = self.keys.in_bucket(self.versioned.id)
         return self
@@ -129,6 +156,27 @@ async def owners_list_with_a_bucket_that_is_not(tr, s):
 @damage("bucket-configs")
 async def configuration_that_the_bucket_does_not_mention(tr, s):
     tr.set(s.keys.config(s.plain.id, "tagging"), b"x")
+
+
+@damage("repolicy-dangling")
+async def policy_of_a_bucket_that_is_not_is_followed(tr, s):
+    tr.set(s.keys.repolicy(bytes(16)), records.repolicy.encode(records.Repolicy("ghost")))
+
+
+@damage("repolicy-forgotten")
+async def nobody_is_to_follow_a_policy(tr, s):
+    tr.set(s.keys.repolicy(s.plain.id), records.repolicy.encode(records.Repolicy("plain")))
+
+
+@damage("repolicy-wrong")
+async def policy_is_followed_under_another_name(tr, s):
+    tr.set(s.keys.repolicy(s.versioned.id), records.repolicy.encode(records.Repolicy("plain")))
+
+
+@damage("repolicy-wrong")
+async def policy_is_followed_among_rows_of_another_bucket(tr, s):
+    after = s.in_plain.current.key("small").removeprefix(s.keys.prefix)
+    tr.set(s.keys.repolicy(s.versioned.id), records.repolicy.encode(records.Repolicy("versioned", after)))
 
 
 @damage("bucket-name", mended=False)
@@ -220,8 +268,8 @@ async def content_that_nothing_is_owed_about(tr, s):
         if item.task == "reclaim":
             zone = item_zone(s, key)
             tr.clear(key)
-            tr.add(s.keys.queue_count(zone, item.task, "waiting"), -1)
-            tr.clear(s.keys.queue_due_key(zone, item.priority, item.vesting_ns, item_id_of(s, key)))
+            owed.count(tr, s.metadata.context, zone, item.task, dropped=1)
+            tr.clear(owed.due_key(s.metadata.context, zone, item_id_of(s, key), item))
 
 
 def item_zone(s, key):
@@ -255,7 +303,7 @@ async def blob_dead_though_in_use(tr, s):
     raw = await tr.get(s.keys.blob(s.large.content))
     dead = msgspec.structs.replace(records.blob.decode(raw), state=DEAD)
     tr.set(s.keys.blob(s.large.content), records.blob.encode(dead))
-    await blobs.owe_blob(tr, s.metadata.context, b"", b"", s.large.content)
+    await blobs.owe_blob(tr, s.metadata.context, b"n" * 16, b"", s.large.content)
 
 
 @damage("parts-missing", "blob-leaked", mended=False)
@@ -301,6 +349,57 @@ async def home_row_of_another_node(tr, s):
 async def home_rows_of_nodes_that_are_about_to_be_and_were_homes(tr, s):
     tr.set(s.keys.home(b"p" * 16, s.large.content), b"")
     tr.set(s.keys.home(b"l" * 16, s.large.content), b"")
+
+
+@damage("elsewhere-missing")
+async def place_at_the_backing_origin_lost(tr, s):
+    tr.clear(s.keys.elsewhere(s.there.content))
+
+
+@damage("elsewhere-missing", mended=False)
+async def place_at_the_shadow_lost(tr, s):
+    tr.clear(s.keys.elsewhere(s.adopted.content))
+
+
+@damage("elsewhere-dangling")
+async def place_of_a_blob_that_is_not(tr, s):
+    row = records.Elsewhere(s.backed.backing, "key", "etag")
+    tr.set(s.keys.elsewhere(b"o" * 16), records.elsewhere.encode(row))
+
+
+@damage("elsewhere-stray", mended=False)
+async def place_that_its_content_does_not_know(tr, s):
+    row = records.Elsewhere(s.backed.backing, "key", "etag")
+    tr.set(s.keys.elsewhere(s.newest.content), records.elsewhere.encode(row))
+
+
+@damage("write-back-forgotten")
+async def write_back_that_nothing_owes(tr, s):
+    zone = owed.zone_of(s.metadata.context.home.node, s.backed.id)
+    assert await overseeing.drop(tr, s.metadata.context, zone, owed.item_id("write_back", s.waiting.content))
+
+
+@damage("content-homeless", "home-dangling", mended=False)
+async def homes_lost(tr, s):
+    row = s.keys.content(s.newest.content)
+    content = records.content.decode(await tr.get(row))
+    tr.set(row, records.content.encode(msgspec.structs.replace(content, homes=())))
+
+
+@damage("origin-missing", mended=False)
+async def origin_lost(tr, s):
+    tr.clear(s.keys.origin(s.backed.backing))
+    tr.clear(s.keys.origin(s.shadowed.shadow))
+
+
+@damage("origin-wrong", mended=False)
+async def origin_under_another_id(tr, s):
+    tr.set(s.keys.origin(b"o" * 16), await tr.get(s.keys.origin(s.backed.backing)))
+
+
+@damage("whiteout-orphan")
+async def whiteout_of_a_bucket_that_is_gone(tr, s):
+    tr.set(s.keys.in_bucket(b"z" * 16).whiteout.key("k"), b"")
 
 
 @damage("node-wrong", mended=False)
@@ -414,7 +513,7 @@ async def queue_item_without_its_index(tr, s):
 
 @damage("due-dangling")
 async def index_without_its_queue_item(tr, s):
-    tr.set(s.keys.queue_due_key(b"zone", 0, 5, b"i" * 16), b"")
+    tr.set(s.keys.queue_due_key(b"zone", 0, 5, 0, b"i" * 16), b"")
 
 
 @damage("zone-unmarked", beside={"pointer-unmarked"})
@@ -428,8 +527,9 @@ async def pointer_of_no_zone(tr, s):
 
 
 async def first_pointer(tr, s):
-    key, value = await first_row(tr, s.keys.queue_pointers)
-    return unpack_bytes(key, len(s.keys.queue_pointers))[0], records.pointer.decode(value)
+    """Of the zone in which a blob is owed that was never committed."""
+    zone = owed.zone_of(s.metadata.context.home.node, b"")
+    return zone, records.pointer.decode(await tr.get(s.keys.queue_pointer(zone)))
 
 
 @damage("pointer-missing", "top-dangling")
@@ -475,16 +575,43 @@ async def pointer_late_though_its_mark_defers_nothing(tr, s):
     tr.set(s.keys.queue_zone(zone), b"")
 
 
-@damage("zone-count")
+@damage("zone-count", beside={"zone-sum"})
 async def zone_count_wrong(tr, s):
     zone, _ = await first_pointer(tr, s)
-    tr.add(s.keys.queue_count(zone, "reclaim", "waiting"), 3)
+    tr.add(s.keys.queue_count(zone, "reclaim", "enqueued"), 3)
 
 
-@damage("zone-count")
+@damage("zone-count", beside={"zone-sum"})
+async def zone_count_of_leased_items_wrong(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_count(zone, "reclaim", "begun"), 1)
+
+
+@damage("zone-count", beside={"zone-sum"})
 async def zone_count_of_dead_letters_wrong(tr, s):
     zone, _ = await first_pointer(tr, s)
     tr.add(s.keys.queue_count(zone, "reclaim", "dead"), 1)
+
+
+@damage("zone-sum")
+async def sums_of_zones_wrong(tr, s):
+    zone, _ = await first_pointer(tr, s)
+    tr.add(s.keys.queue_sum(owed.destination_of(zone), "reclaim", "enqueued", 0), -2)
+    tr.add(s.keys.queue_sum(owed.destination_of(zone), "never owed", "failing", 3), 1)
+
+
+@damage("failing-dangling")
+async def listed_as_failing_and_is_not(tr, s):
+    tr.set(s.keys.queue_failing_key(b"zone", 5, b"i" * 16), b"")
+
+
+@damage("failing-unindexed")
+async def failing_and_not_listed(tr, s):
+    rows = await tr.get_range(*subspace(s.keys.queue_items), limit=1)
+    ((key, value),) = rows
+    zone, item = item_zone(s, key), records.item.decode(value)
+    owed.put_item(tr, s.metadata.context, zone, item_id_of(s, key), item, msgspec.structs.replace(item, attempts=1))
+    tr.clear(s.keys.queue_failing_key(zone, item.enqueued_ns, item_id_of(s, key)))
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -638,6 +765,39 @@ def test_a_file_that_no_row_knows_goes(tmp_path):
         assert finding.repaired
         assert stored_files(tmp_path / "cache") == kept
         assert await findings(metadata, blocks) == []
+
+    with_files(tmp_path, story)
+
+
+@pytest.mark.parametrize("moves", ["", "pending", "leaving"])
+def test_a_live_file_that_is_not_for_this_node_to_hold_becomes_cache(tmp_path, moves):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        await stored(metadata, blocks, bucket, "ours", b"o" * 1000)
+        stray = (await stored(metadata, blocks, bucket, "k", b"d" * 200_000)).content
+        keys, other, own = metadata.context.keys, records.Home("there", b"n" * 16), metadata.context.home
+
+        async def move(tr):
+            content = records.content.decode(await tr.get(keys.content(stray)))
+            content = msgspec.structs.replace(content, homes=(other,), **({moves: (own,)} if moves else {}))
+            tr.set(keys.content(stray), records.content.encode(content))
+            tr.set(keys.blob(stray), records.blob.encode(records.Blob(records.LIVE, stray, 0, 200_000, other.node)))
+            tr.clear(keys.home(own.node, stray))
+            tr.set(keys.home(other.node, stray), b"")
+
+        await metadata.engine.transact(move)
+        if moves:
+            assert await findings(metadata, blocks) == []
+            return
+        (finding,) = await findings(metadata, blocks)
+        assert (finding.kind, finding.key, finding.repairable) == ("file-stray", stray.hex(), True)
+        (finding,) = await findings(metadata, blocks, repair=True)
+        assert finding.repaired
+        assert await findings(metadata, blocks) == [], "it is owed"
+        metadata.engine.clock.advance(2 * metadata.context.grace_ns)
+        await reclaim_due(metadata, blocks)
+        assert await findings(metadata, blocks) == []
+        assert not [path for path in stored_files(tmp_path / "cache") if stray.hex() in path.name]
 
     with_files(tmp_path, story)
 

@@ -25,6 +25,9 @@ def test_items_flow_and_are_timed(kind: str) -> None:
             wait = await queue.wait(next(urls), seconds=0.4, large=500)
             assert 0 < wait.p50_ms <= wait.p99_ms
             assert wait.others > 0
+            if kind == "sqlite":
+                away = await queue.wait(next(urls), 0.4, 0, "?round-trip=10ms", 0.2)
+                assert away.p50_ms > 70  # seven round trips
 
     asyncio.run(main())
 

@@ -127,16 +127,16 @@ class Rows:
                 self.dead_letters[two(key, keys.queue_dead)] = item_codec.decode(value)
             elif key.startswith(keys.queue_due):
                 zone, at = unpack_bytes(key, len(keys.queue_due))
-                _, at = unpack_int(key, at)
-                _, at = unpack_int(key, at)
+                for _ in range(3):
+                    _, at = unpack_int(key, at)
                 self.due.add((zone, unpack_bytes(key, at)[0]))
             elif key.startswith(keys.queue_zones):
                 self.zones.add(unpack_bytes(key, len(keys.queue_zones))[0])
             elif key.startswith(keys.queue_counts):
                 zone, at = unpack_bytes(key, len(keys.queue_counts))
                 _, at = unpack_text(key, at)
-                if unpack_text(key, at)[0] == "waiting":
-                    self.depths[zone] = self.depths.get(zone, 0) + int.from_bytes(value, "little", signed=True)
+                sign = {"enqueued": 1, "done": -1, "dropped": -1}.get(unpack_text(key, at)[0], 0)
+                self.depths[zone] = self.depths.get(zone, 0) + sign * int.from_bytes(value, "little", signed=True)
             elif key.startswith(keys.queue_pointers):
                 zone, _ = unpack_bytes(key, len(keys.queue_pointers))
                 self.pointers[zone] = pointer_codec.decode(value)
@@ -238,7 +238,7 @@ def complaints_of(rows: Rows, node_id: bytes) -> Iterable[str]:
     if not homes <= rows.homes:
         yield f"homes: {_difference(rows.homes, homes)}"
     for _, content_id in rows.homes - homes:
-        if content_id not in rows.contents:
+        if content_id not in rows.contents and content_id not in rows.uploads:
             yield f"home of a content {content_id.hex()} that is not there"
     for blob_id, (content_id, number, size) in wanted.items():
         blob = rows.blobs.get(blob_id)

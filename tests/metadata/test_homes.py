@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.kv.memory_engine import MemoryEngine, RandomFaults
+from tests.kv.memory_engine import RandomFaults
 from tests.metadata.nodes import (
     ALIVE,
     add_home,
@@ -27,16 +27,15 @@ from tests.metadata.nodes import (
     reclaim,
     rows_left,
 )
-from tests.metadata.world import blob_id, large, listed, no_combine, no_composite, part
+from tests.metadata.world import blob_id, both_engines, large, listed, no_combine, no_composite, open_kind, part
 from tigrislike.admin.fsck import fsck
-from tigrislike.metadata import BlobDead, Bucket, Metadata, Part, UploadDraft, copy_draft, homes, owed
-from tigrislike.metadata.errors import ContentGone
-from tigrislike.metadata.homes import HOLD, RELEASE, REPLICATE, region_destination
-from tigrislike.metadata.kv import open_engine
-from tigrislike.metadata.records import DEAD, LIVE, Content
+from tigrislike.metadata import BlobDead, Bucket, Metadata, Part, UploadDraft, copy_draft, homes, owed, placing
+from tigrislike.metadata.errors import ContentGone, HomesLacking, NoSuchKey
+from tigrislike.metadata.homes import AHEAD_NS, HOLD, RELEASE, REPLICATE, region_destination
+from tigrislike.metadata.placing import Alive, ranked
+from tigrislike.metadata.records import DEAD, LIVE, Content, Home, Item
 
 every_seed = pytest.mark.parametrize("seed", range(30))
-on_each = pytest.mark.parametrize("kind", ["memory", "sqlite"])
 
 Nodes = list[Metadata]
 ONE = blob_id(b"one")
@@ -44,15 +43,9 @@ ONE = blob_id(b"one")
 
 def play(kind: str, folder: Path, story: Callable[[Nodes], Awaitable[Any]], *, seed: int | None = None) -> Any:
     async def main() -> Any:
-        if kind == "memory":
-            faults = RandomFaults(seed) if seed is not None else None
-            engine: Any = MemoryEngine(seed=seed or 0, faults=faults)
-        else:
-            engine = await open_engine(f"sqlite://{folder / 'metadata.db'}")
-        try:
+        faults = RandomFaults(seed) if seed is not None else None
+        async with open_kind(kind, folder, seed=seed or 0, faults=faults) as engine:
             return await story(await open_nodes(engine))
-        finally:
-            await engine.close()
 
     return asyncio.run(main())
 
@@ -71,6 +64,11 @@ async def sound(metadata: Metadata) -> None:
     assert [finding async for finding in fsck(metadata, pause_s=0)] == []
 
 
+async def items_of(metadata: Metadata) -> list[Item]:
+    zones = await metadata.queue.zones()
+    return [item for zone in zones for _, item in await metadata.queue.items(zone)]
+
+
 async def become_home(metadata: Metadata, content_id: bytes = ONE) -> None:
     assert await metadata.begin_home(content_id) is not None
     assert await add_home(metadata, content_id) is not None
@@ -79,7 +77,7 @@ async def become_home(metadata: Metadata, content_id: bytes = ONE) -> None:
 # --- one after the other
 
 
-@on_each
+@both_engines
 def test_a_home_is_announced_recorded_and_given_up(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -115,7 +113,7 @@ def test_a_home_is_announced_recorded_and_given_up(kind: str, tmp_path: Path) ->
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_left_half_way_may_become_a_home_again(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -133,7 +131,7 @@ def test_who_left_half_way_may_become_a_home_again(kind: str, tmp_path: Path) ->
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_what_is_gone_has_no_homes(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -161,7 +159,7 @@ def test_what_is_gone_has_no_homes(kind: str, tmp_path: Path) -> None:
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_the_contents_of_a_node_are_listed_in_pages(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, *_ = nodes
@@ -181,7 +179,7 @@ def test_the_contents_of_a_node_are_listed_in_pages(kind: str, tmp_path: Path) -
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_write_under_a_policy_owes_each_region_a_home_and_the_last_one_releases_what_is_outside(
     kind: str, tmp_path: Path
 ) -> None:
@@ -204,17 +202,17 @@ def test_a_write_under_a_policy_owes_each_region_a_home_and_the_last_one_release
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_a_copy_into_a_bucket_of_another_policy_is_wanted_there_too(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, *_ = nodes
         source = await bucket_of(first, "iad")
-        target = await bucket_of(first, "ams", "homes=3", "target")
+        target = await bucket_of(first, "ams", name="target")
         await first.put_object(source, "k", large(b"one"))
         assert await owed_now(first) == set()
         await first.copy_object((source, "k", None), None, target, "c", copy_draft)
         content = await content_of(first)
-        assert (content.regions, content.copies, content.homes) == (("iad", "ams"), 3, (home(0),))
+        assert (content.regions, content.copies, content.homes) == (("iad", "ams"), 1, (home(0),))
         assert await owed_now(first) == {(region_destination("ams"), REPLICATE, ONE)}
         await first.copy_object((source, "k", None), None, target, "d", copy_draft)
         assert await content_of(first) == content
@@ -223,7 +221,136 @@ def test_a_copy_into_a_bucket_of_another_policy_is_wanted_there_too(kind: str, t
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
+@pytest.mark.parametrize(
+    ("policy", "durability", "others", "enough"),
+    [
+        ("", "homes=2", (), False),
+        ("", "homes=2", (1,), True),
+        ("", "homes=3", (1,), False),
+        ("", "homes=2", (4,), False),  # a node that is dead
+        ("sjc,ams", "local", (), False),
+        ("sjc,ams", "local", (3,), False),  # one may be outside, not two
+        ("sjc,ams", "local", (3, 2), True),
+        ("ams", "homes=2", (2,), True),
+        ("ams", "local", (), True),  # it is owed one, and keeps nobody waiting
+    ],
+)
+def test_bytes_are_shared_once_they_are_on_as_many_nodes_as_a_write_would_bring_them_to(
+    kind: str, tmp_path: Path, policy: str, durability: str, others: tuple[int, ...], enough: bool
+) -> None:
+    async def story(nodes: Nodes) -> None:
+        first, *_ = nodes
+        source = await bucket_of(first, name="source")
+        held_by = tuple(home(each) if each < 4 else Home("ams", node_id(each)) for each in others)
+        await first.put_object(source, "k", large(b"one", others=held_by))
+        before = await content_of(first)
+        target = await bucket_of(first, policy, durability)
+        upload = await Multipart.create(first, target)
+
+        async def copy() -> None:
+            await first.copy_object((source, "k", None), None, target, "c", copy_draft, alive=ALIVE)
+
+        if enough:
+            await copy()
+            await upload.complete(first, await upload.slice(first, 1, ONE))
+            await first.head_object(target, "c")
+            content = await content_of(first)
+            wanted = placing.wanted(target, first.regions)
+            assert (content.homes, content.regions, content.copies, content.backing) == (before.homes, *wanted)
+        else:
+            for share in (copy(), upload.slice(first, 1, ONE)):
+                with pytest.raises(HomesLacking) as refused:
+                    await share
+                assert refused.value.contents == ((ONE, before.size),)
+                assert refused.value.copies == placing.wanted(target, first.regions).copies
+            assert await content_of(first) == before
+            with pytest.raises(NoSuchKey):
+                await first.head_object(target, "c")
+        await sound(first)
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_what_lends_shared_bytes_parts_has_to_be_on_as_many_nodes_too(kind: str, tmp_path: Path) -> None:
+    async def story(nodes: Nodes) -> None:
+        first, second, *_ = nodes
+        source = await bucket_of(first, name="source")
+        await first.put_object(source, "k", large(b"one"))
+        slices = await Multipart.create(first, source)
+        content = await slices.complete(first, await slices.slice(first, 1, ONE))
+        again = await Multipart.create(first, source)
+        await again.complete(first, await again.slice(first, 1, slices.content_id))
+        target = await bucket_of(first, durability="homes=2")
+        with pytest.raises(HomesLacking) as refused:
+            await first.copy_object((source, "m", None), None, target, "c", copy_draft, alive=ALIVE)
+        everything = {slices.content_id: content.size, again.content_id: content.size, ONE: large(b"one").size}
+        assert dict(refused.value.contents) == everything
+        for each in everything:
+            await become_home(second, each)
+        await first.copy_object((source, "m", None), None, target, "c", copy_draft, alive=ALIVE)
+        assert {(await content_of(first, each)).copies for each in everything} == {2}
+        # A home of what lends it parts may have gone since a part was taken.
+        upload = await Multipart.create(first, target)
+        sent = await upload.slice(first, 1, ONE)
+        dead = {node: region for node, region in ALIVE.items() if node != node_id(1)}
+        with pytest.raises(HomesLacking):
+            await upload.complete(first, sent, alive=dead)
+        await upload.complete(first, sent)
+        await sound(first)
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_an_upload_from_before_its_bucket_wanted_more_homes_is_owed_them(kind: str, tmp_path: Path) -> None:
+    async def story(nodes: Nodes) -> None:
+        first, *_ = nodes
+        upload = await Multipart.create(first, await bucket_of(first))
+        sent = await upload.put(first, 1)
+        await first.change_bucket("bucket", durability="homes=3")
+        await upload.complete(first, sent)
+        others = ranked(upload.content_id, [node for node in ALIVE if node != node_id(0)])
+        assert await owed_now(first) == {(node, HOLD, upload.content_id) for node in others[:2]}
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_a_home_gained_ahead_of_a_write_is_finished_by_others_and_given_up_where_nothing_wants_it(
+    kind: str, tmp_path: Path
+) -> None:
+    async def story(nodes: Nodes) -> None:
+        first, second, *_ = nodes
+        await first.put_object(await bucket_of(first), "k", large(b"one"))
+        began_ns = first.now_ns()
+        assert await second.begin_home(ONE, ahead=True) is not None
+        assert await owed_now(first) == {(node_id(1), HOLD, ONE), (node_id(1), RELEASE, ONE)}
+        vesting = {item.task: item.vesting_ns - began_ns for item in await items_of(first)}
+        assert AHEAD_NS <= vesting[HOLD] < 1.5 * AHEAD_NS < 2 * AHEAD_NS <= vesting[RELEASE]
+        await add_home(second, ONE)
+        assert await second.begin_home(ONE, ahead=True) is None
+        await sound(first)
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_who_gave_a_home_up_meanwhile_does_not_record_it(kind: str, tmp_path: Path) -> None:
+    async def story(nodes: Nodes) -> None:
+        first, second, *_ = nodes
+        await first.put_object(await bucket_of(first), "k", large(b"one"))
+        await become_home(second)
+        assert await add_home(second, ONE) is not None, "another run has"
+        assert await second.drop_home(ONE, ALIVE)
+        assert await add_home(second, ONE) is None
+        assert (await content_of(first)).homes == (home(0),)
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
 def test_a_copy_that_was_committed_without_a_node_is_not_for_it_to_keep(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -245,7 +372,7 @@ def test_a_copy_that_was_committed_without_a_node_is_not_for_it_to_keep(kind: st
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_whoever_may_have_bytes_of_a_dead_content_is_told(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -272,7 +399,7 @@ def test_whoever_may_have_bytes_of_a_dead_content_is_told(kind: str, tmp_path: P
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_has_no_bytes_asks_one_who_has_to_reclaim(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes
@@ -308,11 +435,17 @@ class Multipart:
 
     async def slice(self, metadata: Metadata, number: int, source: bytes) -> Part:
         sent = replace(part(number, source), source=source)
-        return await metadata.put_part(self.bucket, "m", self.upload_id, sent)
+        return await metadata.put_part(self.bucket, "m", self.upload_id, sent, alive=ALIVE)
 
-    async def complete(self, metadata: Metadata, *parts: Part) -> Content:
+    async def complete(self, metadata: Metadata, *parts: Part, alive: Alive = ALIVE) -> Content:
         await metadata.complete_upload(
-            self.bucket, "m", self.upload_id, listed(*parts), combine=no_combine, composite=no_composite
+            self.bucket,
+            "m",
+            self.upload_id,
+            listed(*parts),
+            combine=no_combine,
+            composite=no_composite,
+            alive=alive,
         )
         return await content_of(metadata, self.content_id)
 
@@ -323,7 +456,7 @@ class Multipart:
         return tuple(each.node for each in found.homes)
 
 
-@on_each
+@both_engines
 def test_parts_on_several_nodes_are_found_where_they_are_and_gathered(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -358,7 +491,7 @@ def test_parts_on_several_nodes_are_found_where_they_are_and_gathered(kind: str,
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_who_holds_every_part_is_a_whole_home(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes
@@ -375,7 +508,7 @@ def test_who_holds_every_part_is_a_whole_home(kind: str, tmp_path: Path) -> None
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 @pytest.mark.parametrize("end", ["replaced", "not listed"])
 def test_every_copy_of_a_part_that_is_not_used_is_owed(kind: str, tmp_path: Path, end: str) -> None:
     async def story(nodes: Nodes) -> None:
@@ -399,7 +532,7 @@ def test_every_copy_of_a_part_that_is_not_used_is_owed(kind: str, tmp_path: Path
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_an_aborted_upload_is_reclaimed_wherever_its_parts_are(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, fourth = nodes
@@ -425,19 +558,23 @@ def test_an_aborted_upload_is_reclaimed_wherever_its_parts_are(kind: str, tmp_pa
     play(kind, tmp_path, story)
 
 
-@on_each
+@both_engines
 def test_what_slices_are_of_is_wanted_where_the_whole_is(kind: str, tmp_path: Path) -> None:
     async def story(nodes: Nodes) -> None:
         first, second, third, _ = nodes
-        await second.put_object(await bucket_of(first, "", name="source"), "k", large(b"one"))
-        upload = await Multipart.create(first, await bucket_of(first, "ams", "homes=2"))
+        await second.put_object(await bucket_of(first, "", name="source"), "k", large(b"one", others=(home(0),)))
+        upload = await Multipart.create(first, await bucket_of(first, "ams,sjc", "homes=2"))
         parts = [await upload.slice(first, 1, ONE), await upload.slice(first, 2, ONE)]
         content = await upload.complete(first, *parts)
-        assert (content.homes, content.regions, content.copies) == ((home(0),), ("ams",), 2)
+        assert (content.homes, content.regions, content.copies) == ((home(0),), ("ams", "sjc"), 2)
         source = await content_of(first)
-        assert (source.homes, source.regions, source.copies) == ((home(1),), ("ams",), 2)
-        ams = region_destination("ams")
-        assert await owed_now(first) == {(ams, REPLICATE, ONE), (ams, REPLICATE, upload.content_id)}
+        assert (source.homes, source.regions, source.copies) == ((home(1), home(0)), ("ams", "sjc"), 2)
+        ams, sjc = region_destination("ams"), region_destination("sjc")
+        assert await owed_now(first) == {
+            (ams, REPLICATE, ONE),
+            (ams, REPLICATE, upload.content_id),
+            (sjc, REPLICATE, upload.content_id),
+        }
         assert await third.begin_home(upload.content_id) == homes.Held((), (ONE,)), "it has no bytes of its own"
         await sound(first)
 

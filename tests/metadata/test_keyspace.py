@@ -108,7 +108,7 @@ def test_rows_are_the_documented_tuples(bucket_id, key, content_id):
     assert tuple_of(space.bucket.key(key)) == ("bucket", key)
     assert tuple_of(space.home(bucket_id, content_id)) == ("home", bucket_id, content_id)
     node, zone = bucket_id, bucket_id + content_id
-    assert tuple_of(space.queue_due_key(zone, 1, 77, content_id)) == ("queue", "due", zone, 1, 77, content_id)
+    assert tuple_of(space.queue_due_key(zone, 1, 77, 9, content_id)) == ("queue", "due", zone, 1, 77, 9, content_id)
     begin, end = space.ref_range(content_id)
     assert begin <= space.ref(content_id, bytes(16)) < end
     assert tuple_of(space.queue_pointer(zone)) == ("queue", "pointer", zone)
@@ -120,5 +120,5 @@ def test_rows_are_the_documented_tuples(bucket_id, key, content_id):
     assert begin <= space.queue_top(node, 77, b"\xff" * 32) < space.queue_top_until(node, 77)
     assert space.queue_top(node, 78, b"") > space.queue_top_until(node, 77)
     begin, _ = space.queue_due_range(zone, 1)
-    assert begin <= space.queue_due_key(zone, 1, 77, b"\xff" * 16) < space.queue_due_until(zone, 1, 77)
-    assert space.queue_due_key(zone, 1, 78, b"") > space.queue_due_until(zone, 1, 77)
+    assert begin <= space.queue_due_key(zone, 1, 77, 2**62, b"\xff" * 16) < space.queue_due_until(zone, 1, 77)
+    assert space.queue_due_key(zone, 1, 78, 0, b"") > space.queue_due_until(zone, 1, 77)

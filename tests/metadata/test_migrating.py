@@ -12,7 +12,7 @@ from tests.metadata.queueing import take_all
 from tests.metadata.world import NODE, both_engines, dump, found, play
 from tigrislike.admin.fsck import fsck
 from tigrislike.metadata import Metadata, migrating, owed, records
-from tigrislike.metadata.keyspace import pack_bytes, subspace
+from tigrislike.metadata.keyspace import pack_bytes, pack_int, subspace
 from tigrislike.metadata.kv import ManualClock
 from tigrislike.metadata.migrating import FORMAT
 from tigrislike.metadata.records import Counts
@@ -28,7 +28,8 @@ async def plant_format_1(metadata: Metadata, now_ns: int) -> None:
     def put(tr: Any, zone: bytes, item: records.Item) -> None:
         id_ = owed.item_id(item.task, item.subject)
         tr.set(keys.queue_item(zone, id_), records.item.encode(item))
-        tr.set(keys.queue_due_key(zone, item.priority, item.vesting_ns, id_), b"")
+        order = pack_int(item.priority) + pack_int(item.vesting_ns)
+        tr.set(keys.queue_due + pack_bytes(zone) + order + pack_bytes(id_), b"")
         tr.add(keys.queue_counts + pack_bytes(zone), 1)
 
     async def plant(tr: Any) -> None:
@@ -60,7 +61,7 @@ def test_every_zone_gets_a_pointer_and_counters_by_task(kind: str, tmp_path: Any
         assert metadata.cluster.format == FORMAT
         assert [finding async for finding in fsck(metadata, pause_s=0) if finding.kind != "content-leaked"] == []
         assert (await metadata.queue.peek(NODE)).zones == ZONES
-        assert await metadata.queue.counts(ZONES[0]) == {"reclaim": Counts(waiting=2, enqueued=2)}
+        assert await metadata.queue.counts(ZONES[0]) == {"reclaim": Counts(waiting=2, enqueued=2, leased=1)}
         assert await metadata.queue.counts(ZONES[1]) == {"reclaim_blob": Counts(waiting=1, enqueued=1, dead=1)}
         assert await metadata.queue.counts(ZONES[2]) == {}
         rows = await dump(metadata)
@@ -93,10 +94,10 @@ def test_a_migration_cut_off_anywhere_is_taken_up_again(kind: str, tmp_path: Any
         real = migrating._give_pointer
         for left in (0, 1, 2):
 
-            async def give_some(tr: Any, ctx: Any, zone: bytes, *tasks: Any, left: int = left) -> None:
+            async def give_some(tr: Any, ctx: Any, zone: bytes, tally: Any, left: int = left) -> None:
                 if zone >= ZONES[left]:
                     raise ConnectionResetError
-                await real(tr, ctx, zone, *tasks)
+                await real(tr, ctx, zone, tally)
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(migrating, "_give_pointer", give_some)
@@ -104,10 +105,10 @@ def test_a_migration_cut_off_anywhere_is_taken_up_again(kind: str, tmp_path: Any
                     await found(metadata.engine)
         assert (await found(metadata.engine)).cluster.format == FORMAT
         assert (await metadata.queue.peek(NODE)).zones == ZONES
-        assert (await metadata.queue.counts(ZONES[0])) == {"reclaim": Counts(waiting=2, enqueued=2)}
+        assert (await metadata.queue.counts(ZONES[0])) == {"reclaim": Counts(waiting=2, enqueued=2, leased=1)}
         # Who comes late with what it has counted changes nothing.
         before = await dump(metadata)
-        await metadata.engine.transact(migrating._give_pointer, fresh, ZONES[0], {}, {})
+        await metadata.engine.transact(migrating._give_pointer, fresh, ZONES[0], {})
         assert (await migrating.migrate(metadata.engine, fresh)).format == FORMAT
         assert await dump(metadata) == before
 
@@ -132,9 +133,10 @@ def test_a_sealed_store_is_read_as_it_is_and_migrated_when_it_is_opened_again(ki
 
 def test_a_zone_with_more_items_than_a_page_is_counted(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrating, "_PAGE", 1)
+    monkeypatch.setattr(migrating, "_MOVED", 1)
 
     async def story(metadata: Metadata, clock: ManualClock) -> None:
-        assert await metadata.queue.counts(ZONES[0]) == {"reclaim": Counts(waiting=2, enqueued=2)}
+        assert await metadata.queue.counts(ZONES[0]) == {"reclaim": Counts(waiting=2, enqueued=2, leased=1)}
         assert (await metadata.queue.peek(NODE)).zones == ZONES
         begin, end = subspace(metadata.context.keys.queue_zones)
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from tests import clusters
-from tests.kv.memory_engine import MemoryEngine
+from tests.kv.memory_engine import MemoryEngine, RandomFaults
 from tigrislike.metadata import CompletedPart, Draft, Extent, MasterKey, Metadata, Part
 from tigrislike.metadata.kv import Engine, ManualClock, open_engine
 
@@ -26,24 +26,37 @@ MIB = 1024**2
 both_engines = pytest.mark.parametrize("kind", ["memory", "sqlite", pytest.param("fdb", marks=pytest.mark.fdb)])
 """All three: FoundationDB where a cluster answers."""
 
+both_engines_at_length = pytest.mark.parametrize(
+    "kind", ["memory", "sqlite", pytest.param("fdb", marks=[pytest.mark.fdb, pytest.mark.slow])]
+)
+"""The same, for stories of many transactions: on FoundationDB they are left to `make test-fdb`."""
+
+
+@asynccontextmanager
+async def open_kind(
+    kind: str, folder: Path, *, clock: ManualClock | None = None, seed: int = 0, faults: RandomFaults | None = None
+) -> AsyncIterator[Engine]:
+    """The engine `kind`, over what the same folder had before; faults are the one in memory's alone."""
+    engine: Engine
+    if kind == "memory":
+        engine = MemoryEngine(seed=seed, clock=clock, faults=faults)
+    elif kind == "fdb":
+        engine = await open_engine(clusters.url_for(folder), clock=clock)
+    else:
+        engine = await open_engine(f"sqlite://{folder / 'metadata.db'}", clock=clock)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
 
 @asynccontextmanager
 async def open_world(
     kind: str, folder: Path, *, clock: ManualClock | None = None, seed: int = 0, grace_s: float = 3600
 ) -> AsyncIterator[Metadata]:
     """A store founded (or opened again) on the engine `kind`."""
-    clock = clock or ManualClock()
-    engine: Engine
-    if kind == "memory":
-        engine = MemoryEngine(seed=seed, clock=clock)
-    elif kind == "fdb":
-        engine = await open_engine(clusters.url_for(folder), clock=clock)
-    else:
-        engine = await open_engine(f"sqlite://{folder / 'metadata.db'}", clock=clock)
-    try:
+    async with open_kind(kind, folder, clock=clock or ManualClock(), seed=seed) as engine:
         yield await found(engine, grace_s=grace_s)
-    finally:
-        await engine.close()
 
 
 async def found(engine: Engine, *, grace_s: float = 3600, master: MasterKey = MASTER) -> Metadata:

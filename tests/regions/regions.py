@@ -1,9 +1,10 @@
 """Nodes in several regions over one database, as processes of their own, and everything that can befall them.
 
 A node's name begins with its region's: "a", or "a1" and "a2". The nodes speak to each other through a link
-(`lab/link.py`), which tells regions apart by the address that their connections come from; clients speak to the nodes
-past it. All share one SQLite file, from which a region can be cut off, and each has its own data directory and address,
-which it keeps when it is killed, emptied and started again, and a wall clock of its own (`stepped_node.py`).
+(`lab/link.py`), which tells regions apart by the address that their connections come from, or by the network namespace;
+clients speak to the nodes past it. All share one database of the engine under test, from which a region can be cut off
+(`lab/database.py`), and each has its own data directory and address, which it keeps when it is killed, emptied and
+started again, and a wall clock of its own (`stepped_node.py`).
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import boto3
+import pytest
 from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lab.database import Cluster, Database, SqliteFile
 from lab.link import call
 from tests.chaos.runs import assert_store_is_whole
 from tests.crash.test_kill import until
-from tests.nodes import RunningNode, start_node
+from tests.nodes import RunningNode, engine_settings, start_node
 from tests.regions import stepped_node
 from tigrislike.metadata import MasterKey, Metadata
 from tigrislike.metadata.errors import MetadataError
@@ -43,6 +46,9 @@ from tigrislike.replication.removing import remove_node
 T = TypeVar("T")
 
 FLAGS = ("--workers=1", "--access-log=off", "--replicate-after=3", "--reclaim-grace=0s", "--sweep-interval=1s")
+
+DATABASE = "database"
+"""The region of the link that the database is in, with no node."""
 
 MOVING_S = 60
 """Within which all nodes that run have been seen to beat."""
@@ -77,6 +83,14 @@ class Regions:
         self._ports = dict(zip(names, ports, strict=False))
         self._link_ports = dict(zip(names, ports[len(names) :], strict=True))
         self._control = directory / "link"
+        self._database: Database
+        if settings := engine_settings(directory / "metadata"):
+            self._database = Cluster(settings["metadata"], DATABASE, self.regions, self._control)
+            self._master_key: Path = settings["master_key_file"]
+        else:
+            self._database = SqliteFile(directory, None, 0)
+            self._master_key = directory / "master.key"
+            MasterKey.create_file(self._master_key)
         self._link = self._start_link()
         for name in names:
             self.set_clock(name, 0)
@@ -84,6 +98,7 @@ class Regions:
     def _start_link(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "lab.link", f"--control={self._control}"]
         command += [f"--region={region}={address}" for region, address in self._addresses.items()]
+        command += [f"--region={DATABASE}=127.0.0.254", *self._database.link_flags]
         command += [
             f"--node={name[0]}=127.0.0.1:{self._link_ports[name]}=127.0.0.1:{self._ports[name]}" for name in self.names
         ]
@@ -97,28 +112,36 @@ class Regions:
             node.kill()
         self._link.kill()
         self._link.communicate()
+        self._database.close()
 
     # --- nodes
 
     def data_dir(self, name: str) -> Path:
         return self.directory / name
 
-    def metadata_url(self, region: str) -> str:
-        return f"sqlite://{self.directory}/metadata.db?cut-while={self._cut_file(region)}"
+    def flags(self, name: str) -> tuple[str, ...]:
+        """Which store a node is of, for `serve` and for other commands."""
+        return (
+            f"--region={name[0]}",
+            f"--metadata={self._database.url_from(name[0])}",
+            f"--master-key-file={self._master_key}",
+        )
 
     def start(self, name: str) -> None:
         """Start a node, where it was before."""
-        self.nodes[name] = start_node(
+        node = start_node(
             self.data_dir(name),
-            f"--region={name[0]}",
-            f"--metadata={self.metadata_url(name[0])}",
+            *self.flags(name),
             f"--port={self._ports[name]}",
             f"--advertise=http://127.0.0.1:{self._link_ports[name]}",
             f"--peer-source-address={self._addresses[name[0]]}",
             *self._flags,
-            command=stepped_node.COMMAND,
+            command=[*self._database.command(name[0]), *stepped_node.COMMAND],
             environment={stepped_node.VARIABLE: str(self._clock_file(name))},
         )
+        if self._database.command(name[0]):
+            node.endpoint = f"http://127.0.0.1:{self._link_ports[name]}"  # the only way in for clients
+        self.nodes[name] = node
 
     def start_all(self) -> None:
         with ThreadPoolExecutor(len(self.names)) as threads:
@@ -181,11 +204,11 @@ class Regions:
                 call(self._control, "partition", source=region, destination=other, **state)
 
     def cut_database(self, region: str) -> None:
-        self._cut_file(region).touch()
+        self._database.cut(region)
 
     def heal(self, region: str) -> None:
         """End both kinds of cuts."""
-        self._cut_file(region).unlink(missing_ok=True)
+        self._database.heal(region)
         for other in self.regions:
             if other != region:
                 call(self._control, "heal", source=region, destination=other)
@@ -194,18 +217,15 @@ class Regions:
         crossed: int = call(self._control, "crossed_bytes", source=source, destination=destination)
         return crossed
 
-    def _cut_file(self, region: str) -> Path:
-        return self.directory / f"cut-{region}"
-
     # --- what the database and the disks say
 
     def ask(self, question: Callable[[Metadata], Awaitable[T]]) -> T:
         """Ask the database itself, from nowhere."""
 
         async def asked() -> T:
-            engine = await open_engine(f"sqlite://{self.directory}/metadata.db")
+            engine = await open_engine(self._database.url)
             try:
-                master = MasterKey.load(None, self.directory / "master.key", create=False)
+                master = MasterKey.read_file(self._master_key)
                 metadata = await Metadata.open(
                     engine, master_key=master, node_id=bytes(16), region="nowhere", reclaim_grace_s=0
                 )
@@ -287,14 +307,17 @@ class Regions:
 
     def assert_whole(self, name: str) -> None:
         """fsck has nothing to say of the database and of a node's disk."""
-        assert_store_is_whole(self.nodes[name], f"--metadata={self.metadata_url(name[0])}", f"--region={name[0]}")
+        assert_store_is_whole(self.nodes[name], *self.flags(name))
 
 
 @contextlib.contextmanager
 def regions(directory: Path, *names: str, flags: Sequence[str] = ()) -> Iterator[Regions]:
     """Nodes that know each other, for the length of a `with` block."""
     directory.mkdir(parents=True, exist_ok=True)
-    store = Regions(directory, names, flags)
+    try:
+        store = Regions(directory, names, flags)
+    except PermissionError as error:
+        pytest.skip(f"regions over FoundationDB take the right to make network namespaces: {error}")
     try:
         store.start_all()
         yield store

@@ -13,8 +13,6 @@ import pytest
 from tests.regions.chaos import Faults, judge, load
 from tests.regions.regions import regions
 
-pytestmark = pytest.mark.sqlite
-
 CLIENTS = 4
 FLAGS = ("--dead-after=6s", "--repair-after=8s", "--queue-item-lease=5s", "--queue-max-back-off=5s")
 

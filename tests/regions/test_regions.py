@@ -16,8 +16,6 @@ from botocore.exceptions import ClientError
 from tests.crash.test_kill import until
 from tests.regions.regions import Regions, create_bucket, read, regions, succeeds
 
-pytestmark = pytest.mark.sqlite
-
 SIZE = 200_000
 PART = 5 << 20
 
@@ -173,6 +171,65 @@ def test_an_acknowledged_write_outlives_the_node_that_took_it(store: Regions) ->
         store.start("a")
         store.meet()
     assert read(store.client("a"), bucket, "key") == (body, "a")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policies", [{"durability": "homes=3"}, {"policy": "b,c"}], ids=["homes=3", "dual"])
+def test_an_acknowledged_copy_outlives_the_nodes_that_had_its_source(store: Regions, policies: dict[str, str]) -> None:
+    s3 = clients(store)
+    source = bucket_of(s3["a"])
+    target = bucket_of(s3["a"], **policies)
+    bodies = {"copied": put_bytes(s3["a"], source, "copied"), "sliced": put_bytes(s3["a"], source, "sliced", PART + 9)}
+    upload = s3["b"].create_multipart_upload(Bucket=target, Key="sliced")["UploadId"]
+    s3["a"].copy_object(Bucket=target, Key="copied", CopySource=f"{source}/copied")
+    taken = s3["b"].upload_part_copy(
+        Bucket=target, Key="sliced", UploadId=upload, PartNumber=1, CopySource=f"{source}/sliced"
+    )
+    parts = [{"PartNumber": 1, "ETag": taken["CopyPartResult"]["ETag"]}]
+    s3["c"].complete_multipart_upload(Bucket=target, Key="sliced", UploadId=upload, MultipartUpload={"Parts": parts})
+    # Held by as many nodes at this moment, not some time later.
+    lost = {"a"} if policies.get("policy") else {"a", "b"}
+    for name in lost:
+        store.kill(name)
+    try:
+        for key, body in bodies.items():
+            assert read(s3["c"], target, key)[0] == body
+    finally:
+        for name in lost:
+            store.start(name)
+        store.meet()
+    for name in "abc":
+        store.assert_whole(name)
+
+
+@pytest.mark.parametrize("policies", [{"durability": "homes=2"}, {"policy": "a,b"}], ids=["homes=2", "dual"])
+def test_too_few_nodes_for_a_copy_refuse_it_until_they_are_back(store: Regions, policies: dict[str, str]) -> None:
+    s3 = clients(store)
+    source = bucket_of(s3["a"])
+    target = bucket_of(s3["a"], **policies)
+    body = put_bytes(s3["a"], source)
+    copy = {"Bucket": target, "Key": "key", "CopySource": f"{source}/key"}
+    upload = s3["a"].create_multipart_upload(Bucket=target, Key="parts")["UploadId"]
+    store.cut("a")
+    try:
+        for request, more in (
+            (s3["a"].copy_object, {}),
+            (s3["a"].upload_part_copy, {"Key": "parts", "UploadId": upload, "PartNumber": 1}),
+        ):
+            with pytest.raises(ClientError) as refused:
+                request(**copy | more)
+            assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
+            assert "nodes that must hold this object" in refused.value.response["Error"]["Message"]
+    finally:
+        store.heal("a")
+    assert read_error(s3["b"], target, "key") == "NoSuchKey"
+    assert "Parts" not in s3["b"].list_parts(Bucket=target, Key="parts", UploadId=upload)
+    s3["a"].copy_object(**copy)
+    placed = store.placed(target, "key")
+    assert placed is not None
+    assert len(placed.nodes) >= 2
+    assert "a" in placed.nodes
+    assert read(s3["c"], target, "key")[0] == body
 
 
 def test_a_region_that_is_cut_off_reads_what_it_has_and_says_who_does_not_answer(store: Regions) -> None:

@@ -18,22 +18,23 @@ from pathlib import Path
 
 from tests.bytecache.blobs import BLOCK, drain
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.world import MASTER, etag_of, open_kind
 from tigrislike.bytecache import BlockStore, BytesError, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.kv import Engine, ManualClock
 from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import Beat, Content, Home, Node
+from tigrislike.replication.backing import NoOrigins
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import Decay
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members
+from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.repair import Drain, Repair
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
-from tigrislike.replication.repolicy import FollowPolicy
+from tigrislike.replication.repair import Drain, Repair, Return
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy, OpenRegion
 from tigrislike.replication.tasks import Task
 
 SECOND = 1_000_000_000
@@ -114,7 +115,7 @@ class ClusterNode:
 class Cluster:
     """The nodes by their names."""
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock, folder: Path) -> None:
+    def __init__(self, engine: Engine, clock: ManualClock, folder: Path) -> None:
         self.engine = engine
         self.clock = clock
         self.wires = Wires()
@@ -143,17 +144,19 @@ class Cluster:
         members = Members(metadata, clock_s=self.now_s)
         source = RemoteSource(metadata, members, self.wires, clock_s=self.now_s)
         blocks.fill_from(source)
-        moving = Moving()
+        moving = Moving(self._folder / name)
         copying = Copying(metadata, blocks, members, moving, _no_limit)
         tasks: list[Task] = [
-            *reclaim_tasks(metadata, blocks),
+            *reclaim_tasks(metadata, blocks, NoOrigins(), moving),
             Replicate(metadata, members, copying),
             Hold(copying),
             Release(metadata, blocks, members, moving),
             Decay(metadata, members),
             Repair(metadata, members),
+            Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
+            OpenRegion(metadata),
         ]
         node = ClusterNode(name, region, metadata, blocks, self._folder / name, members, source, tasks)
         await metadata.join(Node(blocks.node_id, region, f"http://{name}"))
@@ -224,17 +227,18 @@ async def _no_limit(size: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *, seed: int = 0, grace_s: float = 0, **regions: str) -> AsyncIterator[Cluster]:
+async def cluster(
+    folder: Path, *, kind: str = "memory", seed: int = 0, grace_s: float = 0, **regions: str
+) -> AsyncIterator[Cluster]:
     """Nodes by their names, each in its region; they know of each other."""
     clock = ManualClock()
-    engine = MemoryEngine(seed=seed, clock=clock)
-    it = Cluster(engine, clock, folder)
-    try:
-        for name, region in regions.items():
-            await it.add(name, region, grace_s=grace_s)
-        await it.beat(2)
-        yield it
-    finally:
-        for node in it.nodes.values():
-            await node.blocks.aclose()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock, seed=seed) as engine:
+        it = Cluster(engine, clock, folder)
+        try:
+            for name, region in regions.items():
+                await it.add(name, region, grace_s=grace_s)
+            await it.beat(2)
+            yield it
+        finally:
+            for node in it.nodes.values():
+                await node.blocks.aclose()

@@ -21,13 +21,15 @@ from collections.abc import Awaitable, Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from tigrislike.metadata import leasing, overseeing, owed
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.keyspace import Keyspace, unpack_bytes, unpack_int, unpack_text
 from tigrislike.metadata.kv.engine import Ready
 from tigrislike.metadata.kv.limits import added
-from tigrislike.metadata.records import Claimed, Home
+from tigrislike.metadata.records import Claimed, Counts, Home
 from tigrislike.metadata.records import item as item_codec
 from tigrislike.metadata.records import pointer as pointer_codec
 
@@ -420,13 +422,26 @@ class Checker:
             for key, change in changes:
                 if change is None:
                     stored.pop(key, None)
+                elif isinstance(change, int):
+                    stored[key] = added(stored.get(key), change)
                 else:
-                    stored[key] = added(stored.get(key), change) if isinstance(change, int) else change
-            # Nobody but an idle consumer reads the bell, and it only saves waiting.
-            stored.pop(self._ctx.keys.queue_bell(NODE), None)
+                    stored[key] = self._without_tales(key, change)
+            # Nobody but an idle consumer reads the bell, and it only saves waiting; the sums are what is added to the
+            # zone's own counters, and only operators read them.
+            ignored = self._ctx.keys.queue_bell(NODE), self._ctx.keys.queue_sums
+            stored = {key: value for key, value in stored.items() if not key.startswith(ignored)}
             committed = self._number(stored), frozenset(key for key, _ in changes)
             self._committed[rows, number] = committed
         return committed
+
+    def _without_tales(self, key: bytes, value: bytes) -> bytes:
+        """A row less what is only told to operators, and decides nothing: else the same state would be many."""
+        keys = self._ctx.keys
+        if key.startswith(keys.queue_pointers):
+            return pointer_codec.encode(replace(pointer_codec.decode(value), since_ns=0))
+        if key.startswith((keys.queue_items, keys.queue_dead)):
+            return item_codec.encode(replace(item_codec.decode(value), history=()))
+        return value
 
     def _doomed(self, touched: frozenset[bytes], number: int) -> bool:
         doomed = self._dooms.get((touched, number))
@@ -483,7 +498,7 @@ class Checker:
     def check_rows(self, rows: dict[bytes, bytes], now: int) -> None:
         """Items are in order and counted; they have a zone, with one pointer that is in order and not late."""
         keys = self._ctx.keys
-        items, due, counts = {}, set(), {}
+        items, due, failing, counts = {}, set(), set(), {}
         marks, pointers, tops, letters = [], [], [], 0
         for key, value in rows.items():
             if key.startswith(keys.queue_items):
@@ -493,7 +508,12 @@ class Checker:
                 _, at = unpack_bytes(key, len(keys.queue_due))
                 priority, at = unpack_int(key, at)
                 vesting, at = unpack_int(key, at)
-                due.add((unpack_bytes(key, at)[0], priority, vesting))
+                enqueued, at = unpack_int(key, at)
+                due.add((unpack_bytes(key, at)[0], priority, vesting, enqueued))
+            elif key.startswith(keys.queue_failing):
+                _, at = unpack_bytes(key, len(keys.queue_failing))
+                enqueued, at = unpack_int(key, at)
+                failing.add((unpack_bytes(key, at)[0], enqueued))
             elif key.startswith(keys.queue_zones):
                 marks.append(int.from_bytes(value, "big"))
             elif key.startswith(keys.queue_pointers):
@@ -506,9 +526,15 @@ class Checker:
                 counts[unpack_text(key, at)[0]] = int.from_bytes(value, "little", signed=True)
             elif key.startswith(keys.queue_dead):
                 letters += 1
-        _expect(due == {(id_, item.priority, item.vesting_ns) for id_, item in items.items()}, "items are not in order")
-        _expect(counts.get("waiting", 0) == len(items), "waiting items are miscounted")
-        _expect(counts.get("dead", 0) == letters, "dead letters are miscounted")
+        ordered = {(id_, item.priority, item.vesting_ns, item.enqueued_ns) for id_, item in items.items()}
+        _expect(due == ordered, "items are not in order")
+        listed = {(id_, item.enqueued_ns) for id_, item in items.items() if item.attempts}
+        _expect(failing == listed, "failing items are not listed")
+        counted = Counts.of(counts)
+        _expect(counted.waiting == len(items), "waiting items are miscounted")
+        _expect(counted.leased == sum(bool(item.lease) for item in items.values()), "leased items are miscounted")
+        _expect(counted.failing == len(listed), "failing items are miscounted")
+        _expect(counted.dead == letters, "dead letters are miscounted")
         if marks and self.parameters.max_attempts > 1:  # a letter may take another one's place, and is then one
             ended = counts.get("done", 0) + counts.get("dead", 0)
             _expect(counts.get("enqueued", 0) - ended == len(items), "runs are miscounted")

@@ -95,7 +95,7 @@ MUTANTS = {
         owed, "put_pointer", "if old is not None:", "if False:"
     ),
     "an item that moves leaves its old place in the order": Mutant(
-        owed, "put_item", "if old is not None and moved:", "if old is not None and new is None:"
+        owed, "put_item", "if was is not None and was != becomes:", "if was is not None and new is None:"
     ),
     "only the most urgent items keep a zone awake": Mutant(
         leasing,
@@ -127,7 +127,20 @@ MUTANTS = {
         "now_ns + parameters.item_lease_ns",
         world="a holder whose clock is set back",
     ),
-    "what is done still counts as waiting": Mutant(leasing, "finish", "done=1, waiting=-1", "done=1"),
+    "what is done still counts as waiting": Mutant(leasing, "finish", "done=1, ", ""),
+    "what fails stays on the list when it is done": Mutant(
+        owed, "_put_failing", "if was is not None:", "if was is not None and becomes is not None:"
+    ),
+    "a run that is given back counts as under way": Mutant(
+        leasing,
+        "release",
+        "returned=1",
+        "returned=0",
+        world="two consumers that are stopped at one item that recurs",
+    ),
+    "a run counts as begun again when its lease has ended": Mutant(
+        leasing, "claim", "+= not old.lease", "+= 1", world="one who enqueues, a consumer and a collector"
+    ),
     "a retried letter is not announced": Mutant(
         overseeing,
         "retry",

@@ -12,21 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from tests.bytecache.faults import NoSync
-from tests.kv.memory_engine import MemoryEngine
-from tests.metadata.world import MASTER, etag_of
+from tests.metadata.queueing import take_all
+from tests.metadata.world import MASTER, etag_of, open_kind
+from tests.replication.directory_origin import DirectoryOrigin
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BlockStore, MissingBlob, NotAtSource, SourceUnavailable
 from tigrislike.metadata import Bucket, Draft, Metadata
+from tigrislike.metadata import origins as places
 from tigrislike.metadata.homes import ANYBODY, region_destination
-from tigrislike.metadata.kv import ManualClock
-from tigrislike.metadata.records import Beat, Content, Home, Item
+from tigrislike.metadata.kv import Engine, ManualClock
+from tigrislike.metadata.nodes import OPEN_REGION, OPEN_REGION_NS
+from tigrislike.metadata.records import Beat, Content, Home, Item, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
 from tigrislike.replication.membership import BEAT_S, Member, Members
+from tigrislike.replication.moving import Moving
+from tigrislike.replication.origins import Origins
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.remote import RemoteSource
-from tigrislike.replication.replicate import Copying, Hold, Moving, Release, Replicate
+from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
+from tigrislike.replication.repolicy import FollowPolicy
 from tigrislike.replication.tasks import Task
+from tigrislike.replication.write_back import Discard, WriteBack
 
 BLOCK = 64 * 1024
 SECOND = 1_000_000_000
@@ -85,10 +92,13 @@ class Node:
         self.disk = BlockStore.open(root, block_size=BLOCK, fs=NoSync(), reserve_bytes=0)
         self.members = Members(metadata, clock_s=lambda: several.now_s)
         self.peers = Disks(several)
-        self.source = RemoteSource(metadata, self.members, self.peers, clock_s=lambda: several.now_s)
+        self.origins = Origins(metadata, several.origin, clock_s=lambda: several.now_s)
+        self.source = RemoteSource(
+            metadata, self.members, self.peers, origins=self.origins, clock_s=lambda: several.now_s
+        )
         self.blocks.fill_from(self.source)
         self.gate: Callable[[int], Awaitable[None]] = self._count
-        self.moving = Moving()
+        self.moving = Moving(root)
         self.copying = Copying(metadata, self.blocks, self.members, self.moving, lambda count: self.gate(count))
         self.release = Release(metadata, self.blocks, self.members, self.moving)
         self.replicate = Replicate(metadata, self.members, self.copying)
@@ -96,13 +106,17 @@ class Node:
             self.replicate,
             Hold(self.copying),
             self.release,
-            *reclaim_tasks(metadata, self.blocks),
+            *reclaim_tasks(metadata, self.blocks, self.origins, self.moving),
+            WriteBack(metadata, self.blocks, self.members, self.moving, self.origins),
+            Discard(metadata, self.origins),
+            FollowPolicy(metadata, self.members),
         ]
 
     async def _count(self, count: int) -> None:
         self.fetched += count
 
     async def close(self) -> None:
+        self.moving.close()
         await self.blocks.aclose()
         await self.disk.aclose()
 
@@ -123,11 +137,17 @@ class Node:
 
 
 class Several:
-    """All of them, in the regions that they were made with."""
+    """All of them, in the regions that they were made with.
 
-    def __init__(self, engine: MemoryEngine, clock: ManualClock) -> None:
+    Attributes:
+        origins: directories that play origins, by their URLs.
+    """
+
+    def __init__(self, engine: Engine, clock: ManualClock, folder: Path) -> None:
         self.engine = engine
         self.clock = clock
+        self.folder = folder
+        self.origins: dict[str, DirectoryOrigin] = {}
         self.now_s = 1000.0
         self.nodes: list[Node] = []
         self.by_id: dict[bytes, Node] = {}
@@ -147,6 +167,11 @@ class Several:
             await metadata.join(NodeRecord(node.id, region, f"https://node-{number}"))
             self.nodes.append(node)
             self.by_id[node.id] = node
+        # There is nothing yet that a region which has got its first node could be owed.
+        self.clock.advance(2 * OPEN_REGION_NS)
+        for claimed in await take_all(self.nodes[0].metadata):
+            assert claimed.item.task == OPEN_REGION
+            assert await self.nodes[0].metadata.queue.finish(claimed)
 
     async def beat(self) -> None:
         """Everybody who is up shows life, and all look."""
@@ -182,6 +207,20 @@ class Several:
         await metadata.create_bucket(name, "me", region_policy=policy)
         return await metadata.change_bucket(name, durability=durability)
 
+    def origin(self, place: OriginPlace) -> DirectoryOrigin:
+        """The origin at `place`, which is there from then on."""
+        folder = self.folder / place.url.rpartition("/")[2]
+        return self.origins.setdefault(place.url, DirectoryOrigin(folder))
+
+    async def back(self, name: str = "bucket", durability: str = "write-back", origin: str = "origin") -> Bucket:
+        """Give a bucket a backing origin."""
+        place = OriginPlace(f"file:///{origin}")
+        self.origin(place)
+        return await self.nodes[0].metadata.use_origin(name, places.BACKING, place, durability=durability)
+
+    async def unback(self, name: str = "bucket", durability: str = "local") -> Bucket:
+        return await self.nodes[0].metadata.use_origin(name, places.BACKING, None, durability=durability)
+
     async def store(self, node: Node, data: bytes) -> bytes:
         """A finished blob in `incoming/`."""
         writer = node.blocks.create_blob()
@@ -209,7 +248,8 @@ class Several:
 
     async def sound(self) -> None:
         for node in self.nodes:
-            assert [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)] == []
+            findings = [finding async for finding in fsck(node.metadata, node.disk, pause_s=0)]
+            assert findings == [], findings
 
     async def gone(self, *blob_ids: bytes) -> None:
         """Nothing is left of them anywhere."""
@@ -224,19 +264,20 @@ class Several:
 
 
 @contextlib.asynccontextmanager
-async def several(folder: Path, regions: Sequence[str], *, decay_s: float = 7 * 86400) -> AsyncIterator[Several]:
+async def several(
+    folder: Path, regions: Sequence[str], *, kind: str = "memory", decay_s: float = 7 * 86400, seed: int = 0
+) -> AsyncIterator[Several]:
     clock = ManualClock()
-    engine = MemoryEngine(clock=clock)
-    it = Several(engine, clock)
-    try:
-        await it.join(folder, regions, decay_s)
-        await it.beat()
-        await it.beat()
-        yield it
-    finally:
-        for node in it.nodes:
-            await node.close()
-        await engine.close()
+    async with open_kind(kind, folder, clock=clock, seed=seed) as engine:
+        it = Several(engine, clock, folder)
+        try:
+            await it.join(folder, regions, decay_s)
+            await it.beat()
+            await it.beat()
+            yield it
+        finally:
+            for node in it.nodes:
+                await node.close()
 
 
 def play(folder: Path, regions: str, story: Callable[[Several], Awaitable[None]], **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import statistics
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -429,6 +430,91 @@ def test_a_large_zone_does_not_keep_the_others_waiting() -> None:
         async with running(consumer_of(metadata, task, workers=1)):
             await until(lambda: b"fresh" in task.ran)
         assert task.ran.index(b"fresh") < 150
+
+    with_clock(story)
+
+
+class Unhurried(Scripted):
+    """A task whose runs take a while, in which others look around."""
+
+    async def run(self, item: Item) -> Effect | None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return await super().run(item)
+
+
+def test_a_zone_of_which_much_waits_is_not_claimed_from_item_by_item() -> None:
+    items = 10 * QUEUE.batch
+
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        for start in range(0, items, 64):
+            await enqueue(metadata, *(b"%d" % number for number in range(start, start + 64)))
+        claimed: list[int] = []
+        real = metadata.queue.claim
+
+        async def claim(*args: Any) -> Any:
+            batch = await real(*args)
+            claimed.append(len(batch.claimed) if batch is not None else 0)
+            return batch
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        task = Unhurried(concurrency=4)
+        async with running(consumer_of(metadata, task)):
+            await until(lambda: len(task.ran) == items)
+        assert statistics.mean(claimed) > QUEUE.batch / 3
+
+    with_clock(story)
+
+
+def test_a_zone_of_which_much_waits_is_claimed_from_again_soon_for_what_there_is_room_for() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"known", task="many")
+        many, other = Blocking("many"), Scripted("other")
+        consumer = consumer_of(metadata, many, other)
+        many.release.set()
+        await consumer.drain()  # now it is known that runs are short, and items are claimed ahead
+        many.release.clear()
+        # Those that stay behind are fewer than a claim looks at: what is owed after them is seen.
+        await enqueue(metadata, *(b"%d" % number for number in range(QUEUE.batch + QUEUE.batch // 2)), task="many")
+        clock.advance(QUEUE.poll_ns)
+        async with running(consumer):
+            await until(lambda: many.at_work == 1)
+            await enqueue(metadata, b"urgent", task="other")
+            await settled()
+            assert other.ran == []
+            clock.advance(SECOND)
+            await until(lambda: other.ran == [b"urgent"])
+
+    with_clock(story)
+
+
+def test_one_zone_does_not_take_all_the_room_ahead() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        await enqueue(metadata, b"known")
+        task = Blocking("task")
+        consumer = consumer_of(metadata, task)
+        task.release.set()
+        await consumer.drain()  # now it is known that runs are short, and items are claimed ahead
+        task.release.clear()
+        for start in range(0, 640, 64):
+            await enqueue(metadata, *(b"%d" % number for number in range(start, start + 64)))
+        claims: list[bytes] = []
+        real = metadata.queue.claim
+
+        async def claim(zone: bytes, *args: Any) -> Any:
+            batch = await real(zone, *args)
+            claims.extend(each.zone for each in (batch.claimed if batch is not None else ()))
+            return batch
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        clock.advance(QUEUE.poll_ns)
+        async with running(consumer):
+            for _ in range(4):
+                claims.clear()
+                await until(lambda: len(claims) > 0)
+                clock.advance(SECOND)
+            await enqueue(metadata, b"fresh", zone=ZONES[1])
+            await until(lambda: ZONES[1] in claims)
 
     with_clock(story)
 

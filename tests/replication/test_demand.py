@@ -8,7 +8,7 @@ import pytest
 
 from tests.replication.several import Node, Several, data_of, play
 from tigrislike.metadata import Bucket, copy_draft
-from tigrislike.metadata.homes import RELEASE, REPLICATE
+from tigrislike.metadata.homes import RELEASE, REPLICATE, Located
 from tigrislike.metadata.keyspace import subspace
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.replication.demand import DECAY, PERIOD_NS, Decay, Demand, demanded, forget_old
@@ -123,7 +123,9 @@ def test_a_policy_that_names_the_region_meanwhile_keeps_the_replica(scratch: Pat
         await sjc.read(blob, THRESHOLD)
         await it.drain()
         there = await it.bucket("iad,sjc", name="there")
-        await it.nodes[0].metadata.copy_object((bucket, "k", None), None, there, "k", copy_draft)
+        first = it.nodes[0]
+        alive = first.members.alive()
+        await first.metadata.copy_object((bucket, "k", None), None, there, "k", copy_draft, alive=alive)
         it.elapse(DECAY_S)
         assert (await it.drain()).done == {DECAY: 1}
         assert await it.homes(blob) == {0, 1}
@@ -226,3 +228,49 @@ def test_old_counts_are_forgotten_and_none_that_is_asked_for(scratch: Path, deca
         assert before == max(1, decay_s // HOUR_S)
 
     play(scratch, "iad sjc", story, decay_s=decay_s)
+
+
+def test_where_an_object_was_born_its_reads_cost_one_lookup_an_hour(scratch: Path) -> None:
+    async def story(it: Several) -> None:
+        _, _, blob = await scene(it)
+        born = Reading(it, it.nodes[0])
+        born.node.metadata.regions.known = frozenset({"iad", "sjc"})
+        locate, looked = born.node.metadata.locate, 0
+
+        async def counting(blob_id: bytes) -> Located | None:
+            nonlocal looked
+            looked += 1
+            return await locate(blob_id)
+
+        born.node.metadata.locate = counting  # type: ignore[method-assign]
+        for _ in range(3):
+            await born.read(blob, THRESHOLD)
+            it.now_s += 60  # what is remembered of homes is older than it may be
+        assert looked == 1
+        # Once it is at home elsewhere only, it is in demand here like anything else.
+        it.nodes[1].metadata.regions.known = born.node.metadata.regions.known
+        await it.nodes[1].copying.become_home_ahead(blob)
+        await it.settle()
+        assert await born.node.metadata.drop_home(blob, born.node.members.alive())
+        it.elapse(HOUR_S)
+        await born.demand.flush()
+        await born.read(blob, THRESHOLD)
+        assert looked == 2
+        assert await born.demanded(blob) == THRESHOLD
+
+    play(scratch, "iad sjc", story, decay_s=DECAY_S)
+
+
+@pytest.mark.parametrize("most", [0, 5])
+def test_what_is_remembered_of_births_is_bounded(scratch: Path, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tigrislike.replication.demand._NATIVES_MOST", most)
+
+    async def story(it: Several) -> None:
+        _, bucket, _ = await scene(it)
+        born = Reading(it, it.nodes[0])
+        born.node.metadata.regions.known = frozenset({"iad", "sjc"})
+        for number in range(9):
+            await born.read(await it.put(it.nodes[0], bucket, f"k{number}", data_of(number, 100_000)))
+            assert len(born.demand._natives) <= most + 1
+
+    play(scratch, "iad sjc", story, decay_s=DECAY_S)

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,12 +22,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.metadata.world import etag_of, listed, no_combine, no_composite
 from tests.replication.several import BLOCK, Node, Several, data_of, several
-from tigrislike.bytecache import DiskFailed
+from tigrislike.bytecache import BytesError, DiskFailed, SourceUnavailable
 from tigrislike.bytecache.footer import block_count
 from tigrislike.metadata import Bucket, Draft, Extent, NoSuchKey, Part, UploadDraft, copy_draft, homes
+from tigrislike.metadata.errors import HomesLacking
 from tigrislike.metadata.keyspace import subspace
+from tigrislike.metadata.placing import Alive
 from tigrislike.metadata.records import Home
+from tigrislike.replication.membership import Member
 from tigrislike.replication.remote import PeerSource
+from tigrislike.replication.spreading import Spreader, TooFewHomes
 
 T = TypeVar("T")
 
@@ -113,14 +118,41 @@ class Homes(RuleBasedStateMachine):
 
     @rule(number=nodes, source=policies, key=keys, into=policies)
     def copy(self, number: int, source: str, key: str, into: str) -> None:
-        metadata = self.it.nodes[number].metadata
-        copying = metadata.copy_object((self.buckets[source], key, None), None, self.buckets[into], key, copy_draft)
+        node = self.it.nodes[number]
+
+        async def copy(alive: Alive) -> None:
+            await node.metadata.copy_object(
+                (self.buckets[source], key, None), None, self.buckets[into], key, copy_draft, alive=alive
+            )
+
         try:
-            self.do(copying)
+            self.do(self.share(node, copy))
         except NoSuchKey:
             assert (source, key) not in self.objects
+        except TooFewHomes:
+            pass
         else:
             self.objects[into, key] = self.objects[source, key]
+
+    async def share(self, node: Node, share: Callable[[Alive], Awaitable[T]]) -> T:
+        """What a front door does where a write shares stored bytes. Raises TooFewHomes."""
+        spreader = Spreader(node.metadata, node.members, _Asker(self.it), node.copying.become_home_ahead)
+        while True:
+            try:
+                return await share(node.members.alive())
+            except HomesLacking as lacking:
+                await spreader.secure(lacking.contents, lacking.regions, lacking.copies)
+
+    @rule(number=nodes, data=st.data(), crashes=st.booleans())
+    def gain_ahead(self, number: int, data: st.DataObject, crashes: bool) -> None:
+        """A write makes a node a home and never comes, or the node dies on the way."""
+        node = self.it.nodes[number]
+        if not self.objects or node.down:
+            return
+        content_id = data.draw(st.sampled_from(sorted(self.objects.values())))
+        failing = _failing(node, "fetch", 0, Crash("killed")) if crashes else contextlib.nullcontext()
+        with failing, contextlib.suppress(Crash, BytesError):
+            self.do(node.copying.become_home_ahead(content_id))
 
     @rule(
         parts=st.lists(st.tuples(st.integers(1, 3), nodes, st.booleans()), min_size=1, max_size=4),
@@ -130,10 +162,11 @@ class Homes(RuleBasedStateMachine):
         end=st.sampled_from(["complete", "complete", "some", "abort"]),
     )
     def multipart(self, parts: list[tuple[int, int, bool]], at: int, policy: str, key: str, end: str) -> None:
-        """Parts (number, node, whether it is a slice of an object), some of them replaced."""
+        """Parts (number, node, whether it is a slice of an object), some of them replaced. Where too few nodes can hold
+        them the upload is given up."""
         it, bucket = self.it, self.buckets[policy]
 
-        async def upload() -> bytes:
+        async def upload() -> bytes | None:
             metadata = it.nodes[at].metadata
             upload_id = (await metadata.create_upload(bucket, key, UploadDraft())).upload_id
             stored: dict[int, Part] = {}
@@ -143,7 +176,12 @@ class Homes(RuleBasedStateMachine):
                 content = await it.content(source) if source is not None else None
                 if source is not None and content is not None and not content.parts:
                     sent = Part(number, 9, etag_of(source), "", 0, (Extent(source, 0, 9, content.size),), source=source)
-                    stored[number] = await node.metadata.put_part(bucket, key, upload_id, sent)
+                    put = partial(node.metadata.put_part, bucket, key, upload_id, sent)
+                    try:
+                        stored[number] = await self.share(node, lambda alive, put=put: put(alive=alive))  # type: ignore[misc]
+                    except TooFewHomes:
+                        await metadata.abort_upload(bucket, key, upload_id)
+                        return None
                     continue
                 data = self.data()
                 blob_id = await it.store(node, data)
@@ -154,13 +192,14 @@ class Homes(RuleBasedStateMachine):
                 await metadata.abort_upload(bucket, key, upload_id)
             else:
                 chosen = [stored[number] for number in sorted(stored)][: 1 if end == "some" else None]
-                await metadata.complete_upload(
-                    bucket, key, upload_id, listed(*chosen), combine=no_combine, composite=no_composite
+                complete = partial(metadata.complete_upload, combine=no_combine, composite=no_composite)
+                await self.share(
+                    it.nodes[at], lambda alive: complete(bucket, key, upload_id, listed(*chosen), alive=alive)
                 )
             return bytes.fromhex(upload_id)
 
         content_id = self.do(upload())
-        if end != "abort":
+        if content_id is not None and end != "abort":
             self.objects[policy, key] = content_id
 
     # --- what nodes do
@@ -288,6 +327,22 @@ class Homes(RuleBasedStateMachine):
                 await node.blocks.sweep(node.metadata.settle_blob)
             self.it.elapse(LONG_S)
             await self.it.drain()
+
+
+class _Asker:
+    """Has other nodes become homes, without a network."""
+
+    def __init__(self, it: Several) -> None:
+        self._it = it
+
+    async def post_copy(self, peer: Member, blob_id: bytes, size: int) -> None:
+        raise AssertionError("these bytes are committed")
+
+    async def post_home(self, peer: Member, content_id: bytes, size: int) -> None:
+        node = self._it.by_id[peer.node]
+        if node.down:
+            raise SourceUnavailable(f"node {node.number} is down")
+        await node.copying.become_home_ahead(content_id)
 
 
 def _blocks(node: Node) -> Counter[bytes]:

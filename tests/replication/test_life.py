@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.metadata.world import etag_of
+from tests.metadata.world import both_engines_at_length, dump, etag_of
 from tests.replication.cluster import BUCKET, Cluster, cluster, data_of
 from tigrislike.metadata import CompletedPart, Draft, Extent, Part, UploadDraft, copy_draft, nodes, owed
 from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.errors import NodeRemoved, ProtocolsApart
-from tigrislike.metadata.homes import ANYBODY, add_home, owe_hold
+from tigrislike.metadata.homes import ANYBODY, add_home, begin_home, owe_hold
 from tigrislike.metadata.keyspace import pack_bytes
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.records import DEAD, DRAINING, LOST, UP, Home, Node, repolicy
+from tigrislike.replication.demand import _want
 from tigrislike.replication.lacking import View
 from tigrislike.replication.remote import BytesLost, HomesSilent
 from tigrislike.replication.removing import remove_node
@@ -49,14 +50,16 @@ async def remove(it: Cluster, name: str, *, by: str) -> list[bytes]:
 async def nothing_owed_to(it: Cluster, name: str) -> None:
     metadata = next(node for node in it.nodes.values() if node.name != name).metadata
     packed = pack_bytes(it[name].id)[1:-1]
-    rows = [key for key in it.engine.dump() if packed in key]
-    assert rows == [metadata.context.keys.node(it[name].id)], "nothing is left of it but its record"
+    rows = [key for key in await dump(metadata) if packed in key]
+    record = metadata.context.keys.node(it[name].id).removeprefix(metadata.engine.prefix)
+    assert rows == [record], "nothing is left of it but its record"
 
 
 # -- Repair ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_node_held_gets_homes_elsewhere(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_a_dead_node_held_gets_homes_elsewhere(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(regions="iad,sjc")
         content = await it["a"].put("k", data_of(1))
@@ -71,10 +74,11 @@ def test_what_a_dead_node_held_gets_homes_elsewhere(scratch: Path) -> None:
         assert it["b"].files() == 3
         assert it.failed() == 0
 
-    play(scratch, story, a="iad", b="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", b="iad", s="sjc")
 
 
-def test_a_death_is_repaired_once_and_the_next_one_again(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_death_is_repaired_once_and_the_next_one_again(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         async def look(name: str) -> list[bytes]:
             return await watch_for_dead(it[name].metadata, it[name].members, REPAIR_AFTER_S)
@@ -91,10 +95,11 @@ def test_a_death_is_repaired_once_and_the_next_one_again(scratch: Path) -> None:
         await it.beat(LONG)
         assert await look("c") == [it["a"].id]
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
-def test_silence_while_the_database_is_away_is_nobodys_death(scratch: Path) -> None:
+@both_engines_at_length
+def test_silence_while_the_database_is_away_is_nobodys_death(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         b = it["b"]
         asked = b.metadata.nodes
@@ -110,10 +115,11 @@ def test_silence_while_the_database_is_away_is_nobodys_death(scratch: Path) -> N
         await b.members.refresh()
         assert await watch_for_dead(b.metadata, b.members, REPAIR_AFTER_S) == []
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
-def test_a_node_that_comes_back_before_its_repair_is_left_alone(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_node_that_comes_back_before_its_repair_is_left_alone(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(durability="homes=2")
         content = await it["a"].put("k", data_of(1), others=(Home("iad", it["b"].id),))
@@ -125,10 +131,89 @@ def test_a_node_that_comes_back_before_its_repair_is_left_alone(scratch: Path) -
         await it.work(only=["b", "c"])
         assert await it.homes(content) == {"a", "b"}
 
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
+
+
+async def die_and_be_repaired(it: Cluster, name: str, *, by: str) -> None:
+    it.kill(name)
+    await it.beat(LONG)
+    assert await watch_for_dead(it[by].metadata, it[by].members, REPAIR_AFTER_S) == [it[name].id]
+    await it.work()
+
+
+@pytest.mark.parametrize("policy", [{"durability": "homes=2"}, {"regions": "iad,sjc"}], ids=["homes=2", "dual"])
+def test_a_repaired_node_that_returns_leaves_nothing_with_more_homes_than_are_wanted(
+    scratch: Path, policy: dict[str, str]
+) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(**policy)
+        contents = [await it["a"].put(f"k{number}", data_of(number)) for number in range(5)]
+        for content in contents:
+            await it["a"].metadata.background(_owe_hold, it["a"].metadata.context, it["s"].id, content)
+        await it.work()
+        await die_and_be_repaired(it, "a", by="s")
+        for content in contents:
+            assert await it.homes(content) == {"a", "b", "s"}
+        it.revive("a")
+        await it.beat()
+        await it.work(rounds=2)
+        assert await it.homes(contents[0]) == {"a", "b", "s"}, "others have to see it first"
+        await it.work(rounds=16)
+        for number, content in enumerate(contents):
+            assert await it.homes(content) == {"a", "s"}
+            assert await it["b"].get(content) == data_of(number)
+        assert it["b"].files() == 0
+        assert it["a"].files() == it["s"].files() == 15
+        assert it.failed() == 0
+        # It is over: the next silence is repaired again.
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 0
+        await die_and_be_repaired(it, "a", by="s")
+        assert await it.homes(contents[0]) == {"a", "b", "s"}
+
+    play(scratch, story, a="iad", b="iad", s="sjc")
+
+
+def test_what_is_about_to_become_too_much_when_a_node_returns_is_seen_to_later(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(durability="homes=2")
+        content = await it["a"].put("k", data_of(1))
+        await it["a"].metadata.background(_owe_hold, it["a"].metadata.context, it["c"].id, content)
+        await it.work()
+        it.kill("a")
+        await it.beat(LONG)
+        assert await watch_for_dead(it["c"].metadata, it["c"].members, REPAIR_AFTER_S) == [it["a"].id]
+        await it.work(rounds=2, only=["c"])
+        assert await it["b"].metadata.begin_home(content) is not None
+        it.revive("a")
+        await it.work(rounds=10, only=["a", "c"])
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 1
+        await it.work(rounds=2, only=["b"])
+        assert await it.homes(content) == {"a", "b", "c"}
+        await it.work(rounds=16)
+        assert await it.homes(content) == {"a", "c"}
+        assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 0
+
     play(scratch, story, a="iad", b="iad", c="iad")
 
 
-def test_who_does_not_know_the_others_yet_leaves_a_repair_for_later(scratch: Path) -> None:
+def test_a_return_leaves_demand_its_replicas(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        content = await it["a"].put("k", data_of(1))
+        metadata = it["s"].metadata
+        await metadata.background(_want, metadata.context, "sjc", content)
+        await it.work()
+        assert await it.homes(content) == {"a", "s"}
+        await die_and_be_repaired(it, "a", by="s")
+        it.revive("a")
+        await it.work(rounds=16)
+        assert await it.homes(content) == {"a", "s"}
+
+    play(scratch, story, a="iad", b="iad", s="sjc")
+
+
+@both_engines_at_length
+def test_who_does_not_know_the_others_yet_leaves_a_repair_for_later(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(durability="homes=2")
         content = await it["a"].put("k", data_of(1), others=(Home("iad", it["b"].id),))
@@ -142,10 +227,11 @@ def test_who_does_not_know_the_others_yet_leaves_a_repair_for_later(scratch: Pat
         assert await it["b"].metadata.queue.depth(owed.zone_of(ANYBODY, b"")) == 1, "it is owed still"
         assert await it.homes(content) == {"a", "b"}
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
-def test_a_repair_done_twice_at_once_makes_no_home_too_many(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_repair_done_twice_at_once_makes_no_home_too_many(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(regions="iad,sjc")
         contents = [await it["a"].put(f"k{number}", data_of(number)) for number in range(5)]
@@ -162,10 +248,11 @@ def test_a_repair_done_twice_at_once_makes_no_home_too_many(scratch: Path) -> No
             assert len(homes) == 3
             assert {"a", "s"} < homes
 
-    play(scratch, story, a="iad", b="iad", c="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad", s="sjc")
 
 
-def test_a_content_that_only_the_dead_node_has_is_left(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_content_that_only_the_dead_node_has_is_left(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         content = await it["a"].put("k", data_of(1))
@@ -182,7 +269,7 @@ def test_a_content_that_only_the_dead_node_has_is_left(scratch: Path) -> None:
         assert "do not answer now (in iad)" in answer.message
         assert it["a"].id.hex() not in answer.message
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
 @pytest.mark.parametrize("where", [{"regions": "iad,sjc"}, {"durability": "homes=2"}], ids=["regions", "copies"])
@@ -231,7 +318,8 @@ def test_what_is_lost_is_owed_to_nobody_any_more(scratch: Path) -> None:
 # -- Drain -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_node_drains_until_it_holds_nothing(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_node_drains_until_it_holds_nothing(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         contents = {await it["a"].put(f"k{seed}", data_of(seed)): seed for seed in range(6)}
@@ -246,10 +334,11 @@ def test_a_node_drains_until_it_holds_nothing(scratch: Path) -> None:
             assert await it.homes(content) <= {"b", "c"}
             assert await it["b"].get(content) == data_of(seed)
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
-def test_what_is_written_at_a_draining_node_is_taken_and_goes_elsewhere(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_is_written_at_a_draining_node_is_taken_and_goes_elsewhere(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         await it["a"].metadata.drain_node(it["a"].id)
@@ -259,10 +348,11 @@ def test_what_is_written_at_a_draining_node_is_taken_and_goes_elsewhere(scratch:
         await it.work(rounds=12)
         assert await it.homes(content) == {"b"}
 
-    play(scratch, story, a="iad", b="sjc")
+    play(scratch, story, kind=kind, a="iad", b="sjc")
 
 
-def test_a_draining_node_keeps_what_nobody_may_take(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_draining_node_keeps_what_nobody_may_take(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(regions="iad")
         content = await it["a"].put("k", data_of(1))
@@ -278,10 +368,11 @@ def test_a_draining_node_keeps_what_nobody_may_take(scratch: Path) -> None:
         assert await it.homes(content) == {"new"}
         assert it["a"].files() == 0
 
-    play(scratch, story, a="iad", b="sjc")
+    play(scratch, story, kind=kind, a="iad", b="sjc")
 
 
-def test_a_node_that_is_no_longer_to_drain_keeps_the_rest(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_node_that_is_no_longer_to_drain_keeps_the_rest(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         content = await it["a"].put("k", data_of(1))
@@ -292,10 +383,11 @@ def test_a_node_that_is_no_longer_to_drain_keeps_the_rest(scratch: Path) -> None
         assert await it.homes(content) == {"a"}
         assert await it["a"].metadata.queue.depth(owed.zone_of(it["a"].id, b"")) == 0
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
-def test_two_that_drain_do_not_lean_on_each_other(scratch: Path) -> None:
+@both_engines_at_length
+def test_two_that_drain_do_not_lean_on_each_other(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(durability="homes=2")
         content = await it["a"].put("k", data_of(1))
@@ -316,14 +408,16 @@ def test_two_that_drain_do_not_lean_on_each_other(scratch: Path) -> None:
         assert sorted(kept) == [False, True]
         assert len(await it.homes(content)) == 1
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
 async def _also_home(tr: Any, ctx: Any, content_id: bytes) -> None:
+    await begin_home(tr, ctx, content_id)
     await add_home(tr, ctx, content_id, {})
 
 
-def test_a_hold_owed_to_a_draining_node_is_passed_on(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_hold_owed_to_a_draining_node_is_passed_on(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(durability="homes=2")
         content = await it["a"].put("k", data_of(1))
@@ -334,7 +428,7 @@ def test_a_hold_owed_to_a_draining_node_is_passed_on(scratch: Path) -> None:
         await it.work()
         assert await it.homes(content) == {"a", "c"}
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
 def test_a_delete_beside_a_drain_leaves_nothing(scratch: Path) -> None:
@@ -357,7 +451,8 @@ def test_a_delete_beside_a_drain_leaves_nothing(scratch: Path) -> None:
 # -- Removal ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_removed_node_leaves_no_rows_and_its_homes_go_to_others(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_removed_node_leaves_no_rows_and_its_homes_go_to_others(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(durability="homes=2")
         content = await it["a"].put("k", data_of(1), others=())
@@ -373,14 +468,15 @@ def test_a_removed_node_leaves_no_rows_and_its_homes_go_to_others(scratch: Path)
         with pytest.raises(NodeRemoved):
             await it["a"].metadata.join(Node(it["a"].id, "iad", ""))
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
 async def _owe_hold(tr: Any, ctx: Any, node: bytes, content_id: bytes) -> None:
     await owe_hold(tr, ctx, node, b"", content_id)
 
 
-def test_what_only_a_removed_node_had_is_lost_says_so_and_can_be_deleted(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_only_a_removed_node_had_is_lost_says_so_and_can_be_deleted(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         content = await it["a"].put("k", data_of(1))
@@ -398,19 +494,21 @@ def test_what_only_a_removed_node_had_is_lost_says_so_and_can_be_deleted(scratch
         assert await it["b"].metadata.homes_of(LOST) == []
         await nothing_owed_to(it, "a")
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
-def test_a_running_node_hears_of_its_removal_with_its_next_beat(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_running_node_hears_of_its_removal_with_its_next_beat(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await remove(it, "a", by="b")
         await it.beat()
         assert not it["a"].up
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
-def test_what_was_deleted_before_the_removal_is_forgotten_by_it(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_was_deleted_before_the_removal_is_forgotten_by_it(kind: str, scratch: Path) -> None:
     """Dead everywhere but on the node that went: its records go with it."""
 
     async def story(it: Cluster) -> None:
@@ -428,10 +526,11 @@ def test_what_was_deleted_before_the_removal_is_forgotten_by_it(scratch: Path) -
         assert it["b"].files() == 0
         await nothing_owed_to(it, "a")
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
-def test_a_deletion_after_the_removal_asks_the_removed_node_nothing(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_deletion_after_the_removal_asks_the_removed_node_nothing(kind: str, scratch: Path) -> None:
     """It had announced itself as a home, which no row of its own says."""
 
     async def story(it: Cluster) -> None:
@@ -445,10 +544,11 @@ def test_a_deletion_after_the_removal_asks_the_removed_node_nothing(scratch: Pat
         assert await it["b"].metadata.content(content) is None
         await nothing_owed_to(it, "a")
 
-    play(scratch, story, a="iad", b="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad")
 
 
-def test_parts_that_are_scattered_over_others_are_gathered_by_another(scratch: Path) -> None:
+@both_engines_at_length
+def test_parts_that_are_scattered_over_others_are_gathered_by_another(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         bucket = await it.bucket()
         upload = await it["a"].metadata.create_upload(bucket, "k", UploadDraft())
@@ -470,13 +570,14 @@ def test_parts_that_are_scattered_over_others_are_gathered_by_another(scratch: P
         assert [home.whole for home in content.homes] == [True]
         await nothing_owed_to(it, "c")
 
-    play(scratch, story, a="iad", b="iad", c="iad")
+    play(scratch, story, kind=kind, a="iad", b="iad", c="iad")
 
 
 # -- Policies --------------------------------------------------------------------------------------------------------
 
 
-def test_objects_follow_their_buckets_policy(scratch: Path) -> None:
+@both_engines_at_length
+def test_objects_follow_their_buckets_policy(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         contents = [await it["a"].put(f"k{seed:03}", data_of(seed, 100)) for seed in range(120)]
@@ -496,10 +597,11 @@ def test_objects_follow_their_buckets_policy(scratch: Path) -> None:
         assert {len(await it.homes(content)) for content in contents} == {1}
         assert it["a"].files() + it["s"].files() == len(contents)
 
-    play(scratch, story, a="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", s="sjc")
 
 
-def test_old_versions_follow_too(scratch: Path) -> None:
+@both_engines_at_length
+def test_old_versions_follow_too(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
         await it["a"].metadata.set_versioning(BUCKET, "Enabled")
@@ -509,10 +611,40 @@ def test_old_versions_follow_too(scratch: Path) -> None:
         for content in contents:
             assert await it.homes(content) == {"a", "s"}
 
-    play(scratch, story, a="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", s="sjc")
 
 
-def test_what_several_buckets_share_is_where_any_of_them_wants_it(scratch: Path) -> None:
+def test_a_region_that_joins_a_geography_gets_what_was_there_before(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(regions="usa")
+        await it.bucket("elsewhere", regions="eur")
+        await it.bucket("anywhere")
+        old = [await it["a"].put(f"k{number}", data_of(number)) for number in range(3)]
+        others = [await it["a"].put("k", data_of(9), bucket=name) for name in ("elsewhere", "anywhere")]
+        shared = await it["a"].put("shared", data_of(8))
+        metadata = it["a"].metadata
+        source, target = await metadata.bucket(BUCKET), await metadata.bucket("anywhere")
+        await metadata.copy_object((source, "shared", None), None, target, "copy", _same)
+        await it.work(rounds=10)
+        before = [await it.homes(content) for content in others]
+        assert [await it.homes(content) for content in old] == [{"a"}] * 3
+        await it.add("s", "sjc")
+        await it.work(rounds=16)
+        assert [await it.homes(content) for content in [*old, shared]] == [{"a", "s"}] * 4
+        assert [await it.homes(content) for content in others] == before
+        # Another node of a region that has one changes nothing, nor does one that starts again.
+        await it.add("t", "sjc")
+        await it["s"].metadata.join(Node(it["s"].id, "sjc", "http://s"))
+        assert await it["a"].metadata.queue.depth(owed.zone_of(ANYBODY, b"")) == 0
+        await it.work(rounds=10)
+        assert [await it.homes(content) for content in [*old, shared]] == [{"a", "s"}] * 4
+        assert it.failed() == 0
+
+    play(scratch, story, a="iad", m="ams")
+
+
+@both_engines_at_length
+def test_what_several_buckets_share_is_where_any_of_them_wants_it(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket(regions="iad")
         await it.bucket("other", regions="sjc")
@@ -529,14 +661,15 @@ def test_what_several_buckets_share_is_where_any_of_them_wants_it(scratch: Path)
         await it.work()
         assert await it.homes(content) == {"m"}
 
-    play(scratch, story, a="iad", s="sjc", m="ams")
+    play(scratch, story, kind=kind, a="iad", s="sjc", m="ams")
 
 
 def _same(version: Any) -> Any:
     return copy_draft(version)
 
 
-def test_an_object_that_names_its_regions_itself_stays_there(scratch: Path) -> None:
+@both_engines_at_length
+def test_an_object_that_names_its_regions_itself_stays_there(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         bucket = await it.bucket()
         blob = await it["a"].store(data_of(1))
@@ -550,10 +683,11 @@ def test_an_object_that_names_its_regions_itself_stays_there(scratch: Path) -> N
         await it.work()
         assert await it.homes(blob) == {"a", "m"}
 
-    play(scratch, story, a="iad", s="sjc", m="ams")
+    play(scratch, story, kind=kind, a="iad", s="sjc", m="ams")
 
 
-def test_a_policy_that_changes_on_the_way_has_the_walk_start_over(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_policy_that_changes_on_the_way_has_the_walk_start_over(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         bucket = await it.bucket()
         for seed in range(150):
@@ -562,36 +696,40 @@ def test_a_policy_that_changes_on_the_way_has_the_walk_start_over(scratch: Path)
         await a.change_bucket(BUCKET, region_policy="iad,sjc")
         view = View(it["a"].members, it["a"].members.alive())
         assert await a.background(follow_some, a.context, view, {}, bucket.id) == 100
-        row = a.context.keys.repolicy(bucket.id)
-        assert repolicy.decode(it.engine.dump()[row]).after
+        row = a.context.keys.repolicy(bucket.id).removeprefix(a.engine.prefix)
+        assert repolicy.decode((await dump(a))[row]).after
         await a.change_bucket(BUCKET, region_policy="sjc")
         assert await a.background(follow_some, a.context, view, {}, bucket.id) == 100
         assert await a.background(follow_some, a.context, view, {}, bucket.id) == 50
         assert await a.background(follow_some, a.context, view, {}, bucket.id) is None
-        assert row not in it.engine.dump()
+        assert row not in await dump(a)
         await it.work(rounds=12)
         assert await a.homes_of(it["a"].id) == []
 
-    play(scratch, story, a="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", s="sjc")
 
 
-def test_a_bucket_that_is_deleted_has_nothing_to_follow(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_bucket_that_is_deleted_has_nothing_to_follow(kind: str, scratch: Path) -> None:
     async def story(it: Cluster) -> None:
         bucket = await it.bucket()
         await it["a"].metadata.change_bucket(BUCKET, region_policy="sjc")
         await it["a"].metadata.delete_bucket(BUCKET)
         await it.work(rounds=2)
         assert it.failed() == 0
-        assert it["a"].metadata.context.keys.repolicy(bucket.id) not in it.engine.dump()
+        metadata = it["a"].metadata
+        row = metadata.context.keys.repolicy(bucket.id).removeprefix(metadata.engine.prefix)
+        assert row not in await dump(metadata)
 
-    play(scratch, story, a="iad", s="sjc")
+    play(scratch, story, kind=kind, a="iad", s="sjc")
 
 
 # -- Upgrades --------------------------------------------------------------------------------------------------------
 
 
+@both_engines_at_length
 def test_neighbouring_releases_serve_side_by_side_and_others_do_not(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(it: Cluster) -> None:
         await it.bucket()
@@ -606,13 +744,16 @@ def test_neighbouring_releases_serve_side_by_side_and_others_do_not(
         await it["a"].metadata.join(Node(it["a"].id, "iad", ""))  # now that a itself is upgraded, it may
         await it.add("farther", "iad")
 
-    play(scratch, story, a="iad")
+    play(scratch, story, kind=kind, a="iad")
 
 
-def test_a_release_that_is_too_old_is_told_to_upgrade(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@both_engines_at_length
+def test_a_release_that_is_too_old_is_told_to_upgrade(
+    kind: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story(it: Cluster) -> None:
         monkeypatch.setattr(nodes, "PROTOCOL", nodes.PROTOCOL - 2)
         with pytest.raises(ProtocolsApart, match="upgrade this node"):
             await it.add("old", "iad")
 
-    play(scratch, story, a="iad")
+    play(scratch, story, kind=kind, a="iad")

@@ -122,7 +122,8 @@ def test_a_death_is_owed_once_however_many_notice(seed: int) -> None:
                 return bool(await retried(lambda: it.of[node].background(nodes.owe_repair, context, A, 2)))
 
             await asyncio.gather(notice(B), notice(C), notice(B))
-            assert await it.items() == {(homes.ANYBODY, nodes.REPAIR, A)}, f"seed {seed}"
+            owed_now = {item for item in await it.items() if item[1] != nodes.OPEN_REGION}
+            assert owed_now == {(homes.ANYBODY, nodes.REPAIR, A)}, f"seed {seed}"
             (claimed,) = await take_all(it.of[B])
             assert await retried(lambda: it.of[B].queue.finish(claimed)) in (True, False)
             assert await notice(C) is False, "once for each silence"

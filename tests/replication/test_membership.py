@@ -185,6 +185,18 @@ def test_who_drains_is_asked_and_given_nothing_and_who_was_removed_is_not_there(
     play(story)
 
 
+def test_a_node_knows_that_it_is_to_leave() -> None:
+    async def story(it: World) -> None:
+        assert (it.members.own_state, it.members.leaving) == (UP, False)
+        await it.metadata.join(Node(it.members.own, "here", "http://own"))
+        for state in (UP, DRAINING, REMOVED):
+            await it.metadata.set_node_state(it.members.own, state)
+            await it.members.refresh()
+            assert (it.members.own_state, it.members.leaving) == (state, state != UP)
+
+    play(story)
+
+
 def test_a_node_without_an_endpoint_is_not_asked() -> None:
     async def story(it: World) -> None:
         await it.metadata.join(Node(A, "here", ""))

@@ -241,6 +241,29 @@ def test_silence_ends_at_the_time_out() -> None:
     run(main())
 
 
+def test_who_moves_many_bytes_before_it_answers_may_be_silent_for_longer() -> None:
+    async def main() -> None:
+        asked_for_much, many = asyncio.Event(), 100 << 20
+        waiting: list[tuple[Asked, asyncio.StreamWriter]] = []
+
+        def answer_later(asked: Asked, writer: asyncio.StreamWriter) -> None:
+            if f"size={many}" in asked.path:
+                waiting.append((asked, writer))
+                asked_for_much.set()
+
+        async with server(answer_later, timeout_s=0.05) as (scripted, peers):
+            patient = asyncio.create_task(peers.post_copy(scripted.peer, BLOB, many))
+            await asked_for_much.wait()
+            with pytest.raises(SourceUnavailable):
+                await peers.post_copy(scripted.peer, BLOB, 1)
+            assert not patient.done()
+            ((asked, writer),) = waiting
+            writer.write(asked.answer(200, b"{}"))
+            await patient
+
+    run(main())
+
+
 def test_who_finds_all_connections_taken_does_not_wait_for_ever() -> None:
     async def main() -> None:
         first = asyncio.Event()

@@ -158,6 +158,39 @@ def test_who_is_in_the_region_is_asked_before_who_is_nearer_by_measure() -> None
     play(story)
 
 
+def test_those_that_are_about_as_near_share_the_asking_and_the_same_blob_is_asked_of_the_same() -> None:
+    blobs = [number.to_bytes(16, "big") for number in range(1, 41)]
+
+    async def story(it: World) -> None:
+        await it.live(3, times=10)  # nobody else gathers
+        for blob in blobs:
+            await it.at(1, 2, blob=blob)
+
+        async def asked_while(**far_s: float) -> list[int]:
+            for number in (1, 2):
+                for _ in range(40):  # measurements are smoothed
+                    it.members.measured(node_id(number), far_s[f"node_{number}"])
+
+            def take_long(number: int) -> None:
+                it.now_s += far_s[f"node_{number}"]
+
+            it.peers.on_piece = take_long
+            for blob in blobs:
+                assert await it.read(blob=blob) == DATA
+            return it.asked()
+
+        shared = await asked_while(node_1=0.11, node_2=0.08)
+        assert 10 < shared.count(1) < 30
+        assert len(shared) == len(blobs)
+        assert await asked_while(node_1=0.08, node_2=0.11) == shared
+        assert set(await asked_while(node_1=0.2, node_2=0.08)) == {2}
+        it.peers.has = {1}
+        assert await it.read(blob=blobs[0]) == DATA
+        assert it.asked() == [2, 1], "who is farther is asked when the nearer have it not"
+
+    play(story)
+
+
 def test_in_a_region_of_several_nodes_one_gathers_for_all() -> None:
     async def story(it: World) -> None:
         await it.at(1, 2, blob=MATE)

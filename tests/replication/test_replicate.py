@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from tests.metadata.world import etag_of, listed, no_combine, no_composite
+from tests.metadata.world import both_engines_at_length, etag_of, listed, no_combine, no_composite
 from tests.replication.several import BLOCK, Node, Several, data_of, item, play
 from tigrislike.admin.fsck import fsck
 from tigrislike.bytecache import BytesError, DiskFull, SourceUnavailable, TooManyOpenFiles
@@ -19,7 +17,7 @@ from tigrislike.metadata.homes import HOLD, RELEASE, REPLICATE, region_destinati
 from tigrislike.metadata.owed import zone_of
 from tigrislike.metadata.placing import ranked
 from tigrislike.metadata.records import DRAINING, Home
-from tigrislike.replication.replicate import Moving, NoTaker
+from tigrislike.replication.replicate import NoTaker
 
 DATA = data_of(1)
 
@@ -40,7 +38,8 @@ async def owe(it: Several, task: str, content_id: bytes, node: Node | None = Non
 # --- gaining
 
 
-def test_a_policy_of_two_regions_brings_the_bytes_to_both(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_policy_of_two_regions_brings_the_bytes_to_both(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(iad, await it.bucket("iad,sjc"), "k", DATA)
@@ -53,10 +52,13 @@ def test_a_policy_of_two_regions_brings_the_bytes_to_both(scratch: Path) -> None
         assert await sjc.read(blob, len(DATA)) == DATA
         await sjc.disk.verify_blob(blob, len(DATA))
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_in_a_region_the_node_whose_turn_it_is_holds_the_content_whoever_took_the_item(scratch: Path) -> None:
+@both_engines_at_length
+def test_in_a_region_the_node_whose_turn_it_is_holds_the_content_whoever_took_the_item(
+    kind: str, scratch: Path
+) -> None:
     async def story(it: Several) -> None:
         bucket = await it.bucket("iad,sjc")
         blobs = [await it.put(it.nodes[0], bucket, f"k{number}", data_of(number)) for number in range(12)]
@@ -69,10 +71,11 @@ def test_in_a_region_the_node_whose_turn_it_is_holds_the_content_whoever_took_th
         assert it.nodes[2].copying.copied
         await it.sound()
 
-    play(scratch, "iad sjc sjc", story)
+    play(scratch, "iad sjc sjc", story, kind=kind)
 
 
-def test_a_region_that_has_a_home_fetches_nothing(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_region_that_has_a_home_fetches_nothing(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         blob = await it.put(it.nodes[0], await it.bucket(), "k", DATA)
         await owe(it, HOLD, blob, it.nodes[1])
@@ -86,10 +89,11 @@ def test_a_region_that_has_a_home_fetches_nothing(scratch: Path) -> None:
         assert it.nodes[2].fetched == 0
         assert it.nodes[1].fetched == len(DATA)
 
-    play(scratch, "iad sjc sjc", story)
+    play(scratch, "iad sjc sjc", story, kind=kind)
 
 
-def test_a_region_in_which_nobody_takes_homes_is_tried_again(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_region_in_which_nobody_takes_homes_is_tried_again(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(iad, await it.bucket("iad,sjc"), "k", DATA)
@@ -104,7 +108,7 @@ def test_a_region_in_which_nobody_takes_homes_is_tried_again(scratch: Path) -> N
         await it.drain()
         assert await it.homes(blob) == {0, 1}
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
 LONG_S = 3600
@@ -153,7 +157,8 @@ def test_a_replica_is_owed_for_as_long_as_there_is_no_room_for_it(scratch: Path,
     play(scratch, "iad sjc", story)
 
 
-def test_a_fetch_that_broke_off_goes_on_where_it_was(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_fetch_that_broke_off_goes_on_where_it_was(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         data = data_of(1, 8 * BLOCK)
@@ -187,10 +192,11 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(scratch: Path) -> None:
         assert ({home.node for home in content.homes}, content.pending) == ({iad.id, sjc.id}, ())
         await sjc.disk.verify_blob(blob, len(data))
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_an_object_deleted_and_reclaimed_while_it_is_fetched_leaves_nothing_anywhere(scratch: Path) -> None:
+@both_engines_at_length
+def test_an_object_deleted_and_reclaimed_while_it_is_fetched_leaves_nothing_anywhere(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         data = data_of(1, 8 * BLOCK)
@@ -217,10 +223,12 @@ def test_an_object_deleted_and_reclaimed_while_it_is_fetched_leaves_nothing_anyw
         await it.gone(blob)
         await it.sound()
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
+@both_engines_at_length
 def test_an_object_deleted_after_its_bytes_came_and_before_they_are_recorded_leaves_nothing_anywhere(
+    kind: str,
     scratch: Path,
 ) -> None:
     async def story(it: Several) -> None:
@@ -238,20 +246,22 @@ def test_an_object_deleted_after_its_bytes_came_and_before_they_are_recorded_lea
         await it.gone(blob)
         await it.sound()
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_what_is_gone_needs_no_work(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_is_gone_needs_no_work(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         (node,) = it.nodes
         for task in node.tasks[:3]:
             assert task.name in (REPLICATE, HOLD, RELEASE)
             assert await task.run(item(task.name, b"n" * 16)) is None
 
-    play(scratch, "iad", story)
+    play(scratch, "iad", story, kind=kind)
 
 
-def test_a_replica_whose_file_is_lost_is_reported_by_its_node_and_by_no_other(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_replica_whose_file_is_lost_is_reported_by_its_node_and_by_no_other(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc, _ = it.nodes
         blob = await it.put(iad, await it.bucket("iad,sjc"), "k", DATA)
@@ -262,13 +272,14 @@ def test_a_replica_whose_file_is_lost_is_reported_by_its_node_and_by_no_other(sc
         kinds = [[found.kind async for found in fsck(node.metadata, node.disk, pause_s=0)] for node in it.nodes]
         assert kinds == [[], ["file-missing"], []]
 
-    play(scratch, "iad sjc ams", story)
+    play(scratch, "iad sjc ams", story, kind=kind)
 
 
 # --- losing
 
 
-def test_a_home_that_is_given_up_leaves_its_blocks_in_the_cache(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_home_that_is_given_up_leaves_its_blocks_in_the_cache(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(iad, await it.bucket(), "k", DATA)
@@ -292,10 +303,11 @@ def test_a_home_that_is_given_up_leaves_its_blocks_in_the_cache(scratch: Path) -
         assert await it.homes(blob) == {1}
         assert await sjc.home() == {blob: 3}
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_bytes_that_were_born_outside_the_policy_leave_for_good(scratch: Path) -> None:
+@both_engines_at_length
+def test_bytes_that_were_born_outside_the_policy_leave_for_good(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(sjc, await it.bucket("iad"), "k", DATA)
@@ -309,11 +321,14 @@ def test_bytes_that_were_born_outside_the_policy_leave_for_good(scratch: Path) -
         assert await sjc.blocks.cached_blocks() == [], "they are passed through"
         assert await iad.read(blob, len(DATA)) == DATA
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-def test_a_node_that_dies_before_its_files_are_gone_loses_none_of_them_for_ever(scratch: Path, deleted: bool) -> None:
+@both_engines_at_length
+def test_a_node_that_dies_before_its_files_are_gone_loses_none_of_them_for_ever(
+    kind: str, scratch: Path, deleted: bool
+) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         bucket = await it.bucket()
@@ -343,10 +358,11 @@ def test_a_node_that_dies_before_its_files_are_gone_loses_none_of_them_for_ever(
             assert (await it.content(blob)).leaving == ()
         await it.sound()
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_a_home_counts_only_while_it_lives(scratch: Path) -> None:
+@both_engines_at_length
+def test_a_home_counts_only_while_it_lives(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(iad, await it.bucket(), "k", DATA)
@@ -359,55 +375,25 @@ def test_a_home_counts_only_while_it_lives(scratch: Path) -> None:
         assert iad.release.kept == 1
         assert await it.homes(blob) == {0, 1}
 
-    play(scratch, "iad sjc", story)
+    play(scratch, "iad sjc", story, kind=kind)
 
 
-def test_what_is_becoming_a_home_is_not_released(scratch: Path) -> None:
+@both_engines_at_length
+def test_what_is_becoming_a_home_is_not_released(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc = it.nodes
         blob = await it.put(iad, await it.bucket(), "k", DATA)
         effect = await sjc.copying.become_home(blob)
         assert effect is not None
-        assert await sjc.release.run(item(RELEASE, blob)) is None
+        later = await sjc.release.run(item(RELEASE, blob))
+        assert later is not None, "what becomes of it is not decided yet"
         assert sjc.release.kept == 1
         assert await sjc.home() == {blob: 3}
         await sjc.metadata.background(effect, sjc.metadata.context)
         assert await it.homes(blob) == {0, 1}
         await it.sound()
 
-    play(scratch, "iad sjc", story)
-
-
-def test_gaining_and_losing_one_content_come_one_after_the_other_and_others_go_on() -> None:
-    async def main() -> None:
-        moving = Moving()
-        inside: list[str] = []
-
-        async def move(content_id: bytes, name: str, go: asyncio.Event) -> None:
-            async with moving.of(content_id):
-                inside.append(name)
-                await go.wait()
-                inside.append(f"/{name}")
-
-        first, second, other = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        other.set()
-        running = [asyncio.create_task(move(b"1", "first", first)), asyncio.create_task(move(b"1", "second", second))]
-        running.append(asyncio.create_task(move(b"2", "other", other)))
-        await running[2]
-        assert inside == ["first", "other", "/other"]
-        late = asyncio.create_task(move(b"1", "late", other))
-        await asyncio.sleep(0)
-        late.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await late
-        second.set()
-        first.set()
-        await asyncio.gather(*running)
-        assert inside[3:] == ["/first", "second", "/second"]
-        assert not moving._locks
-        assert not moving._waiting
-
-    asyncio.run(main())
+    play(scratch, "iad sjc", story, kind=kind)
 
 
 # --- multipart
@@ -421,8 +407,9 @@ async def put_part(it: Several, node: Node, bucket: Bucket, upload: str, number:
     return stored
 
 
+@both_engines_at_length
 def test_scattered_parts_are_gathered_where_they_were_put_together_and_then_let_go(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tigrislike.metadata.uploads.MIN_PART_BYTES", 1)
 
@@ -457,10 +444,11 @@ def test_scattered_parts_are_gathered_where_they_were_put_together_and_then_let_
         assert [await first.metadata.blob(blob) for blob in blobs] == [None] * 3
         await it.sound()
 
-    play(scratch, "iad iad sjc", story)
+    play(scratch, "iad iad sjc", story, kind=kind)
 
 
-def test_an_object_of_slices_takes_what_lends_them_along(scratch: Path) -> None:
+@both_engines_at_length
+def test_an_object_of_slices_takes_what_lends_them_along(kind: str, scratch: Path) -> None:
     async def story(it: Several) -> None:
         iad, sjc, ams = it.nodes
         source = await it.put(ams, await it.bucket(name="source"), "k", DATA)
@@ -479,7 +467,7 @@ def test_an_object_of_slices_takes_what_lends_them_along(scratch: Path) -> None:
         assert await sjc.home() == {source: 3}
         await it.sound()
 
-    play(scratch, "iad sjc ams", story)
+    play(scratch, "iad sjc ams", story, kind=kind)
 
 
 def test_the_zone_of_a_region_is_its_own() -> None:

@@ -37,6 +37,13 @@ class Asker:
         if peer.node in self.failing:
             raise self.failing[peer.node]
 
+    async def post_home(self, peer: Member, content_id: bytes, size: int) -> None:
+        raise AssertionError("bytes that were just received have no content yet")
+
+
+def spreader_of(node: Node, asker: Asker) -> Spreader:
+    return Spreader(node.metadata, node.members, asker, node.copying.become_home_ahead)
+
 
 def regions_of(it: Several, homes: tuple[Home, ...]) -> list[str]:
     assert all(it.by_id[home.node].region == home.region for home in homes)
@@ -49,7 +56,7 @@ def regions_of(it: Several, homes: tuple[Home, ...]) -> list[str]:
 def test_one_copy_is_the_writers_own(scratch: Path) -> None:
     async def story(it: Several) -> None:
         asker = Asker()
-        spreader = Spreader(it.nodes[0].metadata, it.nodes[0].members, asker)
+        spreader = spreader_of(it.nodes[0], asker)
         assert await spreader.spread(BLOB, 9, 1, ()) == ()
         assert asker.asked == []
 
@@ -60,7 +67,7 @@ def test_without_a_policy_hashing_says_who_takes_copies(scratch: Path) -> None:
     async def story(it: Several) -> None:
         asker = Asker()
         first = it.nodes[0]
-        spread = await Spreader(first.metadata, first.members, asker).spread(BLOB, 9, 3, ())
+        spread = await spreader_of(first, asker).spread(BLOB, 9, 3, ())
         expected = ranked(BLOB, [node.id for node in it.nodes[1:]])[:2]
         assert [home.node for home in spread] == asker.asked == expected
 
@@ -71,7 +78,7 @@ def test_without_a_policy_hashing_says_who_takes_copies(scratch: Path) -> None:
 def test_wanted_regions_have_a_copy_each_before_one_has_two(scratch: Path, blob: bytes) -> None:
     async def story(it: Several) -> None:
         first = it.nodes[0]
-        spreader = Spreader(first.metadata, first.members, Asker())
+        spreader = spreader_of(first, Asker())
         wanted = ("iad", "sjc", "ams")
         assert sorted(regions_of(it, await spreader.spread(blob, 9, 3, wanted))) == ["ams", "sjc"]
         assert sorted(regions_of(it, await spreader.spread(blob, 9, 4, wanted)))[:1] == ["ams"]
@@ -86,7 +93,7 @@ def test_where_one_fails_the_next_is_asked_and_nobody_twice(scratch: Path) -> No
         first = it.nodes[0]
         order = ranked(BLOB, [node.id for node in it.nodes[1:]])
         asker = Asker(order[0], order[2])
-        spread = await Spreader(first.metadata, first.members, asker).spread(BLOB, 9, 3, ())
+        spread = await spreader_of(first, asker).spread(BLOB, 9, 3, ())
         assert [home.node for home in spread] == [order[1], order[3]]
         assert asker.asked == order
 
@@ -98,7 +105,7 @@ def test_a_region_whose_node_failed_is_tried_by_its_other_node(scratch: Path) ->
         first = it.nodes[0]
         sjc = ranked(BLOB, [node.id for node in it.nodes if node.region == "sjc"])
         asker = Asker(sjc[0])
-        spread = await Spreader(first.metadata, first.members, asker).spread(BLOB, 9, 2, ("iad", "sjc"))
+        spread = await spreader_of(first, asker).spread(BLOB, 9, 2, ("iad", "sjc"))
         assert [home.node for home in spread] == [sjc[1]]
         assert asker.asked == sjc
 
@@ -109,7 +116,7 @@ def test_too_few_are_not_asked_in_vain(scratch: Path) -> None:
     async def story(it: Several) -> None:
         first, second, third = it.nodes
         asker = Asker()
-        spreader = Spreader(first.metadata, first.members, asker)
+        spreader = spreader_of(first, asker)
         for copies, wanted in ((4, ()), (2, ("iad",)), (3, ("iad", "sjc"))):
             with pytest.raises(TooFewHomes, match=f"only 1 of the {copies}"):
                 await spreader.spread(BLOB, 9, copies, wanted)

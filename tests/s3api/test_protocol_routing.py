@@ -82,7 +82,7 @@ def test_a_flag_means_the_same_whatever_its_value(value: str) -> None:
     [
         ("PATCH", "object", {}, "OBJECT", "DELETE, GET, HEAD, PUT"),
         ("POST", "object", {}, "OBJECT", "DELETE, GET, HEAD, PUT"),
-        ("OPTIONS", "bucket", {}, "BUCKET", "DELETE, GET, HEAD, PUT"),
+        ("OPTIONS", "bucket", {}, "BUCKET", "DELETE, GET, HEAD, PATCH, PUT"),
         ("PUT", "service", {}, "SERVICE", "GET"),
         ("DELETE", "bucket", {"acl": ""}, "ACL", "GET, PUT"),
         ("POST", "object", {"tagging": ""}, "TAGGING", "DELETE, GET, PUT"),

@@ -25,7 +25,9 @@ from tigrislike.config import (
     unknown_variables,
 )
 from tigrislike.metadata.deciding import QUEUE, QueueParameters
-from tigrislike.node import Node, queue_parameters
+from tigrislike.metadata.records import OriginPlace
+from tigrislike.node import Node, origin_limits, origin_opener, queue_parameters
+from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import WORKERS
 from tigrislike.server import peer_endpoint, primary_address
 
@@ -251,6 +253,24 @@ def test_the_queue_is_paced_as_the_settings_have_it() -> None:
         max_attempts=3,
         min_inactive_ns=0,
     )
+
+
+def test_a_node_is_as_patient_with_origins_as_the_settings_have_it() -> None:
+    assert origin_limits(Settings()) == Limits()
+    flags = {
+        "origin_timeout_s": "1m",
+        "origin_silence_s": "250ms",
+        "origin_minimum_bytes": "1MiB",
+        "origin_attempts": "2",
+        "origin_concurrency": "8",
+    }
+    settings = load_settings(flags, {})
+    limits = Limits(timeout_s=60, silence_s=0.25, slowest=1 << 20, attempts=2, concurrency=8)
+    assert origin_limits(settings) == limits
+    place = OriginPlace("s3://bucket", "http://127.0.0.1:1", "auto", "key", "secret")
+    origin = origin_opener(settings)(place)
+    assert isinstance(origin, Resilient)
+    assert origin.limits == limits
 
 
 def test_a_nodes_queue_goes_by_its_settings(tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from botocore.exceptions import ClientError
 
 from tests import clusters
 from tests.clusters import fresh_url
+from tests.crash.test_kill import until
 from tests.e2e.conftest import client
 from tests.nodes import RunningNode, running_node
+from tests.regions.regions import succeeds
 from tigrislike.metadata.kv.fdb_client import load_binding
 
 pytestmark = pytest.mark.fdb
@@ -103,7 +105,7 @@ def status_of(node: RunningNode, path: str) -> int:
         return connection.getresponse().status
 
 
-def test_a_locked_database_is_answered_slow_down_and_serves_again_at_once(node: RunningNode) -> None:
+def test_a_locked_database_is_answered_slow_down_and_serves_again_soon(node: RunningNode) -> None:
     s3 = client(node)
     with contextlib.closing(s3):
         s3.create_bucket(Bucket="bucket")
@@ -129,6 +131,9 @@ def test_a_locked_database_is_answered_slow_down_and_serves_again_at_once(node: 
                 assert (metadata["HTTPStatusCode"], response["Error"]["Code"]) == (503, "SlowDown")
                 assert int(metadata["HTTPHeaders"]["retry-after"]) > 0
             assert (ready.result(), healthy.result()) == (503, 200)
+        # Each process asks once a second whether the database is there again.
+        until(lambda: status_of(node, "/readyz") == 200, "the node is ready again")
+        until(lambda: succeeds(s3.head_object, Bucket="bucket", Key="k"), "and serves")
         assert s3.get_object(Bucket="bucket", Key="k")["Body"].read() == b"before"
         s3.put_object(Bucket="bucket", Key="k", Body=b"after")
         assert status_of(node, "/readyz") == 200

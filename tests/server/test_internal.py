@@ -417,9 +417,23 @@ def test_a_node_fetches_for_another_only_if_it_is_told_to(tmp_path: Path) -> Non
         run(main())
 
 
+class Homely:
+    """Stands for the part of a process that becomes a home of contents."""
+
+    def __init__(self, failure: list[Exception]) -> None:
+        self.gained: list[bytes] = []
+        self._failure = failure
+
+    async def become_home(self, content_id: bytes) -> None:
+        self.gained.append(content_id)
+        if self._failure:
+            raise self._failure[0]
+
+
 def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tmp_path: Path) -> None:
     received: list[tuple[bytes, int, bytes]] = []
     failure: list[Exception] = []
+    homely: Any = Homely(failure)
 
     async def receive_copy(blob_id: bytes, size: int, source: bytes) -> None:
         received.append((blob_id, size, source))
@@ -432,7 +446,7 @@ def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tm
         async with contextlib.AsyncExitStack() as stack:
             node = await stack.enter_async_context(Node.opened(settings))
             parts: Any = {"metadata": node.metadata, "blocks": node.blocks, "settings": settings}
-            app = create_app(**parts, epochs=Epochs(senders=1), receive_copy=receive_copy)
+            app = create_app(**parts, epochs=Epochs(senders=1), receive_copy=receive_copy, regional=homely)
             key = node.metadata.derive_key(KEY_PURPOSE)
             running = await stack.enter_async_context(serving(app))
             peer = Peer(node.blocks.node_id, "", f"http://127.0.0.1:{running.port}", bytes(8))
@@ -441,6 +455,8 @@ def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tm
             stack.push_async_callback(others.aclose)
             await peers.post_copy(peer, b"b" * 16, 5)
             assert received == [(b"b" * 16, 5, OTHER)]
+            await peers.post_home(peer, b"c" * 16, 5)
+            assert homely.gained == [b"c" * 16]
             for error, told, match in (
                 (NotAtSource("nobody"), NotAtSource, "404"),
                 (SourceUnavailable("later"), SourceUnavailable, "503"),
@@ -448,8 +464,9 @@ def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tm
                 (ValueError("a defect"), SourceUnavailable, "500"),
             ):
                 failure[:] = [error]
-                with pytest.raises(told, match=match):
-                    await peers.post_copy(peer, b"b" * 16, 5)
+                for ask in (peers.post_copy, peers.post_home):
+                    with pytest.raises(told, match=match):
+                        await ask(peer, b"b" * 16, 5)
             with pytest.raises(SourceUnavailable, match=r"503.*room for no more"):
                 await others.ping(peer)
 

@@ -32,10 +32,12 @@ from tigrislike.bytecache.footer import block_count
 from tigrislike.bytecache.hold import holding
 from tigrislike.bytecache.layout import Layout, open_layout, parse_block_name
 from tigrislike.config import Settings
+from tigrislike.metadata import homes
+from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace, subspace, unpack_bytes
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.kv.sqlite_file import translate
-from tigrislike.metadata.records import LIVE
+from tigrislike.metadata.records import LIVE, Home
 from tigrislike.metadata.records import blob as blob_codec
 from tigrislike.metadata.records import cluster as cluster_codec
 
@@ -43,7 +45,7 @@ NOTE = "backup.json"
 """In a backup: of which store and node, when its records were copied, and how much it holds."""
 
 HOLD_TIMEOUT_S = 60.0
-_PAGE = 5000
+_PAGE = 500
 
 
 class BackupError(Exception):
@@ -275,29 +277,38 @@ def _snapshot(path: Path, draft: Path) -> None:
 
 
 async def _live_blobs(url: str, node_id: bytes) -> tuple[str, list[tuple[bytes, int]]]:
-    """The id of the store, and id and size of every live blob of this node."""
+    """The id of the store, and id and size of every live blob that this node holds: what others hold, or an origin, is
+    not here."""
     async with reached(url) as opened:
         engine = opened.background  # the store goes on meanwhile
         keys = Keyspace(engine.prefix)
         raw = await engine.read(_get, keys.cluster)
         if raw is None:
             raise BackupError("there is no store in the metadata database")
-        found = []
+        cluster = cluster_codec.decode(raw)
+        ctx = Context(keys, cluster.number, engine.now_ns, Home("", node_id), 0)
+        found: list[tuple[bytes, int]] = []
+        begin: bytes | None
         begin, end = subspace(keys.blobs)
-        while True:
-            rows = await engine.read(_page, begin, end)
-            for key, value in rows:
-                blob = blob_codec.decode(value)
-                if blob.state == LIVE and blob.node == node_id:
-                    found.append((unpack_bytes(key, len(keys.blobs))[0], blob.size))
-            if len(rows) < _PAGE:
-                return cluster_codec.decode(raw).uuid.hex(), found
-            begin = rows[-1][0] + b"\x00"
+        while begin is not None:
+            some, begin = await engine.read(_held_some, ctx, begin, end)
+            found += some
+        return cluster.uuid.hex(), found
 
 
 async def _get(tr: Transaction, key: bytes) -> bytes | None:
     return await tr.get(key)
 
 
-async def _page(tr: Transaction, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
-    return await tr.get_range(begin, end, limit=_PAGE)
+async def _held_some(
+    tr: Transaction, ctx: Context, begin: bytes, end: bytes
+) -> tuple[list[tuple[bytes, int]], bytes | None]:
+    """Some of the blobs that this node holds, and where to go on; None: that was all."""
+    rows = await tr.get_range(begin, end, limit=_PAGE)
+    held = []
+    for key, value in rows:
+        blob, blob_id = blob_codec.decode(value), unpack_bytes(key, len(ctx.keys.blobs))[0]
+        located = await homes.locate(tr, ctx, blob_id) if blob.state == LIVE else None
+        if located is not None and any(home.node == ctx.home.node for home in located.homes):
+            held.append((blob_id, blob.size))
+    return held, rows[-1][0] + b"\x00" if len(rows) == _PAGE else None

@@ -148,7 +148,7 @@ async def _cluster(url: str) -> AsyncIterator[Check]:
     """What the cluster says of itself: its version and health, the space on its machines, its clock."""
     asked_ns = time.time_ns()
     try:
-        status = json.loads(await asyncio.to_thread(_read_status, url))
+        status = json.loads(await asyncio.to_thread(read_status, url))
     except Exception as error:  # the binding's errors have no base class of their own
         yield Check("cluster", "attention", f"the cluster's status cannot be read: {error}", {})
         return
@@ -214,7 +214,7 @@ def cluster_checks(status: dict[str, Any], asked_ns: int, answered_ns: int) -> l
     return found
 
 
-def _read_status(url: str) -> bytes:
+def read_status(url: str) -> bytes:
     from urllib.parse import unquote, urlsplit
 
     from tigrislike.metadata.kv.fdb_client import load_binding

@@ -13,16 +13,21 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tigrislike.metadata import blobs, overseeing, owed, records
+from tigrislike.metadata import blobs, homes, overseeing, owed, placing, records
+from tigrislike.metadata.buckets import REPOLICY, owe_repolicy
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import pack_stamp, subspace, unpack_bytes, unpack_int, unpack_stamp
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import (
+    ANNOUNCED,
+    BACKED,
     DEAD,
     LIVE,
     NEVER,
+    NOWHERE,
     OBJECT,
     REMOVED,
+    SHADOWED,
     Blob,
     Bucket,
     Content,
@@ -126,6 +131,11 @@ async def check_bucket(view: View, tr: Transaction, key: bytes, value: bytes) ->
     if bucket.name != name:
         return [Problem("bucket-name", name, f"its record says {bucket.name!r}")]
     view.names[bucket.id] = name
+    problems += [
+        Problem("origin-missing", name, f"its origin {origin_id.hex()} has no record")
+        for origin_id in (bucket.shadow, bucket.backing)
+        if origin_id and await tr.get(keys.origin(origin_id)) is None
+    ]
     index = keys.owned(bucket.owner).key(name)
     if await tr.get(index) is None:
         problems.append(
@@ -150,6 +160,32 @@ async def check_owner(view: View, tr: Transaction, key: bytes, value: bytes) -> 
     if raw is not None and records.bucket.decode(raw).owner == owner.decode():
         return []
     return [Problem("owner-dangling", name, f"is listed for {owner.decode()}, who has no such bucket", clearing(key))]
+
+
+async def check_repolicy(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    ctx = view.ctx
+    bucket_id, _ = unpack_bytes(key, len(ctx.keys.repolicies))
+    cursor = records.repolicy.decode(value)
+    bucket = await view.bucket(tr, bucket_id)
+    if bucket is None:
+        detail = f"says how far bucket {bucket_id.hex()} follows its policy, which does not exist"
+        return [Problem("repolicy-dangling", cursor.name, detail, clearing(key))]
+    rows = ctx.keys.in_bucket(bucket_id)
+    after = ctx.keys.prefix + cursor.after
+    placed = not cursor.after or any(each.begin <= after < each.end for each in (rows.current, rows.version))
+    owes = await owed_anywhere(tr, ctx, REPOLICY, bucket_id)
+    if cursor.name == bucket.name and placed and owes:
+        return []
+
+    async def start_over(tr: Transaction) -> None:
+        await owe_repolicy(tr, ctx, bucket)
+
+    if not owes:
+        return [
+            Problem("repolicy-forgotten", bucket.name, "its objects would follow its policy no further", start_over)
+        ]
+    detail = f"a policy is followed under the name {cursor.name!r}, behind {cursor.after!r}"
+    return [Problem("repolicy-wrong", bucket.name, detail, start_over)]
 
 
 # --- versions
@@ -310,7 +346,80 @@ async def check_content(view: View, tr: Transaction, key: bytes, value: bytes) -
         row = ctx.keys.home(home.node, content_id)
         if await tr.get(row) is None:
             problems.append(Problem("home-missing", name, f"lies on node {home.node.hex()}", setting(row, b"")))
+    return problems + await _check_backing(view, tr, content_id, content)
+
+
+async def _check_backing(view: View, tr: Transaction, content_id: bytes, content: Content) -> list[Problem]:
+    """That what an origin has of a content is found there, that what is to change about it is owed, and that somebody
+    has the content."""
+    ctx, name = view.ctx, content_id.hex()
+    problems = []
+    if content.elsewhere in (SHADOWED, BACKED):
+        for blob_id, _ in (await homes.held(tr, ctx, content_id, content)).blobs:
+            elsewhere = await blobs.blob_elsewhere(tr, ctx, blob_id)
+            if elsewhere is not None and elsewhere.origin == content.origin:
+                continue
+
+            async def write_again(tr: Transaction) -> None:
+                again = msgspec.structs.replace(content, elsewhere=ANNOUNCED)
+                homes.put_content(tr, ctx, content_id, again)
+                await homes.owe_write_back(tr, ctx, content_id, again)
+
+            # It can be written again where a node has it all.
+            again = placing.is_backed(content) and any(home.whole for home in content.homes)
+            detail = f"is said to be at origin {content.origin.hex()}, and blob {blob_id.hex()} has no place there"
+            problems.append(Problem("elsewhere-missing", name, detail, write_again if again else None))
+            break
+    elif not content.homes and await tr.get(ctx.keys.home(records.LOST, content_id)) is None:
+        problems.append(Problem("content-homeless", name, "no node and no origin is said to have it"))
+    due = placing.is_to_be_written(content) or placing.is_to_be_given_up(content)
+    if due and content.homes and not await owed_anywhere(tr, ctx, homes.WRITE_BACK, content_id):
+
+        async def owe(tr: Transaction) -> None:
+            await homes.owe_write_back(tr, ctx, content_id, content)
+
+        problems.append(Problem("write-back-forgotten", name, "what its origin is to have of it is not owed", owe))
     return problems
+
+
+async def check_elsewhere(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    ctx = view.ctx
+    blob_id, _ = unpack_bytes(key, len(ctx.keys.elsewheres))
+    elsewhere = records.elsewhere.decode(value)
+    subject = blob_id.hex()
+    if await tr.get(ctx.keys.origin(elsewhere.origin)) is None:
+        detail = f"origin {elsewhere.origin.hex()}, which has it, has no record"
+        return [Problem("origin-missing", subject, detail)]
+    raw = await tr.get(ctx.keys.blob(blob_id))
+    if raw is None:
+        detail = f"{elsewhere.key!r} at origin {elsewhere.origin.hex()} is of a blob that is not there any more"
+        return [Problem("elsewhere-dangling", subject, detail, clearing(key))]
+    blob = records.blob.decode(raw)
+    stored, part = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
+    raw, part_raw = await stored, await part
+    content = records.content.decode(raw) if raw is not None else None
+    known = {records.part.decode(part_raw).origin} if part_raw is not None else set()
+    if content is None or content.state == DEAD or elsewhere.origin in known:
+        return []  # it is a part's, or goes with its content
+    if content.elsewhere != NOWHERE and content.origin == elsewhere.origin:
+        return []
+    detail = f"is said to be at origin {elsewhere.origin.hex()}, which its content does not know of"
+    return [Problem("elsewhere-stray", subject, detail)]
+
+
+async def check_origin(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    origin_id, _ = unpack_bytes(key, len(view.ctx.keys.origins))
+    record = records.origin.decode(value)
+    if record.id != origin_id:
+        return [Problem("origin-wrong", origin_id.hex(), f"its record is that of {record.id.hex()}")]
+    return []
+
+
+async def check_whiteout(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    bucket_id, name, _ = in_family(view.ctx.keys.whiteout, key)
+    if await view.bucket(tr, bucket_id) is not None:
+        return []
+    return [Problem("whiteout-orphan", f"{bucket_id.hex()}/{name}", "its bucket is gone", clearing(key))]
 
 
 async def _check_blob_row(ctx: Context, tr: Transaction, blob_id: bytes, expected: Blob) -> list[Problem]:
@@ -432,6 +541,8 @@ async def check_home(view: View, tr: Transaction, key: bytes, value: bytes) -> l
         return []
     if content is not None and node == records.LOST:
         return []
+    if content is None and await tr.get_range(*ctx.keys.part_range(content_id), limit=1):
+        return []  # of an upload in progress; what is left of one that is not is found apart
     detail = f"node {node.hex()} is said to hold it, its record does not say so"
     return [Problem("home-dangling", content_id.hex(), detail, clearing(key))]
 
@@ -530,9 +641,12 @@ async def check_item(view: View, tr: Transaction, key: bytes, value: bytes) -> l
     item = records.item.decode(value)
     subject = f"{item.task} {item.subject.hex()}"
     problems = []
-    due = keys.queue_due_key(zone, item.priority, item.vesting_ns, id_)
+    due = owed.due_key(view.ctx, zone, id_, item)
     if await tr.get(due) is None:
         problems.append(Problem("item-unindexed", subject, "would never be claimed", setting(due, b"")))
+    failing = keys.queue_failing_key(zone, item.enqueued_ns, id_)
+    if item.attempts and await tr.get(failing) is None:
+        problems.append(Problem("failing-unindexed", subject, "is not listed as failing", setting(failing, b"")))
     if await tr.get(keys.queue_zone(zone)) is None:
         problems.append(
             Problem("zone-unmarked", subject, f"its zone {zone.hex()} has no mark", _waking(view.ctx, zone))
@@ -552,13 +666,27 @@ async def check_due(view: View, tr: Transaction, key: bytes, value: bytes) -> li
     zone, at = unpack_bytes(key, len(keys.queue_due))
     priority, at = unpack_int(key, at)
     vesting_ns, at = unpack_int(key, at)
+    enqueued_ns, at = unpack_int(key, at)
     id_, _ = unpack_bytes(key, at)
     raw = await tr.get(keys.queue_item(zone, id_))
     if raw is not None:
         item = records.item.decode(raw)
-        if (item.priority, item.vesting_ns) == (priority, vesting_ns):
+        if (item.priority, item.vesting_ns, item.enqueued_ns) == (priority, vesting_ns, enqueued_ns):
             return []
     return [Problem("due-dangling", id_.hex(), "an index entry without its item", clearing(key))]
+
+
+async def check_failing(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    keys = view.ctx.keys
+    zone, at = unpack_bytes(key, len(keys.queue_failing))
+    enqueued_ns, at = unpack_int(key, at)
+    id_, _ = unpack_bytes(key, at)
+    raw = await tr.get(keys.queue_item(zone, id_))
+    if raw is not None:
+        item = records.item.decode(raw)
+        if item.attempts and item.enqueued_ns == enqueued_ns:
+            return []
+    return [Problem("failing-dangling", id_.hex(), "listed as failing, and is not", clearing(key))]
 
 
 async def check_zone(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
@@ -621,6 +749,7 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.owners, check_owner),
         (keys.queue_items, check_item),
         (keys.queue_due, check_due),
+        (keys.queue_failing, check_failing),
         (keys.queue_zones, check_zone),
         (keys.queue_pointers, check_pointer),
         (keys.queue_tops, check_top),
@@ -633,6 +762,10 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.contents, check_content),
         (keys.blobs, check_blob),
         (keys.homes, check_home),
+        (keys.repolicies, check_repolicy),
+        (keys.elsewheres, check_elsewhere),
+        (keys.origins, check_origin),
+        (keys.whiteout, check_whiteout),
         (keys.upload, check_upload),
         (keys.nodes, check_node),
         (keys.beats, check_beat),

@@ -14,22 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from tigrislike.bytecache import BlockStore, BytesError, MissingBlob, StoredBlob
-from tigrislike.metadata import Metadata, Usage, blobs, homes, overseeing, owed, records
+from tigrislike.metadata import Metadata, Usage, blobs, homes, overseeing, owed, records, surveying
 from tigrislike.metadata.buckets import usage
 from tigrislike.metadata.context import count
 from tigrislike.metadata.keyspace import subspace, unpack_bytes
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import LIVE, OBJECT, Bucket, Content
 
-from .checks import Check, Problem, View, families
+from .checks import Check, Problem, View, families, owed_anywhere
 
 T = TypeVar("T")
 
@@ -53,6 +55,14 @@ class Finding(Struct, frozen=True):
     repaired: bool = False
 
 
+_HELD: dict[str, tuple[str, int]] = {
+    "waiting": ("dropped", -1),
+    "leased": ("returned", -1),
+    "failing": ("failing", 1),
+    "dead": ("dead", 1),
+}
+"""What the queue says it holds now, and the counter that is added to, with which sign, where that is wrong."""
+
 UNREADABLE = (msgspec.MsgspecError, ValueError, IndexError)
 """What decoding a damaged key or record raises."""
 
@@ -71,7 +81,8 @@ async def fsck(
         EngineError, BytesError: the database or the disk cannot be read at all.
     """
     check = _Fsck(metadata, blocks, repair, pause_s)
-    for step in (check.rows(), check.orphan_parts(), check.counters(), check.zone_counts(), check.files()):
+    counts = check.counters(), check.zone_counts(), check.zone_sums()
+    for step in (check.rows(), check.orphan_parts(), *counts, check.files()):
         async for finding in step:
             yield finding
 
@@ -215,15 +226,17 @@ class _Fsck:
     async def drift(self, bucket: Bucket) -> Usage | None:
         """What has to be added to the bucket's counters, None if they are right, or change too fast to tell.
 
-        The rows are added up twice, with the counters the same before and after, so that a writer in between shows.
+        The rows are added up twice, with the counters the same before, between and after, so that a writer meanwhile
+        shows, unless it undoes what it did each time.
         """
         for _ in range(SUM_ATTEMPTS):
             before = await self.counted(bucket)
             first = await self.total(bucket)
-            if first == before and await self.counted(bucket) == before:
+            between = await self.counted(bucket)
+            if first == before == between:
                 return None
             second = await self.total(bucket)
-            if first != second or await self.counted(bucket) != before:
+            if first != second or not before == between == await self.counted(bucket):
                 continue
             return Usage(
                 first.objects - before.objects, first.noncurrent - before.noncurrent, first.bytes - before.bytes
@@ -270,15 +283,19 @@ class _Fsck:
                     keys = self.ctx.keys
                     off: Counter[tuple[str, str]] = Counter()
                     counted = await overseeing.counts(tr, self.ctx, zone)
-                    for counter, rows in (("waiting", keys.queue_item_range), ("dead", keys.queue_dead_range)):
-                        found = await tr.get_range(*rows(zone), limit=SUM_CHUNK)
-                        if len(found) == SUM_CHUNK:
-                            continue
-                        off.update((records.item.decode(value).task, counter) for _, value in found)
-                        off.subtract({(task, counter): getattr(each, counter) for task, each in counted.items()})
-                    if self.repair:
-                        for (task, counter), delta in off.items():
-                            owed.count(tr, self.ctx, zone, task, **{counter: delta})
+                    found = await tr.get_range(*keys.queue_item_range(zone), limit=SUM_CHUNK)
+                    if len(found) < SUM_CHUNK:
+                        for item in (records.item.decode(value) for _, value in found):
+                            off[item.task, "waiting"] += 1
+                            off[item.task, "leased"] += bool(item.lease)
+                            off[item.task, "failing"] += bool(item.attempts)
+                        for task, each in counted.items():
+                            off.subtract({(task, kind): getattr(each, kind) for kind in _HELD if kind != "dead"})
+                    found = await tr.get_range(*keys.queue_dead_range(zone), limit=SUM_CHUNK)
+                    if len(found) < SUM_CHUNK:
+                        off.update((records.item.decode(value).task, "dead") for _, value in found)
+                        off.subtract({(task, "dead"): each.dead for task, each in counted.items()})
+                    self._mend(tr, off, partial(keys.queue_count, zone))
                     return off
 
                 off = await (self.engine.transact if self.repair else self.engine.read)(settle)
@@ -287,6 +304,38 @@ class _Fsck:
                         detail = f"{task} {counter}: is off by {-delta}"
                         yield Finding("zone-count", zone.hex(), detail, True, self.repair)
                 await self.pause()
+
+    async def zone_sums(self) -> AsyncIterator[Finding]:
+        """The sums over the zones of each destination, for destinations of few enough zones to be added up at once."""
+        for destination in await self.engine.read(surveying.destinations, self.ctx):
+
+            async def settle(tr: Transaction, destination: bytes = destination) -> Counter[tuple[str, str]]:
+                """What has to be added, by task and what of it is held."""
+                off: Counter[tuple[str, str]] = Counter()
+                zones = await surveying.counted(tr, self.ctx, destination, limit=10 * SUM_CHUNK)
+                if zones is None:
+                    return off
+                for task, each in (await surveying.summed(tr, self.ctx, destination)).items():
+                    off.subtract({(task, kind): getattr(each, kind) for kind in _HELD})
+                for task, each in zones.items():
+                    off.update({(task, kind): getattr(each, kind) for kind in _HELD})
+                keys = self.ctx.keys
+                self._mend(tr, off, lambda task, counter: keys.queue_sum(destination, task, counter, 0))
+                return off
+
+            off = await (self.engine.transact if self.repair else self.engine.read)(settle)
+            for (task, kind), delta in off.items():
+                if delta:
+                    detail = f"{task} {kind}: is off by {-delta}"
+                    yield Finding("zone-sum", destination.hex(), detail, True, self.repair)
+            await self.pause()
+
+    def _mend(self, tr: Transaction, off: Counter[tuple[str, str]], row: Callable[[str, str], bytes]) -> None:
+        if self.repair:
+            for (task, kind), delta in off.items():
+                counter, sign = _HELD[kind]
+                if delta:
+                    tr.add(row(task, counter), sign * delta)
 
     # --- files
 
@@ -304,6 +353,8 @@ class _Fsck:
                 orphan = await self.orphan_file(stored)
                 if orphan is not None:
                     yield orphan
+            elif blob.state == LIVE and await self.stray(stored):
+                yield await self.settle_stray(stored)
             elif (stored.damage or blob.size != stored.size) and await self.needed(stored.blob_id):
                 for damage in stored.damage:
                     yield Finding("file-damaged", name, damage, False)
@@ -335,6 +386,37 @@ class _Fsck:
                 return None
             await self.blocks.delete_blob(blob_id)
         return Finding("file-orphan", blob_id.hex(), f"{stored.disk_bytes} bytes that no row knows", True, self.repair)
+
+    async def stray(self, stored: StoredBlob) -> bool:
+        """Whether a live blob lies in ``home/`` of a node that is not to hold it, and nothing is owed about that.
+
+        Looked at before and after the files are: who becomes a home says so first, and who is one no longer says so
+        last.
+        """
+        return await self.unwanted(stored.blob_id) and self.at_home(stored) and await self.unwanted(stored.blob_id)
+
+    async def unwanted(self, blob_id: bytes) -> bool:
+        async def read(tr: Transaction) -> bool:
+            if await homes.is_held_here(tr, self.ctx, blob_id) or await homes.locate(tr, self.ctx, blob_id) is None:
+                return False  # what is dead is being reclaimed
+            return not await owed_anywhere(tr, self.ctx, owed.RECLAIM_BLOB, blob_id)
+
+        return await self.engine.read(read)
+
+    def at_home(self, stored: StoredBlob) -> bool:
+        assert self.blocks is not None
+        layout = self.blocks.layout
+        return any(os.path.exists(layout.home_block(stored.blob_id, number)) for number in stored.blocks)
+
+    async def settle_stray(self, stored: StoredBlob) -> Finding:
+        if self.repair:
+
+            async def mend(tr: Transaction) -> None:
+                await blobs.owe_blob(tr, self.ctx, self.ctx.home.node, b"", stored.blob_id)
+
+            await self.engine.transact(mend)
+        detail = f"{stored.disk_bytes} bytes at home on a node that is not to hold it"
+        return Finding("file-stray", stored.blob_id.hex(), detail, True, self.repair)
 
     async def missing(self, blob_id: bytes, size: int) -> bool:
         """Whether a live blob has no files: it may have been committed, or reclaimed, since the disk was read."""

@@ -16,7 +16,7 @@ import msgspec
 
 from tigrislike.admin.reach import reached
 from tigrislike.config import Settings
-from tigrislike.metadata import Metadata, homes
+from tigrislike.metadata import Metadata, homes, uploads
 from tigrislike.metadata.bounded import Bounds, elapsed_ns
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace
@@ -161,15 +161,17 @@ async def sole_contents(metadata: Metadata, members: Members, node: bytes) -> As
 
 
 async def _without(tr: Transaction, ctx: Context, nodes: Container[bytes], content_ids: list[bytes]) -> list[bytes]:
-    """Those of live contents that `nodes` do not hold."""
+    """Those of live contents, and of uploads in progress, that `nodes` do not hold."""
     asked = [(content_id, tr.get(ctx.keys.content(content_id))) for content_id in content_ids]
     missing = []
     for content_id, stored in asked:
         raw = await stored
         content = content_codec.decode(raw) if raw is not None else None
-        if content is None or content.state != LIVE:
-            continue
-        if not await homes.survives(tr, ctx, content_id, content, nodes):
+        if content is None:
+            survives = await homes.parts_survive(tr, ctx, content_id, nodes)
+        else:
+            survives = content.state != LIVE or await homes.survives(tr, ctx, content_id, content, nodes)
+        if not survives:
             missing.append(content_id)
     return missing
 
@@ -260,7 +262,7 @@ async def hand_over(
     while True:
         left, after = 0, b""
         while page := await metadata.homes_of(old.node, after, _PAGE):
-            left += await metadata.background(_hand_some, metadata.context, new.node, page)
+            left += await metadata.background(_hand_some, metadata.context, old.node, new.node, page)
             after = page[-1]
         yield left
         if not left:
@@ -268,15 +270,19 @@ async def hand_over(
         await sleep(2 * LOOK_S)
 
 
-async def _hand_some(tr: Transaction, ctx: Context, node: bytes, content_ids: list[bytes]) -> int:
+async def _hand_some(tr: Transaction, ctx: Context, old: bytes, node: bytes, content_ids: list[bytes]) -> int:
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     left = 0
     for content_id, stored in asked:
         raw = await stored
         content = content_codec.decode(raw) if raw is not None else None
-        if content is None or content.state != LIVE:
+        if content is None:
+            parts = await uploads.held_parts(tr, ctx, content_id, {old})
+            if any(node not in uploads.holders(part) for part in parts):
+                await homes.owe_hold(tr, ctx, node, b"", content_id)
+                left += 1
             continue
-        if not any(home.node == node and home.whole for home in content.homes):
+        if content.state == LIVE and not any(home.node == node and home.whole for home in content.homes):
             await homes.owe_hold(tr, ctx, node, content.bucket, content_id)
             left += 1
     return left

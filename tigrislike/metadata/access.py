@@ -44,20 +44,27 @@ def check_pair(key_id: str, secret: str) -> None:
 
 def _seal(master: MasterKey, key: AccessKey) -> AccessRecord:
     sealed = master.seal(key.secret.encode(), key.key_id.encode())
-    return AccessRecord(key.key_id, key.owner, key.bucket, key.created_ns, master.id, sealed, key.root)
+    return AccessRecord(key.key_id, key.owner, key.bucket, key.created_ns, master.id, sealed, key.root, key.admin)
+
+
+def check_sealed_with(master: MasterKey, used: bytes, what: str) -> None:
+    """Refuse to open `what`, where another master key than this one was `used`. Raises WrongMasterKey."""
+    if used != master.id:
+        raise WrongMasterKey(
+            f"{what} is sealed with master key {used.hex()}, "
+            f"this node has {master.id.hex()}: restart it with the new key"
+        )
 
 
 def _unseal(master: MasterKey, record: AccessRecord) -> AccessKey:
-    if record.master != master.id:
-        raise WrongMasterKey(
-            f"access key {record.key_id} is sealed with master key {record.master.hex()}, "
-            f"this node has {master.id.hex()}: restart it with the new key"
-        )
+    check_sealed_with(master, record.master, f"access key {record.key_id}")
     secret = master.unseal(record.sealed, record.key_id.encode()).decode()
-    return AccessKey(record.key_id, secret, record.owner, record.bucket, record.created_ns, record.root)
+    return AccessKey(
+        record.key_id, secret, record.owner, record.bucket, record.created_ns, record.root, record.admin or record.root
+    )
 
 
-async def _master_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> None:
+async def master_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> None:
     """Refuse to seal anything while a rotation runs, or with a key that is no longer in force."""
     raw = await tr.get(ctx.keys.master)
     state = state_codec.decode(raw) if raw is not None else None
@@ -85,7 +92,7 @@ def _erase(tr: Transaction, ctx: Context, record: AccessRecord) -> None:
 async def create_key(tr: Transaction, ctx: Context, master: MasterKey, key: AccessKey) -> AccessKey:
     """Store a new key pair. Raises InvalidArgument if the id is taken, MasterKeyRotating, WrongMasterKey."""
     taken = tr.get(ctx.keys.access.key(key.key_id))
-    await _master_in_force(tr, ctx, master)
+    await master_in_force(tr, ctx, master)
     if await taken is not None:
         raise InvalidArgument("AccessKeyId", key.key_id, "The access key id is taken")
     key = msgspec.structs.replace(key, created_ns=ctx.now_ns())
@@ -111,6 +118,42 @@ async def delete_key(tr: Transaction, ctx: Context, key_id: str) -> None:
     _erase(tr, ctx, codec.decode(raw))
 
 
+async def revoke_key(tr: Transaction, ctx: Context, key_id: str) -> AccessRecord:
+    """Delete a key that is not root's, and return what it was. Raises NoSuchAccessKey, InvalidArgument."""
+    record = await _replaceable(tr, ctx, key_id)
+    _erase(tr, ctx, record)
+    return record
+
+
+async def rotate_key(
+    tr: Transaction, ctx: Context, master: MasterKey, key_id: str, pair: tuple[str, str], keep: bool
+) -> AccessKey:
+    """Store a new `pair` that may do what the key `key_id` may, and delete that one, unless it is to be kept for those
+    who do not know the new one yet.
+
+    Raises:
+        NoSuchAccessKey, InvalidArgument: there is none, or it is root's. MasterKeyRotating, WrongMasterKey.
+    """
+    old = await _replaceable(tr, ctx, key_id)
+    fresh = AccessKey(pair[0], pair[1], old.owner, old.bucket, 0, admin=old.admin)
+    made = await create_key(tr, ctx, master, fresh)
+    if not keep:
+        _erase(tr, ctx, old)
+    return made
+
+
+async def _replaceable(tr: Transaction, ctx: Context, key_id: str) -> AccessRecord:
+    raw = await tr.get(ctx.keys.access.key(key_id))
+    if raw is None:
+        raise NoSuchAccessKey(key_id)
+    record = codec.decode(raw)
+    if record.root:
+        raise InvalidArgument(
+            "AccessKeyId", key_id, "The root key is changed by starting the nodes with another one, or not at all"
+        )
+    return record
+
+
 async def delete_scoped(tr: Transaction, ctx: Context, bucket_name: str) -> None:
     """Delete every key scoped to a bucket."""
     family = ctx.keys.access_scoped(bucket_name)
@@ -131,6 +174,13 @@ async def list_keys(tr: Transaction, ctx: Context, owner: str, after: str, limit
     return [codec.decode(value) for value in values if value is not None]
 
 
+async def list_all_keys(tr: Transaction, ctx: Context, after: str, limit: int) -> list[AccessRecord]:
+    """`list_keys` of everybody."""
+    family = ctx.keys.access
+    rows = await tr.get_range(family.after(after) if after else family.begin, family.end, limit=limit)
+    return [codec.decode(value) for _, value in rows]
+
+
 async def ensure_root(
     tr: Transaction, ctx: Context, master: MasterKey, wanted: AccessKey, given: bool
 ) -> tuple[AccessKey, bool]:
@@ -148,14 +198,14 @@ async def ensure_root(
         key = _unseal(master, present)
         if not given or (key.key_id == wanted.key_id and key.secret == wanted.secret):
             return key, False
-    await _master_in_force(tr, ctx, master)
+    await master_in_force(tr, ctx, master)
     if wanted.key_id != (present.key_id if present is not None else ""):
         other = await tr.get(ctx.keys.access.key(wanted.key_id))
         if other is not None:
             raise InvalidArgument("AccessKeyId", wanted.key_id, "The id is taken by an access key that is not root's")
     if present is not None:
         _erase(tr, ctx, present)
-    key = msgspec.structs.replace(wanted, owner=ROOT_OWNER, bucket="", root=True, created_ns=ctx.now_ns())
+    key = msgspec.structs.replace(wanted, owner=ROOT_OWNER, bucket="", root=True, admin=True, created_ns=ctx.now_ns())
     _store(tr, ctx, master, key)
     tr.set(ctx.keys.root, key.key_id.encode())
     return key, True

@@ -23,9 +23,10 @@ from . import owed
 from .context import Context
 from .errors import BlobDead, ContentGone
 from .kv.engine import Transaction
-from .records import DEAD, LIVE, LOST, REMOVED, Blob, Content, Home, Part, Referrer
+from .records import ANNOUNCED, BACKED, DEAD, LIVE, LOST, REMOVED, Blob, Content, Elsewhere, Home, Part, Referrer
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import node as node_codec
 from .records import part as part_codec
 from .records import referrer as referrer_codec
@@ -91,9 +92,12 @@ async def owe_reclaim(
     content_id: bytes,
     *,
     at_once: bool = False,
+    vesting_ns: int | None = None,
     asked: owed.Asked | None = None,
 ) -> None:
-    vesting_ns = 0 if at_once else ctx.now_ns() + ctx.grace_ns
+    """Owe a node the reclaiming of a content: after the grace, `at_once`, or from `vesting_ns` on."""
+    if vesting_ns is None:
+        vesting_ns = 0 if at_once else ctx.now_ns() + ctx.grace_ns
     zone = owed.zone_of(node, bucket_id)
     await owed.enqueue(
         tr,
@@ -135,7 +139,8 @@ async def condemn_content(tr: Transaction, ctx: Context, content_id: bytes) -> b
     if content.parts:
         parts = await load_parts(tr, ctx, content_id)
         own = [part for part in parts if not part.source]
-        holders.update(node for part in own for node in (part.node, *(home.node for home in part.others)) if node)
+        beside = (home.node for part in own for home in (*part.others, *part.pending))
+        holders.update(node for node in (*(part.node for part in own), *beside) if node)
     others = await _not_removed(tr, ctx, sorted(holders - {ctx.home.node}))
     homes = tuple(Home("", node) for node in (ctx.home.node, *others))
     dead = msgspec.structs.replace(content, state=DEAD, dead_ns=ctx.now_ns(), homes=homes, pending=(), leaving=())
@@ -185,6 +190,20 @@ async def dead_blobs(tr: Transaction, ctx: Context, content_id: bytes) -> list[b
     return [extent.blob for part in parts if not part.source for extent in part.extents]
 
 
+async def dead_elsewhere(tr: Transaction, ctx: Context, content_id: bytes) -> list[tuple[bytes, bytes]]:
+    """What origins may have of a dead content, which nobody else needs: (origin, blob) each."""
+    raw = await tr.get(ctx.keys.content(content_id))
+    if raw is None or content_codec.decode(raw).state != DEAD:
+        return []
+    content = content_codec.decode(raw)
+    ours = {content.origin} if content.elsewhere in (ANNOUNCED, BACKED) else set()
+    if not content.parts:
+        return [(origin, content_id) for origin in ours]
+    parts = await load_parts(tr, ctx, content_id)
+    own = [(part.origin, extent.blob) for part in parts if not part.source for extent in part.extents]
+    return [(each, blob_id) for origin, blob_id in own for each in sorted(ours | {origin}) if each]
+
+
 async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
     """Remove rows of a dead content whose bytes are gone, a bounded number at a time. True: nothing is left.
 
@@ -210,6 +229,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
         else:
             for extent in part.extents:
                 tr.clear(ctx.keys.blob(extent.blob))
+                tr.clear(ctx.keys.elsewhere(extent.blob))
     for source in sorted(sources):
         await drop_reference(tr, ctx, content.bucket, source, Referrer(content=content_id))
     for node in sorted(nodes):
@@ -217,6 +237,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
     if len(rows) == FORGET_BATCH:
         return False
     tr.clear(ctx.keys.blob(content_id))
+    tr.clear(ctx.keys.elsewhere(content_id))
     tr.clear(ctx.keys.content(content_id))
     tr.clear(ctx.keys.home(LOST, content_id))
     return True
@@ -272,7 +293,11 @@ async def _is_holder(tr: Transaction, ctx: Context, blob: Blob) -> bool:
         return True
     stored, row = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
     raw, part = await stored, await row
-    others = list(part_codec.decode(part).others) if part is not None else []
+    others = (
+        [home for each in [part_codec.decode(part)] for home in (*each.others, *each.pending)]
+        if part is not None
+        else []
+    )
     if raw is not None:
         content = content_codec.decode(raw)
         others += [*content.homes, *content.pending, *content.leaving]
@@ -285,11 +310,18 @@ def ask_owed_blob(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, 
 
 
 async def owe_blob(
-    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, blob_id: bytes, asked: owed.Asked | None = None
+    tr: Transaction,
+    ctx: Context,
+    node: bytes,
+    bucket_id: bytes,
+    blob_id: bytes,
+    asked: owed.Asked | None = None,
+    vesting_ns: int | None = None,
 ) -> None:
-    """Owe the deletion of one blob that its content no longer uses."""
+    """Owe the deletion of one blob that its content no longer uses: after the grace, or from `vesting_ns` on."""
     zone = owed.zone_of(node, bucket_id)
-    vesting_ns = ctx.now_ns() + ctx.grace_ns
+    if vesting_ns is None:
+        vesting_ns = ctx.now_ns() + ctx.grace_ns
     await owed.enqueue(
         tr,
         ctx,
@@ -332,3 +364,10 @@ async def forget_blob(tr: Transaction, ctx: Context, blob_id: bytes) -> None:
     raw = await tr.get(key)
     if raw is not None and blob_codec.decode(raw).state == DEAD:
         tr.clear(key)
+        tr.clear(ctx.keys.elsewhere(blob_id))
+
+
+async def blob_elsewhere(tr: Transaction, ctx: Context, blob_id: bytes) -> Elsewhere | None:
+    """Where an origin has a blob, as far as it is noted."""
+    raw = await tr.get(ctx.keys.elsewhere(blob_id))
+    return elsewhere_codec.decode(raw) if raw is not None else None

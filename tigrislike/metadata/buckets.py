@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from . import access, owed
+from . import access, owed, placing
 from .context import COUNT_BYTES, COUNT_NONCURRENT, COUNT_OBJECTS, Context
 from .errors import (
     BucketAlreadyExists,
@@ -78,9 +78,10 @@ async def create_bucket(
     documents, by their kinds.
 
     Raises:
-        BucketAlreadyOwnedByYou, BucketAlreadyExists: the name is taken.
+        BucketAlreadyOwnedByYou, BucketAlreadyExists: the name is taken. InvalidArgument: durability.
     """
     key = ctx.keys.bucket.key(bucket.name)
+    check_backing(bucket)
     raw = await tr.get(key)
     if raw is not None:
         if codec.decode(raw).owner == bucket.owner:
@@ -92,6 +93,17 @@ async def create_bucket(
         tr.set(ctx.keys.config(bucket.id, kind), document)
     tr.set(ctx.keys.owned(bucket.owner).key(bucket.name), b"")
     return bucket
+
+
+def check_backing(bucket: Bucket) -> None:
+    """Refuse a bucket whose durability needs a backing origin that it has not. Raises InvalidArgument."""
+    if placing.needs_backing(bucket.durability) and not bucket.backing:
+        raise InvalidArgument(
+            "X-Tigrislike-Durability",
+            bucket.durability,
+            f"The durability {bucket.durability} needs a backing origin, which bucket {bucket.name} would not have: "
+            "`tigrislike origin back` sets both, `tigrislike origin unback` clears both",
+        )
 
 
 async def read_bucket(tr: Transaction, ctx: Context, name: str) -> Bucket:
@@ -124,7 +136,10 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     tr.clear(ctx.keys.owned(bucket.owner).key(name))
     tr.clear_range(*ctx.keys.config_range(bucket.id))
     tr.clear_range(*subspace(keys.count))
+    for family in (keys.whiteout, keys.needed):
+        tr.clear_range(family.begin, family.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
+    tr.clear(ctx.keys.migration(bucket.id))
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()
 
@@ -167,18 +182,33 @@ async def set_versioning(tr: Transaction, ctx: Context, name: str, status: str) 
 
 
 async def change_bucket(tr: Transaction, ctx: Context, name: str, changes: dict[str, object]) -> Bucket:
-    """Replace fields of a bucket's record; where its policies change, owe it to what it holds. Raises NoSuchBucket."""
+    """Replace fields of a bucket's record; where its policies change, owe it to what it holds.
+
+    Raises:
+        NoSuchBucket. InvalidArgument: its durability needs a backing origin that it would not have.
+    """
     bucket = await read_bucket(tr, ctx, name)
     changed = msgspec.structs.replace(bucket, **changes)
+    check_backing(changed)
     if changed != bucket:
         tr.set(ctx.keys.bucket.key(name), codec.encode(changed))
         tr.bump_metadata_version()
-    if (changed.region_policy, changed.durability) != (bucket.region_policy, bucket.durability):
-        # One that is under way starts over.
-        tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(name)))
-        zone = owed.zone_of(ANYBODY, bucket.id)
-        await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
+    if _policies(changed) != _policies(bucket):
+        await owe_repolicy(tr, ctx, bucket)
     return changed
+
+
+async def owe_repolicy(tr: Transaction, ctx: Context, bucket: Bucket) -> None:
+    """Owe it to what a bucket holds to follow its policies. What is under way starts over."""
+    tr.set(ctx.keys.repolicy(bucket.id), repolicy_codec.encode(Repolicy(bucket.name)))
+    zone = owed.zone_of(ANYBODY, bucket.id)
+    await owed.enqueue(tr, ctx, zone, REPOLICY, bucket.id, priority=REPOLICY_PRIORITY, bucket=bucket.id)
+
+
+def _policies(bucket: Bucket) -> tuple[object, ...]:
+    """What decides where objects are kept."""
+    backing = bucket.backing if placing.needs_backing(bucket.durability) else b""
+    return bucket.region_policy, bucket.durability, backing
 
 
 # --- configuration documents

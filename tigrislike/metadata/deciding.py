@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from .records import Item, Pointer
+from .records import Attempt, Item, Pointer
 
 SECOND = 1_000_000_000
 
@@ -72,6 +72,10 @@ class QueueParameters:
 QUEUE = QueueParameters()
 """The defaults."""
 
+HISTORY = 10
+"""How many failed runs an item remembers, and `HISTORY_ERROR` how many characters of the error of each."""
+HISTORY_ERROR = 300
+
 
 def back_off_ns(parameters: QueueParameters, attempts: int, jitter: float) -> int:
     """How long to wait after the `attempts`-th failure, times 0.5 to 1.5 as `jitter` goes from 0 to 1."""
@@ -114,30 +118,45 @@ def let_go(item: Item) -> Item:
     return replace(item, lease=b"", vesting_ns=0, again_ns=-1)
 
 
-def finished(item: Item) -> Item | None:
+def finished(item: Item, now_ns: int) -> Item | None:
     """What stays of a leased item whose work is done: nothing, or one that waits, if its cause recurred."""
     if item.again_ns < 0:
         return None
-    return replace(item, lease=b"", vesting_ns=item.again_ns, again_ns=-1, attempts=0, error="")
+    return replace(
+        item,
+        lease=b"",
+        vesting_ns=item.again_ns,
+        enqueued_ns=now_ns,
+        again_ns=-1,
+        attempts=0,
+        error="",
+        history=(),
+    )
+
+
+def _with_attempt(item: Item, now_ns: int, error: str, node: bytes) -> tuple[Attempt, ...]:
+    return (*item.history, Attempt(now_ns, node, error[:HISTORY_ERROR]))[-HISTORY:]
 
 
 def failed(
-    parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float
+    parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float, node: bytes
 ) -> tuple[Item | None, Item | None]:
-    """What stays of a leased item whose work failed, and its dead letter: one of them, and both where the cause
-    recurred during the last attempt, which is as good as a new item and gets attempts of its own."""
-    ended = replace(item, lease=b"", again_ns=-1, attempts=item.attempts + 1, error=error[:1000])
+    """What stays of a leased item whose work failed on `node`, and its dead letter: one of them, and both where the
+    cause recurred during the last attempt, which is as good as a new item and gets attempts of its own."""
+    history = _with_attempt(item, now_ns, error, node)
+    ended = replace(item, lease=b"", again_ns=-1, attempts=item.attempts + 1, error=error[:1000], history=history)
     if ended.attempts >= parameters.max_attempts:
-        return finished(item), ended
+        return finished(item, now_ns), ended
     return replace(ended, vesting_ns=now_ns + back_off_ns(parameters, ended.attempts, jitter)), None
 
 
-def postponed(parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float) -> Item:
-    """A leased item whose work cannot be done for now, whatever is tried: it keeps the attempts that it has, and waits
-    for as long again as it has been owed, within the bounds of the back-off."""
+def postponed(parameters: QueueParameters, item: Item, now_ns: int, error: str, jitter: float, node: bytes) -> Item:
+    """A leased item whose work cannot be done for now, whatever `node` tries: it keeps the attempts that it has, and
+    waits for as long again as it has been owed, within the bounds of the back-off."""
     waited_ns = max(parameters.back_off_ns, min(parameters.max_back_off_ns, now_ns - item.enqueued_ns))
     vesting_ns = now_ns + int(waited_ns * (0.5 + jitter))
-    return replace(item, lease=b"", again_ns=-1, error=error[:1000], vesting_ns=vesting_ns)
+    history = _with_attempt(item, now_ns, error, node)
+    return replace(item, lease=b"", again_ns=-1, error=error[:1000], vesting_ns=vesting_ns, history=history)
 
 
 # --- pointers
@@ -178,9 +197,11 @@ def leased(
     return replace(pointer, lease=lease, vesting_ns=now_ns + parameters.pointer_lease_ns)
 
 
-def released(parameters: QueueParameters, pointer: Pointer, now_ns: int, *, more: bool) -> Pointer:
-    """A pointer whose holder took something, or had no room to: it vests at once if there is `more`, else soon."""
-    return replace(pointer, lease=b"", vesting_ns=0 if more else now_ns + parameters.poll_ns, active_ns=now_ns)
+def released(parameters: QueueParameters, pointer: Pointer, now_ns: int, since_ns: int, *, more: bool) -> Pointer:
+    """A pointer whose holder took something of what had been due since `since_ns`, or had no room to: it vests at once
+    if there is `more`, else soon."""
+    vesting_ns = 0 if more else now_ns + parameters.poll_ns
+    return replace(pointer, lease=b"", vesting_ns=vesting_ns, active_ns=now_ns, since_ns=since_ns)
 
 
 def rested(parameters: QueueParameters, pointer: Pointer, now_ns: int, head_ns: int | None) -> Pointer | None:
@@ -188,6 +209,6 @@ def rested(parameters: QueueParameters, pointer: Pointer, now_ns: int, head_ns: 
     item) to when the zone may go. None: it may go now."""
     if head_ns is not None:
         # Not into the past: were an index entry damaged, consumers would come by without a pause.
-        return replace(pointer, lease=b"", vesting_ns=max(head_ns, now_ns + parameters.poll_ns))
+        return replace(pointer, lease=b"", vesting_ns=max(head_ns, now_ns + parameters.poll_ns), since_ns=0)
     idle_ns = pointer.active_ns + parameters.min_inactive_ns
-    return None if idle_ns <= now_ns else replace(pointer, lease=b"", vesting_ns=idle_ns)
+    return None if idle_ns <= now_ns else replace(pointer, lease=b"", vesting_ns=idle_ns, since_ns=0)

@@ -9,6 +9,7 @@
     ├── KeyTooLong, InvalidArgument
     ├── NoSuchAccessKey
     ├── BlobDead, ContentGone                               (the writer must start over)
+    ├── HomesLacking, NotBacked                             (others must hold the bytes first)
     ├── RecordsChanged                                      (a read must refresh its caches and start over)
     ├── MissingInline                                       (damage: fsck finds it)
     └── FormatTooNew, WrongMasterKey, MasterKeyRotating,    (the node cannot or must not go on)
@@ -20,6 +21,7 @@ and what to do; they never hold secrets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -260,6 +262,16 @@ class BlobDead(MetadataError):
         self.blob_id = blob_id
 
 
+class NotBacked(MetadataError):
+    """A write-through bucket was to refer to bytes that no origin holds yet; have them written there first."""
+
+    code = "SlowDown"
+
+    def __init__(self, content_id: bytes) -> None:
+        super().__init__("The bytes have to be written to the bucket's origin first; please try again")
+        self.content_id = content_id
+
+
 class ContentGone(MetadataError):
     """The content to be shared was reclaimed between its lookup and this commit; look it up again."""
 
@@ -268,6 +280,21 @@ class ContentGone(MetadataError):
     def __init__(self, content_id: bytes) -> None:
         super().__init__("The source changed while it was being read; try again")
         self.content_id = content_id
+
+
+class HomesLacking(MetadataError):
+    """Stored bytes that a write is to share are on too few nodes for it to be acknowledged.
+
+    `contents` are those that lack homes, with their sizes in bytes; `regions` and `copies` what the write wants.
+    """
+
+    code = "ServiceUnavailable"
+
+    def __init__(self, contents: Sequence[tuple[bytes, int]], regions: tuple[str, ...], copies: int) -> None:
+        super().__init__(f"The bytes to be shared must be on {copies} nodes before this is acknowledged; try again")
+        self.contents = tuple(contents)
+        self.regions = regions
+        self.copies = copies
 
 
 class MissingInline(MetadataError):

@@ -5,26 +5,32 @@ transaction that finishes the work. Losing one: `drop_home` proves, with a confl
 wanted of the content holds without it, and only then do the files go, which `left_home` notes. So a crash in between
 leaves bytes too many and never too few, and of two homes that give up at once one is told to stay.
 
+A write that shares stored bytes needs its homes before it is acknowledged, and so before anything wants them (`share`).
+They are gained ahead of it like all others; in the transaction that announces one, the work that a crash would leave
+undone is owed, and after that its release: it stays where the write has come to want it.
+
 Whoever is a home, has announced that it will be, or has not yet noted that it is none any more, is reached when the
 content is reclaimed (`blobs.condemn_content`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from . import owed, placing
-from .blobs import load_parts
+from .blobs import live_content, load_parts
 from .context import Context
+from .errors import HomesLacking
 from .keyspace import unpack_bytes
 from .kv.engine import Transaction
 from .placing import Alive, Wanted
-from .records import ENABLED, LIVE, Bucket, Content, Home, digest16
+from .records import BACKED, ENABLED, LIVE, NOWHERE, SHADOWED, Bucket, Content, Elsewhere, Home, digest16
 from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import object_version as version_codec
 from .records import part as part_codec
 
@@ -33,12 +39,20 @@ HOLD = "hold"
 RELEASE = "release"
 """Tasks: a region is to have a home of a content, a node is to be one, a node is to be none any more."""
 
+WRITE_BACK = "write_back"
+"""Task: what a content's origin has of it is to become what is wanted: all of it, or nothing."""
+
 WARM = "warm"
 """Task: a region is to have a copy of a content in its cache."""
 
 REPLICATE_PRIORITY = 1
+WRITE_BACK_PRIORITY = 1
 RELEASE_PRIORITY = 2
 WARM_PRIORITY = 2
+
+AHEAD_NS = 60 * 1_000_000_000
+"""How long after its announcement a home gained ahead of a write is finished by others, and, twice that, given up where
+nothing wants it."""
 
 ACCELERATION = "acceleration"
 """The kind of a bucket's document that says whether what is written is warmed everywhere: one of S3's words, `ENABLED`
@@ -46,11 +60,13 @@ and `SUSPENDED`."""
 
 
 class Located(NamedTuple):
-    """Where a blob is: its content, and the nodes that hold it durably, those that hold all of the content first."""
+    """Where a blob is: its content, and the nodes that hold it durably, those that hold all of the content first; and
+    where an origin has it, if one does."""
 
     content_id: bytes
     homes: tuple[Home, ...]
     regions: tuple[str, ...]
+    elsewhere: Elsewhere | None = None
 
 
 class Held(NamedTuple):
@@ -70,7 +86,7 @@ ANYBODY = digest16(b"anybody")
 
 
 async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | None:
-    """Where a live blob is; None where it is dead or forgotten."""
+    """Where a live blob is; None where it is dead or forgotten, or its content uses it no more."""
     # The two have the same id unless the blob is a part.
     row, own = tr.get(ctx.keys.blob(blob_id)), tr.get(ctx.keys.content(blob_id))
     raw = await row
@@ -84,8 +100,11 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
     if blob.content != blob_id:
         asked, part_raw = tr.get(ctx.keys.content(blob.content)), tr.get(ctx.keys.part(blob.content, blob.number))
         stored = await asked
-        part = await part_raw
-    others = part_codec.decode(part).others if part is not None else ()
+        raw = await part_raw
+        part = part_codec.decode(raw) if raw is not None else None
+        if part is None or blob_id not in {extent.blob for extent in part.extents}:
+            return None
+    others = part.others if part is not None else ()
     if stored is None:  # of an upload that is not complete
         return Located(blob.content, (Home("", blob.node), *others), ())
     content = content_codec.decode(stored)
@@ -94,7 +113,26 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
     holders = {blob.node, *(home.node for home in others)}
     whole = tuple(home for home in content.homes if home.whole)
     partly = tuple(home for home in content.homes if not home.whole and home.node in holders)
-    return Located(blob.content, whole + partly, content.regions)
+    elsewhere = None
+    if content.elsewhere in (SHADOWED, BACKED) and (raw := await tr.get(ctx.keys.elsewhere(blob_id))) is not None:
+        elsewhere = elsewhere_codec.decode(raw)
+    return Located(blob.content, whole + partly, content.regions, elsewhere)
+
+
+async def is_held_here(tr: Transaction, ctx: Context, blob_id: bytes) -> bool:
+    """Whether this node holds a blob, is about to, or has not yet noted that it does not any more."""
+    located = await locate(tr, ctx, blob_id)
+    if located is None:
+        return False
+    content = await read_content(tr, ctx, located.content_id)
+    moving: tuple[Home, ...] = (*content.pending, *content.leaving) if content is not None else ()
+    if content is None:  # of an upload in progress
+        raw = await tr.get(ctx.keys.blob(blob_id))
+        part = (
+            await tr.get(ctx.keys.part(located.content_id, blob_codec.decode(raw).number)) if raw is not None else None
+        )
+        moving = part_codec.decode(part).pending if part is not None else ()
+    return any(home.node == ctx.home.node for home in (*located.homes, *moving))
 
 
 async def read_content(tr: Transaction, ctx: Context, content_id: bytes) -> Content | None:
@@ -114,11 +152,18 @@ async def held(tr: Transaction, ctx: Context, content_id: bytes, content: Conten
     return Held(tuple((each.blob, each.blob_size or each.size) for each in own), tuple(sorted(sources)))
 
 
-async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held | None:
-    """Announce that this node is about to hold a content; what it takes. None: it is gone, or this node has it all."""
+async def begin_home(tr: Transaction, ctx: Context, content_id: bytes, ahead: bool = False) -> Held | None:
+    """Announce that this node is about to hold a content; what it takes. None: it is gone, or this node has it all.
+
+    `ahead`: of a write, by somebody whose work nobody repeats.
+    """
     content = await read_content(tr, ctx, content_id)
     if content is None or any(home.node == ctx.home.node and home.whole for home in content.homes):
         return None
+    if ahead:
+        due_ns = ctx.now_ns() + AHEAD_NS
+        await owe_hold(tr, ctx, ctx.home.node, content.bucket, content_id, vesting_ns=due_ns)
+        await owe_release(tr, ctx, ctx.home.node, content.bucket, content_id, vesting_ns=due_ns + AHEAD_NS)
     if ctx.home not in content.pending:
         put_content(tr, ctx, content_id, replace(content, pending=(*content.pending, ctx.home)))
     return await held(tr, ctx, content_id, content)
@@ -127,12 +172,13 @@ async def begin_home(tr: Transaction, ctx: Context, content_id: bytes) -> Held |
 async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> Content | None:
     """Record that this node holds a content durably, and owe the release of homes that become one too many.
 
-    None: it died meanwhile; whoever reclaims it reaches this node too.
+    None: it died meanwhile; whoever reclaims it reaches this node too. Or another run recorded this home, and it was
+    given up since.
     """
     content = await read_content(tr, ctx, content_id)
-    if content is None:
+    if content is None or all(home.node != ctx.home.node for home in (*content.pending, *content.homes)):
         return None
-    content = _without(content, ctx.home.node)
+    content = _settled(tr, ctx, content_id, _without(content, ctx.home.node))
     content = replace(content, homes=(*content.homes, ctx.home))
     put_content(tr, ctx, content_id, content)
     tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
@@ -140,7 +186,16 @@ async def add_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Aliv
     recorded = {home.node: home.region for home in content.homes}
     for home in placing.surplus(content, {**recorded, **alive}, ctx.regions):
         await owe_release(tr, ctx, home.node, content.bucket, content_id)
+    await owe_write_back(tr, ctx, content_id, content)
     return content
+
+
+def _settled(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> Content:
+    """A content that gets a home of its own, and depends on the object that it was adopted from no longer."""
+    if content.elsewhere != SHADOWED:
+        return content
+    tr.clear(ctx.keys.elsewhere(content_id))
+    return replace(content, origin=b"", elsewhere=NOWHERE)
 
 
 async def drop_home(tr: Transaction, ctx: Context, content_id: bytes, alive: Alive) -> bool:
@@ -184,19 +239,40 @@ def _without(content: Content, node: bytes) -> Content:
     )
 
 
+def new_content(size: int, parts: int, homes: tuple[Home, ...], bucket: Bucket, wanted: Wanted) -> Content:
+    """A content as its bucket wants it."""
+    return Content(
+        size,
+        LIVE,
+        parts,
+        homes,
+        bucket.id,
+        regions=wanted.regions,
+        copies=wanted.copies,
+        backing=wanted.backing,
+    )
+
+
 def put_content(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> None:
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
 
 
 async def survives(tr: Transaction, ctx: Context, content_id: bytes, content: Content, nodes: Container[bytes]) -> bool:
-    """Whether `nodes` hold all of a content: one of them the whole, or some of them its parts."""
+    """Whether all of a content is there: one of `nodes` holds the whole, or some of them its parts, or an origin."""
+    if content.elsewhere in (SHADOWED, BACKED):
+        return True
     homes = {home.node for home in content.homes if home.node in nodes}
     if any(home.whole and home.node in homes for home in content.homes):
         return True
     if not content.parts:
         return False
+    return await parts_survive(tr, ctx, content_id, homes)
+
+
+async def parts_survive(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> bool:
+    """Whether some of `nodes` hold each part that is no slice, of an upload in progress too."""
     own = [part for part in await load_parts(tr, ctx, content_id) if not part.source]
-    return all(homes & {part.node, *(home.node for home in part.others)} for part in own)
+    return all(any(node in nodes for node in (part.node, *(home.node for home in part.others))) for part in own)
 
 
 async def homes_of(tr: Transaction, ctx: Context, node: bytes, after: bytes, limit: int) -> list[bytes]:
@@ -224,12 +300,42 @@ async def owe_replicas(tr: Transaction, ctx: Context, content_id: bytes, content
         await owe_replica(tr, ctx, region, content.bucket, content_id, reads)
 
 
-async def share(tr: Transaction, ctx: Context, content_id: bytes, content: Content, also: Wanted) -> None:
-    """Let a further bucket want a content, which the caller has read with a conflict."""
-    shared = placing.merged(content, also)
-    if shared != content:
-        put_content(tr, ctx, content_id, shared)
-        await owe_replicas(tr, ctx, content_id, shared)
+async def share(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content], also: Wanted, alive: Alive) -> None:
+    """Let a further bucket want contents, which the caller has read with a conflict, and those that lend them parts.
+
+    Raises:
+        HomesLacking: too few of the nodes that are `alive` hold them for a write under this policy.
+    """
+    if also == Wanted((), 1):
+        return
+    sharing = await _with_sources(tr, ctx, contents)
+    lacking = [
+        (content_id, content.size)
+        for content_id, content in sharing.items()
+        if also.copies > 1 and placing.copies_lacking(content, also, alive, ctx.regions)
+    ]
+    if lacking:
+        raise HomesLacking(lacking, also.regions, also.copies)
+    for content_id, content in sharing.items():
+        shared = placing.merged(content, also)
+        if shared != content:
+            put_content(tr, ctx, content_id, shared)
+            await owe_replicas(tr, ctx, content_id, shared)
+            await owe_write_back(tr, ctx, content_id, shared)
+
+
+async def _with_sources(tr: Transaction, ctx: Context, contents: Mapping[bytes, Content]) -> dict[bytes, Content]:
+    """Contents, and all that lend them parts, however indirectly. Raises ContentGone."""
+    found = dict(contents)
+    looked_at = list(contents.items())
+    while looked_at:
+        content_id, content = looked_at.pop()
+        if not content.parts:
+            continue
+        for source in {part.source for part in await load_parts(tr, ctx, content_id) if part.source} - found.keys():
+            found[source] = await live_content(tr, ctx, source)
+            looked_at.append((source, found[source]))
+    return found
 
 
 async def owe_replica(
@@ -245,10 +351,34 @@ async def owe_replica(
     await owed.enqueue(tr, ctx, zone, REPLICATE, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id, asked=asked)
 
 
-async def owe_hold(tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes) -> None:
+async def owe_hold(
+    tr: Transaction, ctx: Context, node: bytes, bucket_id: bytes, content_id: bytes, *, vesting_ns: int = 0
+) -> None:
     """Owe that a node becomes a home of a content."""
     zone = owed.zone_of(node, bucket_id)
-    await owed.enqueue(tr, ctx, zone, HOLD, content_id, priority=REPLICATE_PRIORITY, bucket=bucket_id)
+    await owed.enqueue(
+        tr, ctx, zone, HOLD, content_id, vesting_ns=vesting_ns, priority=REPLICATE_PRIORITY, bucket=bucket_id
+    )
+
+
+async def owe_write_back(
+    tr: Transaction, ctx: Context, content_id: bytes, content: Content, *, vesting_ns: int = 0
+) -> None:
+    """Owe what is lacking between what a content's origin has and what is wanted, to its first home: whoever else does
+    it would get in its way. Without a home it waits until there is one."""
+    if not content.homes or not (placing.is_to_be_written(content) or placing.is_to_be_given_up(content)):
+        return
+    zone = owed.zone_of(content.homes[0].node, content.bucket)
+    await owed.enqueue(
+        tr,
+        ctx,
+        zone,
+        WRITE_BACK,
+        content_id,
+        vesting_ns=vesting_ns,
+        priority=WRITE_BACK_PRIORITY,
+        bucket=content.bucket,
+    )
 
 
 async def owe_release(

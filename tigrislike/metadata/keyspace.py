@@ -143,7 +143,7 @@ class TextKeys:
 class BucketKeys:
     """The key families of one bucket, packed once."""
 
-    __slots__ = ("count", "current", "inline", "null", "upload", "version")
+    __slots__ = ("count", "current", "inline", "needed", "null", "upload", "version", "whiteout")
 
     def __init__(self, space: Keyspace, bucket_id: bytes) -> None:
         packed = pack_bytes(bucket_id)
@@ -152,6 +152,8 @@ class BucketKeys:
         self.null = TextKeys(space.null + packed)
         self.inline = TextKeys(space.inline + packed)
         self.upload = TextKeys(space.upload + packed)
+        self.whiteout = TextKeys(space.whiteout + packed)
+        self.needed = TextKeys(space.needed + packed)
         self.count = space.count + packed
 
 
@@ -169,6 +171,8 @@ class Keyspace:
         self.null = family("null")
         self.inline = family("inline")
         self.upload = family("upload")
+        self.whiteout = family("whiteout")
+        self.needed = family("needed")
         self.count = family("count")
         self.contents = family("content")
         self.parts = family("part")
@@ -179,7 +183,10 @@ class Keyspace:
         self.beats = family("beat")
         self.demands = family("demand")
         self.repolicies = family("repolicy")
+        self.migrations = family("migration")
         self.configs = family("config")
+        self.elsewheres = family("elsewhere")
+        self.origins = family("origin")
         self.bucket = TextKeys(family("bucket"))
         self.owners = family("owner")
         meta = family("meta")
@@ -200,6 +207,10 @@ class Keyspace:
         self.queue_pauses = queue + pack_text("pause")
         self.queue_counts = queue + pack_text("count")
         self.queue_dead = queue + pack_text("dead")
+        self.queue_failing = queue + pack_text("failing")
+        self.queue_sums = queue + pack_text("sum")
+        self.queue_samples = queue + pack_text("sample")
+        self.audits = family("audit")
         self.in_bucket = functools.lru_cache(4096)(functools.partial(BucketKeys, self))
 
     # -- contents and blobs (ids are 16 random bytes)
@@ -228,6 +239,14 @@ class Keyspace:
     def homes_of(self, node_id: bytes) -> tuple[bytes, bytes]:
         return subspace(self.homes + pack_bytes(node_id))
 
+    # -- origins
+
+    def elsewhere(self, blob_id: bytes) -> bytes:
+        return self.elsewheres + pack_bytes(blob_id)
+
+    def origin(self, origin_id: bytes) -> bytes:
+        return self.origins + pack_bytes(origin_id)
+
     # -- nodes and regions
 
     def node(self, node_id: bytes) -> bytes:
@@ -247,6 +266,9 @@ class Keyspace:
 
     def repolicy(self, bucket_id: bytes) -> bytes:
         return self.repolicies + pack_bytes(bucket_id)
+
+    def migration(self, bucket_id: bytes) -> bytes:
+        return self.migrations + pack_bytes(bucket_id)
 
     def config(self, bucket_id: bytes, kind: str) -> bytes:
         return self.configs + pack_bytes(bucket_id) + pack_text(kind)
@@ -277,12 +299,27 @@ class Keyspace:
     def queue_due_range(self, zone: bytes, priority: int) -> tuple[bytes, bytes]:
         return subspace(self.queue_due + pack_bytes(zone) + pack_int(priority))
 
-    def queue_due_key(self, zone: bytes, priority: int, vesting_ns: int, item_id: bytes) -> bytes:
-        return self.queue_due + pack_bytes(zone) + pack_int(priority) + pack_int(vesting_ns) + pack_bytes(item_id)
+    def queue_due_key(self, zone: bytes, priority: int, vesting_ns: int, enqueued_ns: int, item_id: bytes) -> bytes:
+        return b"".join(
+            (
+                self.queue_due,
+                pack_bytes(zone),
+                pack_int(priority),
+                pack_int(vesting_ns),
+                pack_int(enqueued_ns),
+                pack_bytes(item_id),
+            )
+        )
 
     def queue_due_until(self, zone: bytes, priority: int, vesting_ns: int) -> bytes:
         """The end of the items of `zone` and `priority` that vest at `vesting_ns` or before."""
         return self.queue_due + pack_bytes(zone) + pack_int(priority) + pack_int(vesting_ns) + b"\xff"
+
+    def queue_of(self, family: bytes, destination: bytes) -> tuple[bytes, bytes]:
+        """The rows of a family whose keys begin with a zone, of all zones of a destination: the packed zone, but for
+        what ends it."""
+        begin = family + pack_bytes(destination)[:-1]
+        return begin, strinc(begin)
 
     def queue_zone(self, zone: bytes) -> bytes:
         return self.queue_zones + pack_bytes(zone)
@@ -314,6 +351,34 @@ class Keyspace:
 
     def queue_count(self, zone: bytes, task: str, counter: str) -> bytes:
         return self.queue_counts + pack_bytes(zone) + pack_text(task) + pack_text(counter)
+
+    def queue_sum_range(self, destination: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_sums + pack_bytes(destination))
+
+    def queue_sum(self, destination: bytes, task: str, counter: str, shard: int) -> bytes:
+        return self.queue_sums + pack_bytes(destination) + pack_text(task) + pack_text(counter) + pack_int(shard)
+
+    def queue_sample(self, at_ns: int, destination: bytes) -> bytes:
+        return self.queue_samples + pack_stamp(at_ns) + pack_bytes(destination)
+
+    def queue_samples_before(self, at_ns: int) -> tuple[bytes, bytes]:
+        """The samples taken at `at_ns` or before, the newest first."""
+        return self.queue_samples + pack_stamp(at_ns), self.queue_samples + b"\xff"
+
+    def queue_failing_range(self, zone: bytes) -> tuple[bytes, bytes]:
+        return subspace(self.queue_failing + pack_bytes(zone))
+
+    def queue_failing_key(self, zone: bytes, enqueued_ns: int, item_id: bytes) -> bytes:
+        return self.queue_failing + pack_bytes(zone) + pack_int(enqueued_ns) + pack_bytes(item_id)
+
+    # -- what operators did
+
+    def audit(self, at_ns: int, audit_id: bytes) -> bytes:
+        return self.audits + pack_stamp(at_ns) + pack_bytes(audit_id)
+
+    def audits_before(self, at_ns: int) -> tuple[bytes, bytes]:
+        """What was done at `at_ns` or before, the newest first."""
+        return self.audits + pack_stamp(at_ns), self.audits + b"\xff"
 
     def queue_dead_range(self, zone: bytes) -> tuple[bytes, bytes]:
         return subspace(self.queue_dead + pack_bytes(zone))

@@ -8,6 +8,7 @@ again by whoever goes on, so clocks decide who may try, never who is right.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,8 +61,8 @@ async def peek(tr: Transaction, ctx: Context, destination: bytes, early_ns: int 
     pause = tr.get(keys.queue_pause(PAUSED_DESTINATION, destination), snapshot=True)
     pauses = await ask_paused(tr, ctx, PAUSED_ZONE)
     start = len(begin) - 1
-    zones = [_entry(key, start)[1] for key, _ in await vested]
-    next_ns = [_entry(key, start)[0] for key, _ in await following]
+    zones = [top_entry(key, start)[1] for key, _ in await vested]
+    next_ns = [top_entry(key, start)[0] for key, _ in await following]
     if await pause is not None:
         return Peeked([], None)
     paused = paused_names(ctx, PAUSED_ZONE, pauses)
@@ -111,8 +112,13 @@ async def claim(
         return None
     paused = paused_names(ctx, PAUSED_TASK, await pauses)
     starts = [len(begin) - 1 for begin, _ in ranges]
-    ids = [_entry(key, start)[1] for start, due in zip(starts, dues, strict=True) for key, _ in await due]
-    free, left = dict(room or {}), set()
+    heads, ids = [], []
+    for start, due in zip(starts, dues, strict=True):
+        rows = await due
+        if rows:
+            heads.append(due_entry(rows[0][0], start).since_ns)
+            ids += [due_id(key, start) for key, _ in rows]
+    free, left, begun = dict(room or {}), set(), Counter[str]()
     batch: list[Claimed] = []
     moved: list[tuple[bytes, Item, Item]] = []
     seen = 0
@@ -130,18 +136,23 @@ async def claim(
                 continue
             if old.task.encode() in paused:
                 new = deciding.set_back(ctx.queue, old, now_ns)
+                count(tr, ctx, zone, old.task, returned=int(bool(old.lease)))
             elif free.setdefault(old.task, limit) <= 0:
                 left.add(old.task)
                 continue
             else:
                 free[old.task] -= 1
                 batch.append(Claimed(zone, id_, new.lease, new))
+                begun[old.task] += not old.lease  # a run whose lease ended goes on in this one, for those who count
             moved.append((id_, old, new))
     for id_, old, new in moved:
         put_item(tr, ctx, zone, id_, old, new)
+    for task, runs in begun.items():
+        count(tr, ctx, zone, task, begun=runs)
     if moved or left:
         more = bool(left) or len(ids) >= limit
-        put_pointer(tr, ctx, zone, pointer, deciding.released(ctx.queue, pointer, now_ns, more=more))
+        since_ns = min(heads)
+        put_pointer(tr, ctx, zone, pointer, deciding.released(ctx.queue, pointer, now_ns, since_ns, more=more))
     else:
         await _rest(tr, ctx, zone, pointer)
     return Batch(batch, len(moved) - len(batch), frozenset(left))
@@ -156,7 +167,7 @@ async def _rest(tr: Transaction, ctx: Context, zone: bytes, pointer: Pointer) ->
     keys = ctx.keys
     ranges = [keys.queue_due_range(zone, priority) for priority in PRIORITIES]
     reads = [(len(begin) - 1, tr.get_range(begin, end, limit=1)) for begin, end in ranges]
-    heads = [_entry(key, start)[0] for start, read in reads for key, _ in await read]
+    heads = [due_entry(key, start).vesting_ns for start, read in reads for key, _ in await read]
     rested = deciding.rested(ctx.queue, pointer, ctx.now_ns(), min(heads, default=None))
     if rested is not None:
         put_pointer(tr, ctx, zone, pointer, rested)
@@ -201,6 +212,7 @@ async def release(tr: Transaction, ctx: Context, batch: Sequence[Claimed]) -> li
     held = [(claimed, item) for claimed, item in found if item is not None]
     for claimed, item in held:
         put_item(tr, ctx, claimed.zone, claimed.id, item, deciding.let_go(item))
+        count(tr, ctx, claimed.zone, item.task, returned=1)
     for zone in sorted({claimed.zone for claimed, _ in held}):
         await announce(tr, ctx, zone, 0, await marks[zone])
     return [claimed for claimed, _ in held]
@@ -218,12 +230,10 @@ async def finish(tr: Transaction, ctx: Context, claimed: Claimed, effect: Effect
         await effect(tr, ctx)
         item = _leased(await _ask(tr, ctx, claimed), claimed)  # it may have owed the same again
         assert item is not None, "an effect only owes"
-    again = deciding.finished(item)
+    again = deciding.finished(item, ctx.now_ns())
     put_item(tr, ctx, claimed.zone, claimed.id, item, again)
-    if again is None:
-        count(tr, ctx, claimed.zone, item.task, done=1, waiting=-1)
-    else:
-        count(tr, ctx, claimed.zone, item.task, done=1, enqueued=1)
+    count(tr, ctx, claimed.zone, item.task, done=1, enqueued=int(again is not None))
+    if again is not None:
         await announce(tr, ctx, claimed.zone, again.vesting_ns, await tr.get(ctx.keys.queue_zone(claimed.zone)))
     return True
 
@@ -241,14 +251,14 @@ async def fail(
         return False
     letter: Item | None = None
     if for_now:
-        again: Item | None = deciding.postponed(ctx.queue, item, ctx.now_ns(), error, jitter)
+        again: Item | None = deciding.postponed(ctx.queue, item, ctx.now_ns(), error, jitter, ctx.home.node)
     else:
-        again, letter = deciding.failed(ctx.queue, item, ctx.now_ns(), error, jitter)
+        again, letter = deciding.failed(ctx.queue, item, ctx.now_ns(), error, jitter, ctx.home.node)
     put_item(tr, ctx, zone, claimed.id, item, again)
     count(tr, ctx, zone, item.task, failed=1)
     if letter is not None:
         tr.set(keys.queue_dead_item(zone, claimed.id), item_codec.encode(letter))
-        count(tr, ctx, zone, item.task, dead=int(first), **({"waiting": -1} if again is None else {"enqueued": 1}))
+        count(tr, ctx, zone, item.task, dropped=1, dead=int(first), enqueued=int(again is not None))
     if again is not None:
         await announce(tr, ctx, zone, again.vesting_ns, mark)
     return True
@@ -270,7 +280,33 @@ def paused_names(ctx: Context, kind: str, rows: list[tuple[bytes, bytes]]) -> se
     return {unpack_bytes(key, start)[0] for key, _ in rows}
 
 
-def _entry(key: bytes, start: int) -> tuple[int, bytes]:
-    """Vesting time and id of an index entry, whose prefix is `start` bytes long."""
+class DueEntry(NamedTuple):
+    """An item's place in the order of its zone."""
+
+    vesting_ns: int
+    enqueued_ns: int
+    id: bytes
+
+    @property
+    def since_ns(self) -> int:
+        """Since when the item has been due, once it is."""
+        return self.vesting_ns or self.enqueued_ns
+
+
+def due_entry(key: bytes, start: int) -> DueEntry:
+    """An entry of the ``due`` index, whose prefix is `start` bytes long."""
+    vesting_ns, at = unpack_int(key, start)
+    enqueued_ns, at = unpack_int(key, at)
+    return DueEntry(vesting_ns, enqueued_ns, unpack_bytes(key, at)[0])
+
+
+def due_id(key: bytes, start: int) -> bytes:
+    """The id alone, of which a claim reads many."""
+    at = start + key[start] - 0x13  # past the vesting time
+    return unpack_bytes(key, at + key[at] - 0x13)[0]
+
+
+def top_entry(key: bytes, start: int) -> tuple[int, bytes]:
+    """Vesting time and zone of an entry of the ``top`` index, whose prefix is `start` bytes long."""
     vesting_ns, at = unpack_int(key, start)
     return vesting_ns, unpack_bytes(key, at)[0]

@@ -23,10 +23,23 @@ PROTOCOL = 1
 
 REPAIR = "repair"
 DRAIN = "drain"
-"""Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more."""
+RETURN = "return"
+OPEN_REGION = "open_region"
+"""Tasks: what a silent node held is to be owed to others; a node is to hold nothing any more; a node that was silent is
+back, and what others took in its stead is too much; a region has got its first node, and what policies want there is to
+be owed to it."""
 
 REPAIR_PRIORITY = 0
 DRAIN_PRIORITY = 1
+RETURN_PRIORITY = 2
+OPEN_REGION_PRIORITY = 1
+
+OPEN_REGION_NS = 10 * 1_000_000_000
+"""How long after a region's first node joined others know of it."""
+
+RETURN_NS = 10 * 1_000_000_000
+"""How long after a node's return, and between two rounds, it is left alone: others have to see it, and what was owed to
+them for its silence may still be under way."""
 
 
 async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
@@ -38,9 +51,10 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
     """
     asked, rows = tr.get(ctx.keys.node(node.node)), tr.get_range(*subspace(ctx.keys.nodes))
     raw = await asked
-    for other in [node_codec.decode(value) for _, value in await rows]:
+    present = [other for other in (node_codec.decode(value) for _, value in await rows) if other.state != REMOVED]
+    for other in present:
         # One that is not running counts too: it may be starting at this moment.
-        if other.node != node.node and other.state != REMOVED and abs(other.protocol - PROTOCOL) > 1:
+        if other.node != node.node and abs(other.protocol - PROTOCOL) > 1:
             raise ProtocolsApart(other.node, other.protocol, PROTOCOL)
     joined_ns = ctx.now_ns()
     state = UP
@@ -51,17 +65,34 @@ async def join(tr: Transaction, ctx: Context, node: Node) -> Node:
         joined_ns, state = old.joined_ns, old.state
     record = replace(node, joined_ns=joined_ns, state=state, protocol=PROTOCOL)
     tr.set(ctx.keys.node(node.node), node_codec.encode(record))
+    opens = present and all(other.region != node.region for other in present)
+    if opens and ctx.regions.in_geography(node.region):
+        await owe_region(tr, ctx, node.region)
     return record
 
 
+async def owe_region(tr: Transaction, ctx: Context, region: str) -> None:
+    """Owe it to whoever comes first that a region gets what policies want there that do not name it: what is named has
+    been waiting for it."""
+    zone = owed.zone_of(ANYBODY, b"")
+    vesting_ns = ctx.now_ns() + OPEN_REGION_NS
+    subject = region.encode()
+    await owed.enqueue(tr, ctx, zone, OPEN_REGION, subject, vesting_ns=vesting_ns, priority=OPEN_REGION_PRIORITY)
+
+
 async def beat(tr: Transaction, ctx: Context, node_id: bytes, sign: Beat) -> bool:
-    """Show that a node is alive. False: it has been removed.
+    """Show that a node is alive. False: it has been removed. The first one after a silence that was repaired owes the
+    release of homes that are now too many.
 
     The record is read so that a removal and a beat conflict: a removed node hears of it with its next one.
     """
     raw = await tr.get(ctx.keys.node(node_id))
-    if raw is None or node_codec.decode(raw).state == REMOVED:
+    node = node_codec.decode(raw) if raw is not None else None
+    if node is None or node.state == REMOVED:
         return False
+    if node.repaired >= 0:
+        tr.set(ctx.keys.node(node_id), node_codec.encode(replace(node, repaired=-1)))
+        await owe_return(tr, ctx, node_id)
     tr.set(ctx.keys.beat(node_id), beat_codec.encode(sign))
     return True
 
@@ -92,6 +123,13 @@ async def owe_drain(tr: Transaction, ctx: Context, node_id: bytes, vesting_ns: i
     """Owe a round of giving up homes."""
     zone = owed.zone_of(node_id, b"")
     await owed.enqueue(tr, ctx, zone, DRAIN, node_id, vesting_ns=vesting_ns, priority=DRAIN_PRIORITY)
+
+
+async def owe_return(tr: Transaction, ctx: Context, node_id: bytes) -> None:
+    """Owe a round of releasing what is too much now that the node is back."""
+    zone = owed.zone_of(node_id, b"")
+    vesting_ns = ctx.now_ns() + RETURN_NS
+    await owed.enqueue(tr, ctx, zone, RETURN, node_id, vesting_ns=vesting_ns, priority=RETURN_PRIORITY)
 
 
 async def owe_repair(tr: Transaction, ctx: Context, node_id: bytes, count: int) -> bool:

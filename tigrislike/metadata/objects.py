@@ -10,20 +10,21 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from . import placing
+from . import owed, placing
+from .backing import ask_discard, release_excess
 from .blobs import commit_blob, live_content
 from .conditions import check_delete, check_read, check_write
 from .context import Context, hold_bucket
-from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, NoSuchVersion
-from .homes import owe_replicas, owe_warmth, share
+from .errors import InvalidRequest, MethodNotAllowed, MissingInline, NoSuchKey, NoSuchVersion, NotBacked
+from .homes import new_content, owe_replicas, owe_warmth, owe_write_back, share
 from .keyspace import pack_stamp, unpack_stamp
 from .kv.engine import Transaction
+from .mirroring import owe_mirror
 from .records import (
-    LIVE,
+    BACKED,
     NEVER,
     OBJECT,
     Bucket,
-    Content,
     Deletion,
     Draft,
     Extent,
@@ -34,10 +35,12 @@ from .records import (
     WriteCondition,
 )
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import object_version as codec
 from .versions import (
     ask_if_versioned,
     hide,
+    leave_whiteout,
     live_version,
     newest,
     parse_version_id,
@@ -48,9 +51,10 @@ from .versions import (
 )
 
 
-def _version_of(
+def version_of(
     draft: Draft, stamp: int, null: bool, size: int, content: bytes, parts: int, whole: bool
 ) -> ObjectVersion:
+    """The record of what `draft` says, with its bytes in `content`, which has `parts`."""
     return ObjectVersion(
         stamp,
         size,
@@ -83,12 +87,14 @@ async def put_object(
     """Make `draft` the newest version of `key`.
 
     Raises:
-        NoSuchBucket, NoSuchKey, PreconditionFailed, BlobDead.
+        NoSuchBucket, NoSuchKey, PreconditionFailed, BlobDead, NotBacked.
     """
     content_id = draft.blob or b""
     stored = tr.get(ctx.keys.in_bucket(bucket.id).current.key(key))
     asked = ask_if_versioned(tr, ctx, bucket, key)
     blob = tr.get(ctx.keys.blob(content_id)) if content_id else None
+    there = draft.elsewhere
+    sent = ask_discard(tr, ctx, bucket.id, content_id, there.origin) if there is not None else None
     bucket = await hold_bucket(tr, ctx, bucket, token)
     live = live_version(await stored)
     if condition is not None:
@@ -97,15 +103,23 @@ async def put_object(
         await commit_blob(tr, ctx, content_id, content_id=content_id, number=0, size=draft.size, stored=blob)
         wanted = placing.wanted(bucket, ctx.regions, draft.regions)
         homes = (ctx.home, *draft.others)
-        content = Content(draft.size, LIVE, 0, homes, bucket.id, regions=wanted.regions, copies=wanted.copies)
+        content = new_content(draft.size, 0, homes, bucket, wanted)
+        if there is not None and sent is not None:
+            content = msgspec.structs.replace(content, origin=there.origin, elsewhere=BACKED)
+            tr.set(ctx.keys.elsewhere(content_id), elsewhere_codec.encode(there))
+            await owed.withdraw(tr, ctx, sent)
+            await release_excess(tr, ctx, content_id, content, {home.node: home.region for home in homes})
+        elif bucket.durability == placing.WRITE_THROUGH:
+            raise NotBacked(content_id)  # it is that since the upload began
         tr.set(ctx.keys.content(content_id), content_codec.encode(content))
         for home in homes:
             tr.set(ctx.keys.home(home.node, content_id), b"")
         await owe_replicas(tr, ctx, content_id, content)
+        await owe_write_back(tr, ctx, content_id, content)
         await owe_warmth(tr, ctx, bucket, content_id, content)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, draft.size, content_id, 0, False)
+        return version_of(draft, stamp, null, draft.size, content_id, 0, False)
 
     return await place(tr, ctx, bucket, key, live, make, draft.inline, asked, draft.regions)
 
@@ -238,6 +252,7 @@ async def delete_object(
                 marker = await newest(tr, ctx, bucket.id, key)
                 hidden = marker is not None and marker.delete_marker
             check_delete(condition, key, live, hidden)
+        leave_whiteout(tr, ctx, bucket, key)
         return await hide(tr, ctx, bucket, key, live, asked)
     stamp = parse_version_id(version_id)
     if stamp is None:
@@ -248,6 +263,7 @@ async def delete_object(
         check_delete(condition, key, target, False)
     if target is None:
         return Deletion(version_id, False)
+    leave_whiteout(tr, ctx, bucket, key)
     return await remove(tr, ctx, bucket, key, live, target)
 
 
@@ -264,6 +280,7 @@ async def copy_object(
     key: str,
     draft_from: Callable[[ObjectVersion], Draft],
     condition: WriteCondition | None,
+    alive: placing.Alive,
 ) -> tuple[ObjectVersion, ObjectVersion]:
     """Make a new version of `key` that shares the bytes of the source; returns (source version, new version).
 
@@ -274,6 +291,7 @@ async def copy_object(
     Raises:
         NoSuchKey, NoSuchVersion: about the source. InvalidRequest: the source is named as a delete marker.
         PreconditionFailed: either condition. NoSuchBucket, ContentGone.
+        HomesLacking, NotBacked: too few of the nodes that are `alive` hold the bytes, or no origin, though it should.
     """
     from_bucket, from_key, from_version = source
     from_raw = tr.get(ctx.keys.in_bucket(from_bucket.id).current.key(from_key))
@@ -293,14 +311,16 @@ async def copy_object(
     draft = draft_from(version)
     if version.content:
         content = await live_content(tr, ctx, version.content)
+        if bucket.durability == placing.WRITE_THROUGH and not placing.is_backed(content):
+            raise NotBacked(version.content)
         wanted = placing.wanted(bucket, ctx.regions, draft.regions)
-        await share(tr, ctx, version.content, content, wanted)
+        await share(tr, ctx, {version.content: content}, wanted, alive)
         await owe_warmth(tr, ctx, bucket, version.content, placing.merged(content, wanted))
     else:
         inline = await read_inline(tr, ctx, from_bucket.id, from_key, version)
 
     def make(stamp: int, null: bool) -> ObjectVersion:
-        return _version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
+        return version_of(draft, stamp, null, version.size, version.content, version.parts, bool(version.parts))
 
     return version, await place(tr, ctx, bucket, key, live, make, inline, asked, draft.regions)
 
@@ -327,6 +347,7 @@ async def put_tags(
     live = live_version(raw)
     if live is not None and live.stamp == version.stamp:
         tr.set(keys.current.key(key), encoded)
+        await owe_mirror(tr, ctx, bucket, key)
     row = keys.version.key(key) + pack_stamp(version.stamp)
     if bucket.versioning != NEVER and await tr.get(row) is not None:
         tr.set(row, encoded)

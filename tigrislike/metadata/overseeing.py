@@ -48,7 +48,7 @@ async def counts(tr: Transaction, ctx: Context, zone: bytes) -> dict[str, Counts
         task, at = unpack_text(key, len(begin) - 1)
         counter, _ = unpack_text(key, at)
         found.setdefault(task, {})[counter] = int.from_bytes(value, "little", signed=True)
-    return {task: Counts(**counted) for task, counted in found.items()}
+    return {task: Counts.of(counted) for task, counted in found.items()}
 
 
 async def depth(tr: Transaction, ctx: Context, zone: bytes) -> int:
@@ -122,7 +122,7 @@ async def retry(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> bool:
     count(tr, ctx, zone, letter.task, dead=-1)
     if current is None:
         old, item = None, replace(letter, vesting_ns=0, attempts=0, error="")
-        count(tr, ctx, zone, letter.task, waiting=1, enqueued=1)
+        count(tr, ctx, zone, letter.task, enqueued=1)
     else:
         old = item_codec.decode(current)
         item = deciding.recurred(old, 0)
@@ -140,6 +140,7 @@ async def delay(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, vesting_
     if old is None or (old.lease and old.vesting_ns > ctx.now_ns()):
         return False
     put_item(tr, ctx, zone, id_, old, replace(old, lease=b"", vesting_ns=vesting_ns, again_ns=-1))
+    count(tr, ctx, zone, old.task, returned=int(bool(old.lease)))
     await announce(tr, ctx, zone, vesting_ns, mark)
     return True
 
@@ -155,7 +156,7 @@ async def drop(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> bool:
     if raw is not None:
         item = item_codec.decode(raw)
         put_item(tr, ctx, zone, id_, item, None)
-        count(tr, ctx, zone, item.task, waiting=-1)
+        count(tr, ctx, zone, item.task, dropped=1, returned=int(bool(item.lease)))
     if letter is not None:
         tr.clear(keys.queue_dead_item(zone, id_))
         count(tr, ctx, zone, item_codec.decode(letter).task, dead=-1)

@@ -6,12 +6,15 @@ is forgotten. See QuiCK (SIGMOD 2021), sections 4 and 5.
 A zone is a queue of its own: 16 bytes of whoever has to act (a node), then the bucket's id.
 
 - ``item / zone, id``: items, under a stable key (a hash of task and subject: a repeated enqueue is one item); their
-  order lies in ``due / zone, priority, vesting, id``.
+  order lies in ``due / zone, priority, vesting, enqueued, id``; those whose last run failed also lie in
+  ``failing / zone, enqueued, id``.
 - ``zone / zone``: the mark of a zone that may hold items. It says to when the zone's pointer is deferred, if it is. It
   is written when that changes, which is rare; every enqueue reads it.
 - ``pointer / zone``: when consumers are to look at the zone next, rewritten often. One for each mark;
   ``top / destination, vesting, zone`` is the order in which consumers find them.
 - ``bell / destination``: changes when a pointer is made or pulled, for those who have nothing to do.
+- ``count / zone, task, counter``: what happened in a zone, added to atomically; ``sum / destination, task, counter,
+  shard`` is the same over all zones of a destination. Each event adds to one counter only (`records.Counts.of`).
 
 So an enqueue into a busy zone conflicts with nobody: not with consumers, who rewrite the pointer, nor with other
 enqueues. It conflicts with whoever changes the mark, and that is what keeps an item from being forgotten: a zone is
@@ -24,12 +27,15 @@ what all three go by.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Iterable
 from typing import NamedTuple
+from zlib import crc32
 
 from . import deciding
 from .context import Context
 from .deciding import Announcement
+from .keyspace import Keyspace
 from .kv.engine import Transaction
 from .records import Item, Pointer, digest16
 from .records import item as item_codec
@@ -121,11 +127,22 @@ async def enqueue_all(
         await announce(tr, ctx, zone, earliest_ns, mark)
 
 
+async def withdraw(tr: Transaction, ctx: Context, asked: Asked) -> None:
+    """Owe an item no longer for which `ask` was called: its cause is gone. One that is being worked on stays."""
+    raw = await asked.item
+    if raw is None:
+        return
+    item = item_codec.decode(raw)
+    if not item.lease:
+        put_item(tr, ctx, asked.zone, item_id(item.task, item.subject), item, None)
+        count(tr, ctx, asked.zone, item.task, dropped=1)
+
+
 def _add(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, raw: bytes | None, item: Item) -> int | None:
     """Write an item, or what it makes of the one that is there (`raw`); when it vests, if that is to be announced."""
     if raw is None:
         put_item(tr, ctx, zone, id_, None, item)
-        count(tr, ctx, zone, item.task, waiting=1, enqueued=1)
+        count(tr, ctx, zone, item.task, enqueued=1)
         return item.vesting_ns
     old = item_codec.decode(raw)
     item = deciding.recurred(old, item.vesting_ns)
@@ -147,7 +164,8 @@ async def announce(tr: Transaction, ctx: Context, zone: bytes, vesting_ns: int, 
     if needed is Announcement.PULL:
         raw = await tr.get(ctx.keys.queue_pointer(zone))
         old = pointer_codec.decode(raw) if raw is not None else None
-    put_pointer(tr, ctx, zone, old, Pointer(vesting_ns, active_ns=ctx.now_ns()))
+    now_ns = ctx.now_ns()
+    put_pointer(tr, ctx, zone, old, Pointer(vesting_ns, active_ns=now_ns, since_ns=vesting_ns or now_ns))
     tr.set(ctx.keys.queue_zone(zone), deciding.mark_of(vesting_ns))
     ring(tr, ctx, destination_of(zone))
 
@@ -158,15 +176,34 @@ async def announce(tr: Transaction, ctx: Context, zone: bytes, vesting_ns: int, 
 def put_item(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, old: Item | None, new: Item | None) -> None:
     """Write an item and its place in the order, in place of the `old` one (None: there was, or is to be, none)."""
     keys = ctx.keys
-    moved = old is None or new is None or (old.priority, old.vesting_ns) != (new.priority, new.vesting_ns)
-    if old is not None and moved:
-        tr.clear(keys.queue_due_key(zone, old.priority, old.vesting_ns, id_))
+    was = due_key(ctx, zone, id_, old) if old is not None else None
+    becomes = due_key(ctx, zone, id_, new) if new is not None else None
+    if was is not None and was != becomes:
+        tr.clear(was)
+    if (old is not None and old.attempts) or (new is not None and new.attempts):
+        _put_failing(tr, ctx, zone, id_, old, new)
     if new is None:
         tr.clear(keys.queue_item(zone, id_))
         return
     tr.set(keys.queue_item(zone, id_), item_codec.encode(new))
-    if moved:
-        tr.set(keys.queue_due_key(zone, new.priority, new.vesting_ns, id_), b"")
+    if becomes is not None and was != becomes:
+        tr.set(becomes, b"")
+
+
+def due_key(ctx: Context, zone: bytes, id_: bytes, item: Item) -> bytes:
+    """Where an item lies in the order of its zone: of those due at once, the one first that was owed first."""
+    return ctx.keys.queue_due_key(zone, item.priority, item.vesting_ns, item.enqueued_ns, id_)
+
+
+def _put_failing(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, old: Item | None, new: Item | None) -> None:
+    was = old if old is not None and old.attempts else None
+    becomes = new if new is not None and new.attempts else None
+    if was is not None:
+        tr.clear(ctx.keys.queue_failing_key(zone, was.enqueued_ns, id_))
+        count(tr, ctx, zone, was.task, failing=-1 if becomes is None else 0)
+    if becomes is not None:
+        tr.set(ctx.keys.queue_failing_key(zone, becomes.enqueued_ns, id_), b"")
+        count(tr, ctx, zone, becomes.task, failing=1 if was is None else 0)
 
 
 def put_pointer(tr: Transaction, ctx: Context, zone: bytes, old: Pointer | None, new: Pointer | None) -> None:
@@ -186,8 +223,21 @@ def ring(tr: Transaction, ctx: Context, destination: bytes) -> None:
     tr.add(ctx.keys.queue_bell(destination), 1)
 
 
+SUM_SHARDS = 4
+"""Rows over which the zones of a destination spread their sums: no row is hotter than a few zones' own counters."""
+
+
 def count(tr: Transaction, ctx: Context, zone: bytes, task: str, **deltas: int) -> None:
-    """Add to a zone's counters of `task`, named as the fields of `records.Counts`."""
+    """Add to the counters of `task`, of a zone and of its destination; `records.Counts.of` names them."""
     for counter, delta in deltas.items():
         if delta:
-            tr.add(ctx.keys.queue_count(zone, task, counter), delta)
+            of_zone, summed = _counters(ctx.keys, zone, task, counter)
+            tr.add(of_zone, delta)
+            tr.add(summed, delta)
+
+
+@functools.lru_cache(8192)
+def _counters(keys: Keyspace, zone: bytes, task: str, counter: str) -> tuple[bytes, bytes]:
+    """The rows of a counter: the zone's, and its part of the destination's. Packing them is a tenth of an enqueue."""
+    shard = crc32(zone) % SUM_SHARDS
+    return keys.queue_count(zone, task, counter), keys.queue_sum(destination_of(zone), task, counter, shard)

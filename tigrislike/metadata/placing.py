@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tigrislike.naming import GEOGRAPHIES, Geographies, is_region
 
 from .errors import InvalidArgument
-from .records import Bucket, Content, Home
+from .records import ANNOUNCED, BACKED, NOWHERE, Bucket, Content, Home
 
 MAX_REGIONS = 16
 GLOBAL = "global"
@@ -26,6 +26,11 @@ GLOBAL = "global"
 
 LOCAL = "local"
 """The durability of a bucket whose writes are acknowledged once one node holds them."""
+
+WRITE_BACK = "write-back"
+WRITE_THROUGH = "write-through"
+"""Durabilities of a bucket whose backing origin holds what is written: some time after a node does, or before the write
+is acknowledged. What the origin holds, no node needs to."""
 
 Alive = Mapping[bytes, str]
 """Nodes that may be counted on, by id, and their regions."""
@@ -55,6 +60,10 @@ class Regions:
             raise InvalidArgument("X-Tigris-Regions", text, "Regions are names separated by commas, at most 16")
         return names
 
+    def in_geography(self, region: str) -> bool:
+        """Whether a policy can want a region without naming it."""
+        return any(region in members for members in self._geographies.values())
+
     def expand(self, names: Iterable[str]) -> frozenset[str]:
         """The regions that `names` stand for: those of a geography as far as they have nodes."""
         wanted: set[str] = set()
@@ -76,24 +85,34 @@ class Regions:
 
 
 class Wanted(NamedTuple):
-    """Where a content is wanted: names of regions, and on how many nodes before its write is acknowledged."""
+    """Where a content is wanted: names of regions, on how many nodes before its write is acknowledged, and at which
+    origin, by its id (empty: at none)."""
 
     regions: tuple[str, ...]
     copies: int
+    backing: bytes = b""
 
 
 def parse_durability(text: str) -> int:
-    """How many nodes must hold bytes durably under a bucket's durability: 1 for "local", N for "homes=N".
+    """How many nodes, its origin counted as one, must hold bytes durably under a bucket's durability: N for "homes=N",
+    otherwise 1.
 
     Raises:
         InvalidArgument.
     """
-    if text == LOCAL:
+    if text in (LOCAL, WRITE_BACK, WRITE_THROUGH):
         return 1
     match = re.fullmatch(r"homes=([1-9])", text)
     if match is None:
-        raise InvalidArgument("X-Tigrislike-Durability", text, "Durability is local or homes=N, N from 1 to 9")
+        raise InvalidArgument(
+            "X-Tigrislike-Durability", text, "Durability is local, write-back, write-through, or homes=N, N from 1 to 9"
+        )
     return int(match[1])
+
+
+def needs_backing(durability: str) -> bool:
+    """Whether a bucket of this durability has a backing origin."""
+    return durability in (WRITE_BACK, WRITE_THROUGH)
 
 
 def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]:
@@ -107,25 +126,60 @@ def policy_fields(fields: Mapping[str, Any], regions: Regions) -> dict[str, Any]
         kept["region_policy"] = ",".join(regions.parse(kept["region_policy"]))
     if "durability" in kept:
         copies = parse_durability(kept["durability"])
-        kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
+        if not needs_backing(kept["durability"]):
+            kept["durability"] = LOCAL if copies == 1 else f"homes={copies}"
     return kept
 
 
 def wanted(bucket: Bucket, regions: Regions, explicit: tuple[str, ...] = ()) -> Wanted:
     """What a bucket wants of its objects; `explicit` are the regions that a request names instead of the bucket's."""
     names = explicit or regions.parse(bucket.region_policy)
-    return Wanted(names, max(parse_durability(bucket.durability), regions.copies(names)))
+    backing = bucket.backing if needs_backing(bucket.durability) else b""
+    return Wanted(names, max(parse_durability(bucket.durability), regions.copies(names)), backing)
 
 
 def merged(content: Content, also: Wanted) -> Content:
-    """A content that a further bucket shares: it is wanted wherever either wants it."""
+    """A content that a further bucket shares: it is wanted wherever either wants it, and at one origin, that of whoever
+    came first."""
     regions = tuple(dict.fromkeys((*content.regions, *also.regions)))
-    return replace(content, regions=regions, copies=max(content.copies, also.copies))
+    copies = max(content.copies, also.copies)
+    return replace(content, regions=regions, copies=copies, backing=content.backing or also.backing)
 
 
 def whole_homes(content: Content, alive: Alive) -> list[Home]:
     """The homes that hold all of a content and can be counted on."""
     return [home for home in content.homes if home.whole and home.node in alive]
+
+
+def is_backed(content: Content) -> bool:
+    """Whether the origin that is to hold a content does: only then it counts."""
+    return content.elsewhere == BACKED and content.origin == content.backing
+
+
+def is_to_be_given_up(content: Content) -> bool:
+    """Whether an origin holds a content, or some of it, for which that is not wanted any more."""
+    return content.elsewhere in (ANNOUNCED, BACKED) and content.origin != content.backing
+
+
+def is_to_be_written(content: Content) -> bool:
+    """Whether a content is to be written to its origin. Not while it is somebody else's object: once a node has it."""
+    return bool(content.backing) and (
+        content.elsewhere == NOWHERE or (content.elsewhere == ANNOUNCED and content.origin == content.backing)
+    )
+
+
+def may_be_given_up(content: Content, alive: Alive) -> bool:
+    """Whether the copy of an origin may go: as many live nodes hold the content as must have it."""
+    return content.elsewhere != BACKED or len(whole_homes(content, alive)) >= max(content.copies, 1)
+
+
+def copies_lacking(content: Content, also: Wanted, alive: Alive, regions: Regions) -> int:
+    """How many homes a stored content lacks before a write that shares it is acknowledged. As of bytes that have just
+    been received, one may be anywhere, where `also` names regions, and the others are in these."""
+    names = regions.expand(also.regions)
+    whole = whole_homes(content, alive)
+    inside = sum(not names or alive[home.node] in names for home in whole)
+    return max(0, also.copies - inside - (len(whole) > inside))
 
 
 def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[str]:
@@ -137,14 +191,15 @@ def missing_regions(content: Content, alive: Alive, regions: Regions) -> list[st
 def missing_copies(content: Content, alive: Alive, regions: Regions) -> int:
     """How many homes are lacking once every wanted region has one."""
     missing = missing_regions(content, alive, regions)
-    return max(0, max(content.copies, 1) - len(whole_homes(content, alive)) - len(missing))
+    have = len(whole_homes(content, alive)) + is_backed(content)
+    return max(0, max(content.copies, 1) - have - len(missing))
 
 
 def may_lose(content: Content, node: bytes, alive: Alive, regions: Regions) -> bool:
-    """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, and one
-    in each wanted region that has one now."""
+    """Whether what is wanted of a content holds without the home on `node`: as many live homes as it must have, its
+    backing origin counted as one, and one in each wanted region that has one now."""
     others = [home for home in whole_homes(content, alive) if home.node != node]
-    if len(others) < max(content.copies, 1):
+    if len(others) + is_backed(content) < max(content.copies, 1):
         return False
     mine = {home.region for home in content.homes if home.node == node} | {alive.get(node, "")}
     return not (mine & regions.expand(content.regions)) - {alive[home.node] for home in others}

@@ -11,7 +11,7 @@ logic beyond formatting: what the records mean together is in `objects`, `upload
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -21,8 +21,7 @@ R = TypeVar("R")
 
 OBJECT = 0
 DELETE_MARKER = 1
-WHITEOUT = 2
-"""Kinds of a version. A whiteout says "deleted here" in buckets that look through to another place."""
+"""Kinds of a version."""
 
 NEVER = ""
 ENABLED = "Enabled"
@@ -32,6 +31,13 @@ SUSPENDED = "Suspended"
 LIVE = 1
 DEAD = 2
 """States of a content or blob. A dead one never becomes live again."""
+
+NOWHERE = 0
+SHADOWED = 1
+ANNOUNCED = 2
+BACKED = 3
+"""What an origin has of a content: nothing; all of it, as somebody else's object that is not ours to rely on; perhaps
+some of it, for it is being written there; all of it, durably, as ours."""
 
 DEFAULT_STORAGE_CLASS = "STANDARD"
 
@@ -125,7 +131,8 @@ class Draft(Struct, frozen=True):
 
     Exactly one of `inline` (the bytes of a small object) and `blob` (the id of a finished blob of `size` bytes) says
     where the bytes are; a copy sets neither, because it takes the bytes of its source. `others` are nodes that hold the
-    blob durably beside this one; `regions` is where the object is to be kept, if the bucket is not to say.
+    blob durably beside this one, `elsewhere` is where an origin does; `regions` is where the object is to be kept, if
+    the bucket is not to say.
     """
 
     size: int
@@ -142,6 +149,7 @@ class Draft(Struct, frozen=True):
     tags: dict[str, str] = {}
     others: tuple[Home, ...] = ()
     regions: tuple[str, ...] = ()
+    elsewhere: Elsewhere | None = None
 
 
 def copy_draft(source: ObjectVersion) -> Draft:
@@ -175,8 +183,9 @@ class Part(Struct, frozen=True, array_like=True):
 
     `checksum` is base64, of its upload's algorithm or, where that named none, of the default one; empty in parts from
     before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node in `region` that holds
-    them durably; `others` are nodes that do so beside it. `source` is the content that the extents belong to when they
-    are a slice of another content (then the part owns no blob).
+    them durably; `others` are nodes that do so beside it, `pending` those that are about to, while its upload is in
+    progress. `source` is the content that the extents belong to when they are a slice of another content (then the part
+    owns no blob). `origin` is the id of the origin that had its blob when it was recorded, empty where none had.
     """
 
     number: int
@@ -189,6 +198,8 @@ class Part(Struct, frozen=True, array_like=True):
     source: bytes = b""
     others: tuple[Home, ...] = ()
     region: str = ""
+    pending: tuple[Home, ...] = ()
+    origin: bytes = b""
 
 
 class Home(Struct, frozen=True, array_like=True):
@@ -218,6 +229,10 @@ class Content(Struct, frozen=True, array_like=True):
     `homes` is who holds it durably, `pending` who is about to, `leaving` who did and may still have its files: all are
     told when it is to go. `regions` is where its bucket's policy wants it, as `placing.Regions` reads it, and `copies`
     how many nodes are to hold it; what buckets that share it want adds up.
+
+    `elsewhere` is what the origin with the id `origin` has of it (one of NOWHERE, SHADOWED, ANNOUNCED, BACKED); where
+    each of its blobs lies there say the ``elsewhere`` rows. `backing` is the id of the origin that is to hold it
+    durably, empty where none is.
     """
 
     size: int
@@ -231,6 +246,9 @@ class Content(Struct, frozen=True, array_like=True):
     regions: tuple[str, ...] = ()
     copies: int = 1
     leaving: tuple[Home, ...] = ()
+    origin: bytes = b""
+    elsewhere: int = NOWHERE
+    backing: bytes = b""
 
 
 class Referrer(Struct, frozen=True, array_like=True):
@@ -259,6 +277,15 @@ class Blob(Struct, frozen=True, array_like=True):
     size: int = 0
     node: bytes = b""
     changed_ns: int = 0
+
+
+class Elsewhere(Struct, frozen=True, array_like=True):
+    """``elsewhere / blob id``: where an origin has a blob: the whole object `key` there, as long as its ETag is
+    `etag`."""
+
+    origin: bytes
+    key: str
+    etag: str
 
 
 class Found(Struct, frozen=True):
@@ -409,7 +436,12 @@ class PartPage(Struct, frozen=True):
 
 class Bucket(Struct, frozen=True, array_like=True):
     """``bucket / name``. `configs` names the kinds of configuration document that exist, so that looking for one that
-    does not costs nothing. `public` opens objects to anonymous reads, `public_list` listings too."""
+    does not costs nothing. `public` opens objects to anonymous reads, `public_list` listings too.
+
+    `shadow` is the id of the origin that the bucket looks through to for what it does not have, which with
+    `write_through` gets what is written and deleted here; `backing` that of the origin which durably holds its bytes
+    under the durabilities ``write-back`` and ``write-through``. Empty: there is none.
+    """
 
     id: bytes
     name: str
@@ -423,6 +455,9 @@ class Bucket(Struct, frozen=True, array_like=True):
     read_mode: str = "strong"
     storage_class: str = DEFAULT_STORAGE_CLASS
     configs: tuple[str, ...] = ()
+    shadow: bytes = b""
+    write_through: bool = False
+    backing: bytes = b""
 
 
 class Repolicy(Struct, frozen=True, array_like=True):
@@ -431,6 +466,28 @@ class Repolicy(Struct, frozen=True, array_like=True):
 
     name: str
     after: bytes = b""
+
+
+class Migration(Struct, frozen=True, array_like=True):
+    """``migration / bucket id``: how far the shadow `origin` of the bucket called `name` has been adopted: what of its
+    keys starts with `prefix`, at most `rate` objects a second (0: as fast as it goes).
+
+    `after` is what the next page of its listing is listed after. `looked` counts keys, `adopted` those that became the
+    bucket's by it, `failed` those that did not and should have; `error` is what kept it last. `ended_ns` is 0 while it
+    goes on.
+    """
+
+    name: str
+    origin: bytes
+    prefix: str
+    rate: int
+    begun_ns: int
+    after: str = ""
+    looked: int = 0
+    adopted: int = 0
+    failed: int = 0
+    error: str = ""
+    ended_ns: int = 0
 
 
 class Usage(Struct, frozen=True):
@@ -451,10 +508,12 @@ class AccessRecord(Struct, frozen=True, array_like=True):
     master: bytes
     sealed: bytes
     root: bool = False
+    admin: bool = False
 
 
 class AccessKey(Struct, frozen=True):
-    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner."""
+    """An access key pair. `bucket` is the name of the one bucket that it reaches; empty: every bucket of the owner.
+    With an `admin` key the store itself is looked at and changed; the `root` key is one."""
 
     key_id: str
     secret: str
@@ -462,12 +521,50 @@ class AccessKey(Struct, frozen=True):
     bucket: str
     created_ns: int
     root: bool = False
+    admin: bool = False
 
     def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
         return f"AccessKey(key_id={self.key_id!r}, owner={self.owner!r}, bucket={self.bucket!r}, root={self.root})"
 
 
+class OriginRecord(Struct, frozen=True, array_like=True):
+    """``origin / id``: a store elsewhere, as stored: its credentials are encrypted with the master key whose id is
+    `master`. Fields as of `OriginPlace`."""
+
+    id: bytes
+    url: str
+    endpoint: str
+    region: str
+    options: dict[str, str]
+    created_ns: int
+    master: bytes
+    sealed: bytes
+
+
+class OriginPlace(Struct, frozen=True):
+    """A store elsewhere: `url` is scheme, bucket and prefix (``s3://bucket/prefix``), `endpoint` the URL of its service
+    where that is not the scheme's own, `options` what else its driver takes."""
+
+    url: str
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    options: dict[str, str] = {}
+
+    def __repr__(self) -> str:  # a secret must not reach a log through a record's repr
+        return f"OriginPlace(url={self.url!r}, endpoint={self.endpoint!r}, region={self.region!r})"
+
+
 # --- work owed -----------------------------------------------------------------------------------------------------
+
+
+class Attempt(Struct, frozen=True, array_like=True):
+    """A failed run of an item: when it ended, on which node, and how."""
+
+    at_ns: int
+    node: bytes
+    error: str
 
 
 class Item(Struct, frozen=True, array_like=True):
@@ -475,7 +572,7 @@ class Item(Struct, frozen=True, array_like=True):
 
     `lease` is the fence that the finishing transaction re-reads, empty while waiting. `again_ns` says that the cause
     recurred while the item was leased, at that vesting time; -1: it did not. `attempts` counts failures since the last
-    success.
+    success, and `history` has the last of them, newest last.
     """
 
     task: str
@@ -488,26 +585,47 @@ class Item(Struct, frozen=True, array_like=True):
     attempts: int = 0
     error: str = ""
     bucket: bytes = b""
+    history: tuple[Attempt, ...] = ()
 
 
 class Pointer(Struct, frozen=True, array_like=True):
     """``queue / pointer, zone``: when a consumer is to look at a zone next. `lease` is the fence of the one that does,
-    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced."""
+    empty while none does. `active_ns` is when something was last taken from the zone, or it was announced. `since_ns`
+    says since when the first of what was due then had been due; 0: nothing was."""
 
     vesting_ns: int
     lease: bytes = b""
     active_ns: int = 0
+    since_ns: int = 0
 
 
 class Counts(Struct, frozen=True):
-    """A zone's counters of one task: items there now, `waiting` (or leased) and `dead`; and since the zone last began,
-    runs `enqueued`, `done` and `failed`."""
+    """Counters of one task, of a zone or of more: items there now, `waiting` (or leased) and `dead`; since the zone
+    last began, runs `enqueued`, `done` and `failed`; of what waits, how many are `leased` and how many `failing`."""
 
     waiting: int = 0
     enqueued: int = 0
     done: int = 0
     failed: int = 0
     dead: int = 0
+    leased: int = 0
+    failing: int = 0
+
+    @classmethod
+    def of(cls, counted: Mapping[str, int]) -> Counts:
+        """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
+        another end than done or failed (`returned`), and causes `dropped` in place of being done."""
+
+        def stored(name: str) -> int:
+            return counted.get(name, 0)
+
+        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
+        waiting = enqueued - done - stored("dropped")
+        leased = stored("begun") - done - failed - stored("returned")
+        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
 
 
 class Claimed(Struct, frozen=True):
@@ -530,6 +648,21 @@ LOST = bytes(16)
 """Stands for a node in ``home`` rows: it "holds" the contents that no node of the store can give any more."""
 
 
+class Audit(Struct, frozen=True, array_like=True):
+    """``audit / ~time, id``: something that was asked of the store itself. `who` is an access key's id, or a user of
+    the machine where it was not asked over the network; `where` is the client's address. `outcome` is ``begun`` until
+    it is known: where that stays, whoever did it was cut off."""
+
+    id: bytes
+    at_ns: int
+    who: str
+    where: str
+    action: str
+    arguments: str
+    outcome: str = "begun"
+    request: str = ""
+
+
 class Node(Struct, frozen=True, array_like=True):
     """``node / node id``: a node of the store, from its first start until it is forgotten. `endpoint` is the URL by
     which other nodes reach it, `protocol` the version of what they say to each other. `repaired` is the count of the
@@ -547,8 +680,9 @@ class Node(Struct, frozen=True, array_like=True):
 class Beat(Struct, frozen=True, array_like=True):
     """``beat / node id``: a node's last sign of life, by the database's clock as it saw it. `count` grows with each;
     others tell by it whether a node is alive, and need not trust its clock. `epoch` is what requests to it are signed
-    for (`replication.signing`). Sizes are bytes of its disk. `step_ns` is how far its host's clock has been set
-    ahead of the one that it goes by."""
+    for (`replication.signing`). Sizes are bytes: of its disk, and of the blocks in its cache, whose capacity is -1
+    where the disk alone bounds it. `step_ns` is how far its host's clock has been set ahead of the one that it goes
+    by."""
 
     at_ns: int
     count: int
@@ -556,6 +690,8 @@ class Beat(Struct, frozen=True, array_like=True):
     capacity: int = 0
     free: int = 0
     step_ns: int = 0
+    cache_used: int = 0
+    cache_capacity: int = -1
 
 
 class Cluster(Struct, frozen=True, array_like=True):
@@ -602,10 +738,14 @@ upload = Codec(Upload)
 upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
+migration = Codec(Migration)
+elsewhere = Codec(Elsewhere)
+origin = Codec(OriginRecord)
 access = Codec(AccessRecord)
 item = Codec(Item)
 pointer = Codec(Pointer)
 node = Codec(Node)
 beat = Codec(Beat)
+audit = Codec(Audit)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

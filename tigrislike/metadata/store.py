@@ -11,11 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from . import access, blobs, buckets, homes, listing, nodes, objects, uploads
+import msgspec
+
+from . import (
+    access,
+    backing,
+    blobs,
+    buckets,
+    homes,
+    listing,
+    nodes,
+    objects,
+    origins,
+    shadow_migration,
+    shadows,
+    uploads,
+)
 from .bounded import STRONG, Bounds, Entry, Recalled, Recollection, bound_ns, elapsed_ns, parse_read_mode
 from .caches import ManifestCache, RecordCache
 from .context import Context, check_key, is_key
@@ -51,11 +66,15 @@ from .records import (
     Content,
     Deletion,
     Draft,
+    Elsewhere,
     Found,
     Home,
+    Migration,
     Node,
     ObjectPage,
     ObjectVersion,
+    OriginPlace,
+    OriginRecord,
     Part,
     PartPage,
     ReadCondition,
@@ -78,6 +97,9 @@ PREPARE_PARTS = 50
 
 WARM_BATCH = 100
 """Keys whose warming one transaction owes."""
+
+UNWRITTEN_BATCH = 500
+"""Blobs that one transaction looks up at their origin."""
 
 DELETE_BATCH = 100
 """Keys that one transaction of DeleteObjects deletes: it then stays far below the limits of any engine."""
@@ -220,14 +242,21 @@ class Metadata:
             )
 
     async def create_access_key(
-        self, owner: str, bucket: str = "", *, key_id: str | None = None, secret: str | None = None
+        self,
+        owner: str,
+        bucket: str = "",
+        *,
+        key_id: str | None = None,
+        secret: str | None = None,
+        admin: bool = False,
     ) -> AccessKey:
-        """Make a key pair for `owner`, for one `bucket` by name or for all of the owner's.
+        """Make a key pair for `owner`, for one `bucket` by name or for all of the owner's; an `admin` key also looks at
+        the store itself, and changes it.
 
         Raises:
             InvalidArgument: a given pair is malformed, or its id taken. MasterKeyRotating.
         """
-        key = self._new_key(owner, bucket, key_id, secret)
+        key = msgspec.structs.replace(self._new_key(owner, bucket, key_id, secret), admin=admin)
         return await self.engine.transact(access.create_key, self.context, self._master, key)
 
     def _new_key(self, owner: str, bucket: str, key_id: str | None = None, secret: str | None = None) -> AccessKey:
@@ -243,8 +272,26 @@ class Metadata:
         finally:
             self._records.changed(access=key_id)
 
-    async def list_access_keys(self, owner: str, after: str = "", limit: int = 1000) -> list[AccessRecord]:
-        """An owner's keys in order of their ids; their secrets stay sealed."""
+    async def revoke_access_key(self, key_id: str) -> AccessRecord:
+        """Delete a key that is not root's. Raises NoSuchAccessKey, InvalidArgument."""
+        try:
+            return await self.engine.transact(access.revoke_key, self.context, key_id)
+        finally:
+            self._records.changed(access=key_id)
+
+    async def rotate_access_key(self, key_id: str, *, keep: bool = False) -> AccessKey:
+        """A new pair that may do what a key may, which is deleted unless it is to be kept. Raises as
+        `access.rotate_key`."""
+        pair = access.generate_pair()
+        try:
+            return await self.engine.transact(access.rotate_key, self.context, self._master, key_id, pair, keep)
+        finally:
+            self._records.changed(access=key_id)
+
+    async def list_access_keys(self, owner: str | None, after: str = "", limit: int = 1000) -> list[AccessRecord]:
+        """An owner's keys, or everybody's (None), in order of their ids; their secrets stay sealed."""
+        if owner is None:
+            return await self.engine.read(access.list_all_keys, self.context, after, limit)
         return await self.engine.read(access.list_keys, self.context, owner, after, limit)
 
     async def ensure_root(self, key_id: str | None = None, secret: str | None = None) -> tuple[AccessKey, bool]:
@@ -266,6 +313,7 @@ class Metadata:
         if new.id == old.id:
             return
         await self.engine.transact(access.begin_rotation, self.context, old, new)
+        await self.engine.transact(origins.reseal_origins, self.context, old, new)
         after = await self.engine.transact(access.rotate_some, self.context, old, new, "")
         while after:
             after = await self.engine.transact(access.rotate_some, self.context, old, new, after)
@@ -320,8 +368,11 @@ class Metadata:
         region_policy: str = "",
         durability: str = LOCAL,
         read_mode: str = STRONG,
+        shadow: OriginPlace | None = None,
+        write_through: bool = False,
     ) -> tuple[Bucket, AccessKey]:
-        """A bucket and a key pair scoped to it, both or neither. Raises as `create_bucket`; MasterKeyRotating."""
+        """A bucket, which may look through to a shadow, and a key pair scoped to it, both or neither. Raises as
+        `create_bucket`; MasterKeyRotating."""
         bucket = self._new_bucket(
             name,
             owner,
@@ -332,9 +383,15 @@ class Metadata:
             read_mode=parse_read_mode(read_mode),
         )
         key = self._new_key(owner, name)
+        fresh_id = secrets.token_bytes(16)
+        also: dict[str, object] = {"write_through": write_through}
 
         async def create_storage(tr: Transaction) -> tuple[Bucket, AccessKey]:
             made = await buckets.create_bucket(tr, self.context, bucket)
+            if shadow is not None:
+                made = await origins.use_origin(
+                    tr, self.context, self._master, name, origins.SHADOW, shadow, fresh_id, also
+                )
             return made, await access.create_key(tr, self.context, self._master, key)
 
         return await self.engine.transact(create_storage)
@@ -410,6 +467,81 @@ class Metadata:
         """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
         await self._change(name, buckets.delete_config, self.context, name, kind)
 
+    # --- origins
+
+    async def use_origin(self, name: str, purpose: str, place: OriginPlace | None, **also: object) -> Bucket:
+        """Have a bucket use the origin at `place` (None: none any more) as its `origins.SHADOW` or `origins.BACKING`,
+        and change the fields `also` of its record with it.
+
+        Raises:
+            NoSuchBucket, InvalidArgument. MasterKeyRotating.
+        """
+        also = policy_fields(also, self.regions)
+        fresh_id = secrets.token_bytes(16)
+        return await self._change(
+            name, origins.use_origin, self.context, self._master, name, purpose, place, fresh_id, also
+        )
+
+    async def origin(self, origin_id: bytes) -> OriginPlace | None:
+        """Where an origin is, and with which credentials; None where there is no such origin."""
+        return await self.engine.read(origins.read_origin, self.context, self._master, origin_id)
+
+    async def origins(self) -> list[OriginRecord]:
+        """Every origin, its credentials sealed."""
+        return await self.engine.read(origins.list_origins, self.context)
+
+    async def adopt(
+        self, bucket: Bucket, key: str, draft: Draft, modified_ns: int, source: Elsewhere
+    ) -> ObjectVersion | None:
+        """Make an object of the bucket's shadow the bucket's own; None where the key is, or was, in use here.
+
+        Raises:
+            NoSuchBucket.
+        """
+        token = self._token(bucket)
+        return await self._write(
+            bucket, (key,), shadows.adopt, self.context, bucket, token, key, draft, modified_ns, source
+        )
+
+    async def readopt(
+        self, bucket: Bucket, key: str, seen: ObjectVersion, draft: Draft | None, modified_ns: int, source: Elsewhere
+    ) -> bool:
+        """Replace an adopted version whose bytes never came by what the origin has by now. Raises NoSuchBucket."""
+        token = self._token(bucket)
+        return await self._write(
+            bucket, (key,), shadows.readopt, self.context, bucket, token, key, seen, draft, modified_ns, source
+        )
+
+    async def is_untouched(self, bucket: Bucket, key: str) -> bool:
+        """Whether a bucket has, and has had, nothing under `key` since it looks through to its shadow."""
+        return await self.engine.read(shadows.is_untouched, self.context, bucket, key)
+
+    async def untouched(self, bucket: Bucket, keys: Sequence[str]) -> set[str]:
+        """Those of a few hundred keys at most of which `is_untouched` holds."""
+        return await self.engine.read(shadows.untouched, self.context, bucket, keys)
+
+    async def standings(self, bucket: Bucket, keys: Sequence[str]) -> list[shadows.Standing]:
+        """How each of a few hundred keys at most stands beside the bucket's shadow."""
+        return await self.engine.read(shadows.standings, self.context, bucket, keys)
+
+    async def begin_migration(self, name: str, prefix: str = "", rate: int = 0) -> tuple[Bucket, Migration]:
+        """Have everything of a bucket's shadow adopted whose key starts with `prefix`, at most `rate` objects a second.
+        Raises NoSuchBucket, InvalidRequest (no shadow)."""
+        return await self.engine.transact(shadow_migration.begin, self.context, name, prefix, rate)
+
+    async def migration(self, bucket: Bucket) -> Migration | None:
+        """How far the bucket's last migration has come."""
+        return await self.engine.read(shadow_migration.read, self.context, bucket.id)
+
+    async def under_prefixes(self, bucket: Bucket, prefixes: Sequence[str]) -> dict[str, tuple[bool, bool]]:
+        """Of each of a few hundred prefixes at most, whether a live object is under it, and whether anything there was
+        touched."""
+        return await self.engine.read(shadows.under_prefixes, self.context, bucket, prefixes)
+
+    async def whiteouts(self, bucket: Bucket, prefix: str, after: str, limit: int) -> list[str]:
+        """Keys that were deleted in a bucket with a shadow, in order."""
+        return await self.engine.read(shadows.whiteouts, self.context, bucket.id, prefix, after, limit)
+
     async def usage(self, bucket: Bucket) -> Usage:
         """The bucket's counters of objects, other versions, and bytes."""
         return await self.engine.read(buckets.usage, self.context, bucket.id)
@@ -419,7 +551,12 @@ class Metadata:
     async def put_object(
         self, bucket: Bucket, key: str, draft: Draft, condition: WriteCondition | None = None
     ) -> ObjectVersion:
-        """Make `draft` the newest version. Raises NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead."""
+        """Make `draft` the newest version.
+
+        Raises:
+            NoSuchBucket, NoSuchKey, PreconditionFailed, KeyTooLong, BlobDead.
+            NotBacked: the bucket writes through, and the draft's blob is at no origin.
+        """
         check_key(key)
         return await self._write(
             bucket, (key,), objects.put_object, self.context, bucket, self._token(bucket), key, draft, condition
@@ -611,13 +748,17 @@ class Metadata:
         key: str,
         draft_from: Callable[[ObjectVersion], Draft],
         condition: WriteCondition | None = None,
+        *,
+        alive: Alive | None = None,
     ) -> tuple[ObjectVersion, ObjectVersion]:
         """A new version of `key` that shares the source's bytes; (source version, new version).
 
         `draft_from` says what the new version says about itself (start from `records.copy_draft`); it must be pure.
+        `alive` are the nodes that count where the bytes are to be on several; None: this one.
 
         Raises:
             NoSuchKey, NoSuchVersion, InvalidRequest: the source. PreconditionFailed: either. NoSuchBucket, ContentGone.
+            HomesLacking, NotBacked: the bytes are on too few nodes, or at no origin, where the bucket writes through.
         """
         check_key(source[1])
         check_key(key)
@@ -633,7 +774,12 @@ class Metadata:
             key,
             draft_from,
             condition,
+            self._alive(alive),
         )
+
+    def _alive(self, alive: Alive | None) -> Alive:
+        home = self.context.home
+        return {home.node: home.region} if alive is None else alive
 
     async def put_object_tags(
         self, bucket: Bucket, key: str, version_id: str | None, tags: dict[str, str]
@@ -706,16 +852,29 @@ class Metadata:
         content_id = uploads.parse_upload_id(upload_id)
         return await self.engine.read(uploads.read_upload, self.context, bucket, key, content_id)
 
-    async def put_part(self, bucket: Bucket, key: str, upload_id: str, part: Part) -> Part:
-        """Record a part whose blob is finished; its time and node are filled in.
+    async def put_part(
+        self,
+        bucket: Bucket,
+        key: str,
+        upload_id: str,
+        part: Part,
+        elsewhere: Elsewhere | None = None,
+        *,
+        alive: Alive | None = None,
+    ) -> Part:
+        """Record a part whose blob is finished; its time and node are filled in. `elsewhere` is where an origin has it,
+        `alive` as for `copy_object`.
 
         Raises:
-            NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead, ContentGone (a slice's source).
+            NoSuchUpload, InvalidArgument (number), EntityTooLarge, BlobDead.
+            ContentGone, HomesLacking: a slice's source.
         """
         check_key(key)
         uploads.check_part(part)
         content_id = uploads.parse_upload_id(upload_id)
-        return await self.engine.transact(uploads.put_part, self.context, bucket, key, content_id, part)
+        return await self.engine.transact(
+            uploads.put_part, self.context, bucket, key, content_id, part, self._alive(alive), elsewhere
+        )
 
     async def list_parts(self, bucket: Bucket, key: str, upload_id: str, after: int = 0, limit: int = 1000) -> PartPage:
         """The upload and its parts whose numbers are above `after`, at most `limit`. Raises NoSuchUpload."""
@@ -736,16 +895,18 @@ class Metadata:
         expected_checksum: tuple[str, str] | None = None,
         expected_type: str | None = None,
         expected_size: int | None = None,
+        alive: Alive | None = None,
     ) -> ObjectVersion:
         """Make the listed parts an object; the others are discarded.
 
         `combine(algorithm, [(crc, size)])` computes full-object CRCs, `composite(algorithm, [checksum])` the others,
         all in base64. What is expected is what the request says of the whole: (algorithm, base64), checksum type, size
-        in bytes. Repeating a completion with the same list gives the same version as the first time.
+        in bytes. Repeating a completion with the same list gives the same version as the first time. `alive` is as for
+        `copy_object`.
 
         Raises:
             MalformedPartList, InvalidPartOrder, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest,
-            BadChecksum, NoSuchUpload, NoSuchBucket, NoSuchKey and PreconditionFailed (condition).
+            BadChecksum, NoSuchUpload, NoSuchBucket, NoSuchKey and PreconditionFailed (condition), HomesLacking.
         """
         check_key(key)
         content_id = uploads.parse_upload_id(upload_id)
@@ -768,6 +929,7 @@ class Metadata:
             condition,
             uploads.Expected(expected_checksum, expected_type, expected_size),
             prepared,
+            self._alive(alive),
         )
 
     async def _prepare(
@@ -828,14 +990,21 @@ class Metadata:
         """Which nodes hold a live blob; None where it is dead or forgotten."""
         return await self.engine.read(homes.locate, self.context, blob_id)
 
-    async def begin_home(self, content_id: bytes) -> Held | None:
+    async def begin_home(self, content_id: bytes, *, ahead: bool = False) -> Held | None:
         """Announce that this node is about to hold a content, before its bytes are made durable; `homes.add_home` then
-        records that they are. None: the content is gone, or this node holds it."""
-        return await self._background.transact(homes.begin_home, self.context, content_id)
+        records that they are. None: the content is gone, or this node holds it. `ahead`: of a write that waits."""
+        engine = self.engine if ahead else self._background
+        return await engine.transact(homes.begin_home, self.context, content_id, ahead)
 
     async def drop_home(self, content_id: bytes, alive: Alive) -> bool:
         """Give up this node's home of a content. False: it has to stay, for others are too few."""
         return await self._background.transact(homes.drop_home, self.context, content_id, alive)
+
+    async def begin_parts(self, content_id: bytes, leaving: Container[bytes]) -> list[tuple[bytes, int]] | None:
+        """Announce that this node is about to hold parts of an upload in progress that nodes hold which leave, before
+        their bytes are made durable; `uploads.take_parts` then records that they are. Blobs and their sizes; None:
+        there are no such parts."""
+        return await self._background.transact(uploads.begin_parts, self.context, content_id, leaving)
 
     async def held(self, content_id: bytes) -> Held | None:
         """What a home of a content holds; None where it is dead."""
@@ -845,6 +1014,51 @@ class Metadata:
             return None if content is None else await homes.held(tr, self.context, content_id, content)
 
         return await self._background.read(read)
+
+    # --- what origins hold of it
+
+    async def announce_backing(self, content_id: bytes) -> bytes | None:
+        """Begin to write a content to its origin; the origin's id. None: it is not to be, or by another node."""
+        return await self._background.transact(backing.announce, self.context, content_id)
+
+    async def unwritten(self, origin_id: bytes, blob_ids: Sequence[bytes]) -> list[bytes]:
+        """Those of `blob_ids` of which it is not noted that the origin has them."""
+        found: list[bytes] = []
+        for start in range(0, len(blob_ids), UNWRITTEN_BATCH):
+            some = blob_ids[start : start + UNWRITTEN_BATCH]
+            found += await self._background.read(backing.unwritten, self.context, origin_id, some)
+        return found
+
+    async def note_written(
+        self, content_id: bytes, origin_id: bytes, written: Sequence[tuple[bytes, Elsewhere]]
+    ) -> bool:
+        """Note where the origin has blobs of a content. False: it is no more this node's to write."""
+        noted = await self._background.transact(backing.note, self.context, content_id, origin_id, written)
+        return noted is not None
+
+    async def forgo_backing(self, content_id: bytes, alive: Alive) -> bytes | None:
+        """Let an origin hold a content no longer; whose objects may go then. None: it has to stay."""
+        return await self._background.transact(backing.forgo, self.context, content_id, alive)
+
+    async def want_backing(self, content_id: bytes, origin_id: bytes) -> bool:
+        """Have a content written to an origin. True: one holds it, or it is gone."""
+        return await self.engine.transact(backing.want, self.context, content_id, origin_id)
+
+    async def owe_discard(self, bucket: Bucket, blob_id: bytes, origin_id: bytes) -> None:
+        """Have what an origin is sent for a blob deleted, should the blob not be committed within the hour."""
+        await self.engine.transact(backing.owe_discard, self.context, bucket.id, blob_id, origin_id)
+
+    async def give_up_blob(self, blob_id: bytes) -> bool:
+        """Decide a blob that an origin was sent. True: it is not committed, and never will be."""
+        return await self._background.transact(backing.give_up_blob, self.context, blob_id)
+
+    async def dead_elsewhere(self, content_id: bytes) -> list[tuple[bytes, bytes]]:
+        """What origins may have of a dead content: (origin, blob) each."""
+        return await self._background.read(blobs.dead_elsewhere, self.context, content_id)
+
+    async def blob_elsewhere(self, blob_id: bytes) -> Elsewhere | None:
+        """Where an origin has a blob, as far as it is noted."""
+        return await self._background.read(blobs.blob_elsewhere, self.context, blob_id)
 
     async def homes_of(self, node: bytes, after: bytes = b"", limit: int = 1000) -> list[bytes]:
         """Contents that a node holds, in the order of their ids, after the id `after`."""
@@ -880,6 +1094,10 @@ class Metadata:
             return None
         return await self._background.read(blobs.dead_blobs, self.context, content_id)
 
+    async def leave_content(self, content_id: bytes) -> bool:
+        """Note that this node has no bytes of a dead content any more. True: nor has any other node."""
+        return await self._background.transact(blobs.leave_dead, self.context, content_id)
+
     async def forget_content(self, content_id: bytes) -> None:
         """This node's bytes of a dead content are gone: if nobody else has any, remove every row of it, in bounded
         transactions. Does nothing to a live one."""
@@ -888,6 +1106,10 @@ class Metadata:
         while not await self._background.transact(blobs.forget_some, self.context, content_id):
             pass
         self._manifests.drop(content_id)
+
+    async def is_held_here(self, blob_id: bytes) -> bool:
+        """Whether this node holds a live blob, or is on the way to or from it."""
+        return await self._background.read(homes.is_held_here, self.context, blob_id)
 
     async def reclaim_blob(self, blob_id: bytes) -> bool:
         """Mark one blob dead unless its content uses it. True: delete its files, then call `forget_blob`."""

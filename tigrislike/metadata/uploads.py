@@ -14,12 +14,13 @@ integrity".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import msgspec
 from msgspec import Struct
 
-from . import placing
+from . import owed, placing
+from .backing import ask_discard, owe_discard, release_excess
 from .blobs import (
     add_reference,
     ask_owed_blob,
@@ -44,10 +45,11 @@ from .errors import (
     MalformedPartList,
     NoSuchUpload,
 )
-from .homes import owe_hold, owe_replicas, owe_warmth, share
+from .homes import new_content, owe_hold, owe_replicas, owe_warmth, owe_write_back, share
 from .keyspace import pack_bytes
 from .kv.engine import Transaction
 from .records import (
+    BACKED,
     DEFAULT_CHECKSUM_ALGORITHM,
     LIVE,
     OBJECT,
@@ -55,6 +57,7 @@ from .records import (
     CompletedPart,
     Completion,
     Content,
+    Elsewhere,
     Home,
     ObjectVersion,
     Part,
@@ -66,7 +69,9 @@ from .records import (
     digest16,
     part_list_digest,
 )
+from .records import blob as blob_codec
 from .records import content as content_codec
+from .records import elsewhere as elsewhere_codec
 from .records import part as part_codec
 from .records import upload as codec
 from .versions import ask_if_versioned, live_version, place
@@ -156,39 +161,164 @@ async def read_upload(tr: Transaction, ctx: Context, bucket: Bucket, key: str, c
     return codec.decode(raw)
 
 
-async def put_part(tr: Transaction, ctx: Context, bucket: Bucket, key: str, content_id: bytes, part: Part) -> Part:
+async def put_part(
+    tr: Transaction,
+    ctx: Context,
+    bucket: Bucket,
+    key: str,
+    content_id: bytes,
+    part: Part,
+    alive: placing.Alive,
+    elsewhere: Elsewhere | None = None,
+) -> Part:
     """Record a part whose blob is finished (or which is a slice of the content `part.source`); returns the record.
 
-    A part of the same number is replaced, and its blob's deletion owed. The record's time and node are filled in here.
+    A part of the same number is replaced, and its blob's deletion owed. `elsewhere` is where an origin has the blob.
+    The record's time, node and origin are filled in here.
 
     Raises:
         NoSuchUpload, BlobDead, ContentGone (the source).
+        HomesLacking: too few of the nodes that are `alive` hold the source.
     """
     stored = tr.get(_row(ctx, bucket.id, key, content_id))
     row = ctx.keys.part(content_id, part.number)
     replaced = tr.get(row)
     blobs = [] if part.source else [tr.get(ctx.keys.blob(extent.blob)) for extent in part.extents]
-    if await stored is None:
+    there = {} if elsewhere is None else {extent.blob: elsewhere for extent in part.extents}
+    sent = {blob: ask_discard(tr, ctx, bucket.id, blob, each.origin) for blob, each in there.items()}
+    begun = await stored
+    if begun is None:
         raise NoSuchUpload(content_id.hex())
     raw = await replaced
     if part.source:
-        await live_content(tr, ctx, part.source)
+        wanted = placing.wanted(bucket, ctx.regions, codec.decode(begun).regions)
+        await share(tr, ctx, {part.source: await live_content(tr, ctx, part.source)}, wanted, alive)
         add_reference(tr, ctx, part.source, Referrer(content=content_id))
     else:
         for extent, blob in zip(part.extents, blobs, strict=True):
             await commit_blob(
                 tr, ctx, extent.blob, content_id=content_id, number=part.number, size=extent.size, stored=blob
             )
+    for blob_id, each in there.items():
+        tr.set(ctx.keys.elsewhere(blob_id), elsewhere_codec.encode(each))
+        await owed.withdraw(tr, ctx, sent[blob_id])
+    record = msgspec.structs.replace(
+        part,
+        modified_ns=ctx.now_ns(),
+        node=ctx.home.node,
+        region=ctx.home.region,
+        origin=elsewhere.origin if elsewhere is not None else b"",
+    )
     if raw is not None:
         old = part_codec.decode(raw)
         await _discard_parts(tr, ctx, bucket.id, [old])
-        if old.source and old.source != part.source:
-            others = (other for other in await load_parts(tr, ctx, content_id) if other.number != part.number)
-            if old.source not in {other.source for other in others}:
+        gone = set(holders(old)) - set(holders(record))
+        if gone or (old.source and old.source != part.source):
+            others = [other for other in await load_parts(tr, ctx, content_id) if other.number != part.number]
+            if old.source and old.source not in {part.source, *(other.source for other in others)}:
                 await drop_reference(tr, ctx, bucket.id, old.source, Referrer(content=content_id))
-    record = msgspec.structs.replace(part, modified_ns=ctx.now_ns(), node=ctx.home.node, region=ctx.home.region)
+            for node in gone - {node for other in others for node in holders(other)}:
+                tr.clear(ctx.keys.home(node, content_id))
     tr.set(row, part_codec.encode(record))
+    if part.extents:
+        for node in holders(record):
+            tr.set(ctx.keys.home(node, content_id), b"")
     return record
+
+
+def holders(part: Part) -> list[bytes]:
+    """The nodes that have a part's bytes durably. A slice is where its source is."""
+    return [] if part.source else [part.node, *(home.node for home in part.others)]
+
+
+async def held_parts(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> list[Part]:
+    """Parts of an upload in progress that some of `nodes` hold; none where it ended, for then its content says who
+    does."""
+    if await tr.get(ctx.keys.content(content_id)) is not None:
+        return []
+    return [part for part in await load_parts(tr, ctx, content_id) if any(node in nodes for node in holders(part))]
+
+
+async def begin_parts(
+    tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]
+) -> list[tuple[bytes, int]] | None:
+    """Announce that this node is about to hold parts of an upload in progress in the stead of nodes that leave: their
+    blobs, with their sizes in bytes. None: there are no such parts."""
+    taken = [part for part in await held_parts(tr, ctx, content_id, leaving) if ctx.home.node not in holders(part)]
+    for part in taken:
+        if ctx.home not in part.pending:
+            _put(tr, ctx, content_id, msgspec.structs.replace(part, pending=(*part.pending, ctx.home)))
+    return [(extent.blob, extent.size) for part in taken for extent in part.extents] if taken else None
+
+
+async def take_parts(tr: Transaction, ctx: Context, content_id: bytes, leaving: Container[bytes]) -> None:
+    """Record that this node holds durably what it announced. Who leaves need not, and may let its files go; so may this
+    node, where another one was faster. Where the upload ended meanwhile, that was seen to."""
+    if await tr.get(ctx.keys.content(content_id)) is not None:
+        return
+    parts = list(await load_parts(tr, ctx, content_id))
+    for at, part in enumerate(parts):
+        if ctx.home not in part.pending:
+            continue
+        replaced = next((node for node in holders(part) if node in leaving), None)
+        homes = [ctx.home if home.node == replaced else home for home in _homes(part)]
+        parts[at] = taken = _held_by(part, homes)
+        _put(tr, ctx, content_id, msgspec.structs.replace(taken, pending=_without(part.pending, ctx.home.node)))
+        for extent in part.extents:
+            await _move_blob(tr, ctx, extent.blob, homes[0].node)
+            await owe_blob(tr, ctx, replaced or ctx.home.node, b"", extent.blob)
+        if replaced is not None:
+            tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
+            if not any(replaced in holders(each) for each in parts):
+                tr.clear(ctx.keys.home(replaced, content_id))
+
+
+async def lose_parts(tr: Transaction, ctx: Context, content_id: bytes, node: bytes) -> bool:
+    """Take a node that is gone out of the parts of an upload in progress. Those that only it had are no parts any more:
+    completing asks for them in vain. Whether there were any."""
+    lost = False
+    for part in await held_parts(tr, ctx, content_id, {node}):
+        left = [home for home in _homes(part) if home.node != node]
+        if left:
+            _put(tr, ctx, content_id, _held_by(part, left))
+        else:
+            lost = True
+            tr.clear(ctx.keys.part(content_id, part.number))
+            if part.origin:
+                for extent in part.extents:
+                    tr.clear(ctx.keys.elsewhere(extent.blob))
+                    await owe_discard(tr, ctx, b"", extent.blob, part.origin)
+        for extent in part.extents:
+            if left:
+                await _move_blob(tr, ctx, extent.blob, left[0].node)
+            else:
+                tr.clear(ctx.keys.blob(extent.blob))
+    tr.clear(ctx.keys.home(node, content_id))
+    return lost
+
+
+def _homes(part: Part) -> list[Home]:
+    return [Home(part.region, part.node), *part.others]
+
+
+def _held_by(part: Part, homes: Sequence[Home]) -> Part:
+    first, *others = homes
+    return msgspec.structs.replace(part, region=first.region, node=first.node, others=tuple(others))
+
+
+def _without(homes: Sequence[Home], node: bytes) -> tuple[Home, ...]:
+    return tuple(home for home in homes if home.node != node)
+
+
+def _put(tr: Transaction, ctx: Context, content_id: bytes, part: Part) -> None:
+    tr.set(ctx.keys.part(content_id, part.number), part_codec.encode(part))
+
+
+async def _move_blob(tr: Transaction, ctx: Context, blob_id: bytes, node: bytes) -> None:
+    key = ctx.keys.blob(blob_id)
+    raw = await tr.get(key)
+    if raw is not None:
+        tr.set(key, blob_codec.encode(msgspec.structs.replace(blob_codec.decode(raw), node=node)))
 
 
 async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts: Sequence[Part]) -> None:
@@ -197,8 +327,7 @@ async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts:
     blobs = [
         (node, extent.blob)
         for part in parts
-        if not part.source
-        for node in (part.node, *(home.node for home in part.others))
+        for node in (*holders(part), *(home.node for home in part.pending))
         for extent in part.extents
     ]
     asked = [ask_owed_blob(tr, ctx, node, bucket_id, blob) for node, blob in blobs]
@@ -397,6 +526,7 @@ async def complete_upload(
     condition: WriteCondition | None,
     expected: Expected,
     prepared: Prepared | None,
+    alive: placing.Alive,
 ) -> ObjectVersion:
     """Make the listed parts the newest version of `key`. `listed` has passed `check_part_list`.
 
@@ -405,6 +535,7 @@ async def complete_upload(
     Raises:
         NoSuchBucket, NoSuchUpload, InvalidPart, EntityTooSmall, EntityTooLarge, InvalidRequest, BadChecksum,
         NoSuchKey and PreconditionFailed (condition).
+        HomesLacking: too few of the nodes that are `alive` hold what lends the upload parts.
     """
     upload_id = content_id.hex()
     row = _row(ctx, bucket.id, key, content_id)
@@ -440,6 +571,12 @@ async def complete_upload(
     await _discard_parts(tr, ctx, bucket.id, discarded)
     for part in discarded:
         tr.clear(ctx.keys.part(content_id, part.number))
+    # Who was about to take parts over learns that from the content; these bytes are not for it to keep.
+    for part in [part for part in chosen if part.pending]:
+        _put(tr, ctx, content_id, msgspec.structs.replace(part, pending=()))
+        for home in part.pending:
+            for extent in part.extents:
+                await owe_blob(tr, ctx, home.node, bucket.id, extent.blob)
     # A source of which no slice is left is let go of: no row would remember it.
     for source in sorted({part.source for part in stored.values()} - {part.source for part in chosen}):
         if source:
@@ -471,25 +608,40 @@ async def complete_upload(
     homes = homes_of_parts(ctx, chosen)
     completion = Completion(place_hash, request_hash, version)
     wanted = placing.wanted(bucket, ctx.regions, upload.regions)
-    content = Content(
-        size, LIVE, len(chosen), homes, bucket.id, completion, regions=wanted.regions, copies=wanted.copies
-    )
+    content = new_content(size, len(chosen), homes, bucket, wanted)
+    content = msgspec.structs.replace(content, completion=completion)
+    sources = sorted({part.source for part in chosen if part.source})
+    if wanted.backing and not sources and all(part.origin == wanted.backing for part in chosen if part.extents):
+        content = msgspec.structs.replace(content, origin=wanted.backing, elsewhere=BACKED)
+        await release_excess(tr, ctx, content_id, content, {home.node: home.region for home in homes})
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
+    for node in {node for part in stored.values() for node in holders(part)}:
+        tr.clear(ctx.keys.home(node, content_id))
     for home in homes:
         tr.set(ctx.keys.home(home.node, content_id), b"")
+    await owe_write_back(tr, ctx, content_id, content)
     await owe_replicas(tr, ctx, content_id, content)
     await owe_warmth(tr, ctx, bucket, content_id, content)
-    # Where too few nodes have all of its parts, this one gathers the rest, or those do that have some; the others may
-    # then let go of theirs.
-    lacking = wanted.copies - sum(home.whole for home in homes)
-    gatherers = [ctx.home.node, *(home.node for home in homes if home.node != ctx.home.node)]
-    whole = {home.node for home in homes if home.whole}
-    for node in [node for node in gatherers if node not in whole][: max(lacking, 0)]:
+    for node in gatherers(ctx, content_id, content, alive):
         await owe_hold(tr, ctx, node, bucket.id, content_id)
-    if wanted.regions:
-        for source in sorted({part.source for part in chosen if part.source}):
-            await share(tr, ctx, source, await live_content(tr, ctx, source), wanted)
+    if sources:
+        await share(tr, ctx, {source: await live_content(tr, ctx, source) for source in sources}, wanted, alive)
     return version
+
+
+def gatherers(ctx: Context, content_id: bytes, content: Content, alive: placing.Alive) -> list[bytes]:
+    """The nodes that are to gather a content of which too few have all parts: this one, then those that have some; the
+    others may then let go of theirs. Further ones where even these are too few beside the regions that are owed it."""
+    whole = {home.node: home.region for home in content.homes if home.whole}
+    lacking = max(0, content.copies - len(whole) - placing.is_backed(content))
+    partial = [
+        node for node in dict.fromkeys([ctx.home.node, *(home.node for home in content.homes)]) if node not in whole
+    ]
+    chosen = partial[:lacking]
+    lacking -= len(chosen) + len(ctx.regions.expand(content.regions) - set(whole.values()))
+    others = [node for node, region in alive.items() if ctx.regions.allow(content.regions, region)]
+    further = [node for node in placing.ranked(content_id, others) if node not in whole and node not in chosen]
+    return chosen + further[: max(0, lacking)]
 
 
 def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:
@@ -498,8 +650,8 @@ def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:
     own = [part for part in parts if not part.source]
     if not own:
         return (ctx.home,)
-    holders = [{part.node, *(home.node for home in part.others)} for part in own]
+    holding = [set(holders(part)) for part in own]
     regions = {home.node: home.region for part in own for home in (*part.others, Home(part.region, part.node))}
-    whole = set.intersection(*holders)
-    nodes = sorted(set.union(*holders), key=lambda node: (node != ctx.home.node, node not in whole, node))
+    whole = set.intersection(*holding)
+    nodes = sorted(set.union(*holding), key=lambda node: (node != ctx.home.node, node not in whole, node))
     return tuple(Home(regions[node], node, node in whole) for node in nodes)

@@ -23,6 +23,7 @@ from .context import Context, count
 from .errors import InvalidArgument
 from .keyspace import MAX_STAMP, MIN_STAMP, pack_stamp
 from .kv.engine import Transaction
+from .mirroring import owe_mirror
 from .records import DELETE_MARKER, NEVER, OBJECT, SUSPENDED, Bucket, Deletion, ObjectVersion, Referrer
 from .records import object_version as codec
 
@@ -48,7 +49,7 @@ def unpack_null(raw: bytes) -> int:
 
 
 def live_version(raw: bytes | None) -> ObjectVersion | None:
-    """What a ``current`` row makes readable: nothing if it is absent or a whiteout."""
+    """What a ``current`` row makes readable: nothing if it is absent."""
     if raw is None:
         return None
     version = codec.decode(raw)
@@ -192,6 +193,7 @@ async def place(
         noncurrent=retained_delta - objects,
         size=size_delta + record.size,
     )
+    await owe_mirror(tr, ctx, bucket, key, live)
     return record
 
 
@@ -215,7 +217,14 @@ async def hide(
         await _discard_bytes(tr, ctx, bucket.id, key, live)
         tr.clear(ctx.keys.in_bucket(bucket.id).current.key(key))
         count(tr, ctx, bucket.id, objects=-1, noncurrent=0, size=-live.size)
+    await owe_mirror(tr, ctx, bucket, key, live)
     return Deletion()
+
+
+def leave_whiteout(tr: Transaction, ctx: Context, bucket: Bucket, key: str) -> None:
+    """Note that a key of a bucket with a shadow was deleted here, so that the shadow's object does not come back."""
+    if bucket.shadow:
+        tr.set(ctx.keys.in_bucket(bucket.id).whiteout.key(key), b"")
 
 
 async def remove(
@@ -242,4 +251,5 @@ async def remove(
             tr.clear(keys.current.key(key))
     objects = int(is_live) - int(was_live)
     count(tr, ctx, bucket.id, objects=objects, noncurrent=-1 - objects, size=-target.size)
+    await owe_mirror(tr, ctx, bucket, key, target)
     return Deletion(target.version_id, target.delete_marker)

@@ -6,8 +6,10 @@ it looks again, so that no zone waits for the end of another. Where two meet all
 
 Each task has a *lane*: so many of its items run at a time, and some may be claimed ahead, as many as recent runs make
 likely to begin soon. All lanes share the consumer's workers, of which one is kept for each lane where nothing runs: so
-neither what takes hours nor what comes in millions keeps anything else from being done. What waits in a lane all the
-same when its lease would have to be extended is given back, for somebody else may have a worker for it.
+neither what takes hours nor what comes in millions keeps anything else from being done. A zone of which much was just
+claimed is left alone until little of that waits: the next claim is then worth its price, and meanwhile who looks for
+zones is free for others. What waits in a lane all the same when its lease would have to be extended is given back, for
+somebody else may have a worker for it.
 
 Every run ends in one of four ways. *Done*: its effect and the item's end are one transaction. *Failed*: the item backs
 off, with the reason. *Ambiguous*, as when a commit's outcome is unknown or the process dies: nothing is written, and
@@ -107,6 +109,8 @@ class Consumer:
         self._bells: dict[bytes, Watch] = {}
         self._left: dict[bytes, frozenset[str]] = {}
         """Zones where nothing was taken for want of room, with the tasks that they had items of, longest ago first."""
+        self._passed: set[bytes] = set()
+        """Zones that the last look passed by, for there is enough of them here."""
         self._forget_ns = 0
         self._runs: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -128,7 +132,7 @@ class Consumer:
                     zones = filter(self._is_useful, vested[first : first + TAKES])
                     taken |= any(batch is not None for batch in await _all(map(self._take, zones)))
                 if not taken:
-                    if vested:  # but not by us: there may be more any moment
+                    if vested or self._passed:  # there may be more for us any moment
                         next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
                     await self._rest(self._pause_s(next_ns))
 
@@ -171,6 +175,7 @@ class Consumer:
                     lane.running = 0
                 self._leases.clear()
                 self._left.clear()
+                self._passed.clear()
                 self._failure = None
 
     async def _until(self, truth: Callable[[], bool]) -> None:
@@ -231,6 +236,7 @@ class Consumer:
             for zone in list(islice(self._left, parameters.selection_max)):
                 del self._left[zone]
         looks = await _all(map(self._queue.peek, self._destinations))
+        self._passed = {zone for zones, _ in looks for zone in zones} & self._enough()
         chosen = [self._choose([zone for zone in zones if self._is_useful(zone)]) for zones, _ in looks]
         self._rng.shuffle(chosen)
         turns = chain.from_iterable(zip_longest(*chosen))
@@ -243,8 +249,21 @@ class Consumer:
         wanted = max(math.ceil(len(zones) * parameters.selection_fraction), TAKES)
         return self._rng.sample(zones, min(wanted, parameters.selection_max, len(zones)))
 
+    def _enough(self) -> set[bytes]:
+        """Zones of which more waits here than half a batch, of what was claimed lately: not for long, for they may
+        hold something more urgent by now, or of a task that there is room for."""
+        parameters = self._queue.parameters
+        lately_ns = self._queue.now_ns() - _SOON_NS + parameters.item_lease_ns
+        waiting: Counter[bytes] = Counter()
+        for batch in chain.from_iterable(lane.waiting for lane in self._every_lane):
+            if batch[0].item.vesting_ns > lately_ns:
+                waiting[batch[0].zone] += len(batch)
+        return {zone for zone, count in waiting.items() if count > self._batch // 2}
+
     def _is_useful(self, zone: bytes) -> bool:
-        """Whether there is room for what a zone is known to have."""
+        """Whether more of a zone is wanted, and there is room for what it is known to have."""
+        if zone in self._passed:
+            return False
         left = self._left.get(zone)
         return left is None or any(self._room(self._lane(task)) > 0 for task in left)
 
@@ -276,7 +295,7 @@ class Consumer:
             if pointer_lease is None:
                 return None
             # Whoever takes at the same time has what room is left, should all of it be used.
-            room = {name: min(max(self._room(lane), 0), self._batch) for name, lane in self._lanes.items()}
+            room = {name: min(self._share(lane), self._batch) for name, lane in self._lanes.items()}
             self._promised.update(room)
             try:
                 batch = await self._queue.claim(zone, pointer_lease, room)
@@ -318,6 +337,13 @@ class Consumer:
         promised = self._promised[lane.task.name] if lane.task is not None else 0
         return workers + lane.ahead(workers) - waiting - promised
 
+    def _share(self, lane: _Lane) -> int:
+        """How many items of a lane one zone may give: of those that would have to wait, half of what there is room for,
+        lest there be none when another zone has something."""
+        room = max(self._room(lane), 0)
+        ahead = max(room - self._workers_for(lane), 0)
+        return room - ahead // 2
+
     def _has_room(self) -> bool:
         return any(self._room(lane) > 0 for lane in self._lanes.values() or [self._unknown])
 
@@ -335,7 +361,7 @@ class Consumer:
         if not run.cancelled() and (error := run.exception()) is not None:
             self._failure = error
         self._ended.set()
-        if self._failure is not None or self._left:
+        if self._failure is not None or self._left or not self._passed <= self._enough():
             self._wanted.set()
 
     # --- working it off

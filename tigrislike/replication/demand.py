@@ -15,7 +15,7 @@ from tigrislike.metadata import Metadata, homes, owed, placing
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
-from tigrislike.metadata.records import LIVE, Item
+from tigrislike.metadata.records import LIVE, Content, Item
 
 from .membership import Members
 from .remote import RemoteSource
@@ -26,6 +26,9 @@ PERIOD_NS: Final = 3600 * 1_000_000_000
 FLUSH_S: Final = 5.0
 _FLUSH_MOST: Final = 500
 """Contents of one flush, the most read first: what is left out is not in demand."""
+
+_NATIVES_MOST: Final = 1 << 16
+"""Blobs that are remembered to be born here: a few MB, and more than are read again within an hour."""
 
 DECAY = "decay"
 DECAY_PRIORITY = 2
@@ -40,16 +43,23 @@ class Demand:
         self._source = source
         self._threshold = threshold
         self._reads: Counter[bytes] = Counter()
+        self._natives: set[bytes] = set()
+        """Blobs that were born here, as was found in the present period: who holds them is not asked again in it."""
+        self._period = 0
 
     def count(self, blob_id: bytes) -> None:
         """An object that begins with this blob was read."""
-        if len(self._metadata.regions.known) > 1:
+        if len(self._metadata.regions.known) > 1 and blob_id not in self._natives:
             self._reads[blob_id] += 1
 
     async def flush(self) -> None:
         """Add what was counted to the database's counts. Raises what the database raises; the counts are then lost,
         which delays a replica and nothing else."""
         reads, self._reads = self._reads, Counter()
+        period = self._metadata.now_ns() // PERIOD_NS
+        if period != self._period or len(self._natives) > _NATIVES_MOST:
+            self._natives.clear()  # a node may have given up what was born on it
+            self._period = period
         wanted: dict[bytes, int] = {}
         for blob_id, count in reads.most_common(_FLUSH_MOST):
             try:
@@ -57,7 +67,9 @@ class Demand:
             except (NotAtSource, SourceUnavailable):
                 continue
             # Where a content was born it is at home without anybody's demand.
-            if located.homes and located.homes[0].node != self._members.own:
+            if located.homes and located.homes[0].node == self._members.own:
+                self._natives.add(blob_id)
+            elif located.homes:
                 wanted[located.content_id] = wanted.get(located.content_id, 0) + count
         if wanted:
             await self._metadata.background(_add, self._metadata.context, self._members.region, wanted, self._threshold)
@@ -92,6 +104,15 @@ async def owe_decay(tr: Transaction, ctx: Context, region: str, bucket_id: bytes
     await owed.enqueue(
         tr, ctx, zone, DECAY, content_id, vesting_ns=vesting_ns, priority=DECAY_PRIORITY, bucket=bucket_id
     )
+
+
+async def decaying(tr: Transaction, ctx: Context, content_id: bytes, content: Content) -> set[str]:
+    """Regions in which a content's homes are there for demand alone, and are looked after by `Decay`."""
+    regions = {home.region for home in content.homes} - ctx.regions.expand(content.regions)
+    id_ = owed.item_id(DECAY, content_id)
+    zones = {region: owed.zone_of(homes.region_destination(region), content.bucket) for region in sorted(regions)}
+    asked = {region: tr.get(ctx.keys.queue_item(zone, id_), snapshot=True) for region, zone in zones.items()}
+    return {region for region, item in asked.items() if await item is not None}
 
 
 async def demanded(tr: Transaction, ctx: Context, region: str, content_id: bytes) -> int:

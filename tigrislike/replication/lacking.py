@@ -49,12 +49,13 @@ async def owe_missing(
         living = [each for each in members.all() if each.region == region and not each.dead]
         if chosen or not living or any(each.state == UP for each in living):
             await homes.owe_replica(tr, ctx, region, content.bucket, content_id)
-    lacking = max(content.copies, 1) - len(placing.whole_homes(content, view.alive)) - len(served)
+    have = len(placing.whole_homes(content, view.alive)) + placing.is_backed(content)
+    lacking = max(content.copies, 1) - have - len(served)
     if lacking <= 0:
         return True
     wanted = regions.expand(content.regions)
-    have = [home.node for home in content.homes if home.whole]
-    takers = members.chosen(content_id, beside=[*have, *(each.node for each in served)])
+    whole = [home.node for home in content.homes if home.whole]
+    takers = members.chosen(content_id, beside=[*whole, *(each.node for each in served)])
     takers = [each for each in takers if regions.allow(content.regions, each.region)]
     takers.sort(key=lambda each: (each.region not in wanted, each.region != near))
     for each in takers[:lacking]:

@@ -140,8 +140,13 @@ class Members:
     @property
     def leaving(self) -> bool:
         """Whether this node gives up what it holds, and takes nothing."""
+        return self.own_state != UP
+
+    @property
+    def own_state(self) -> str:
+        """That of this node's record; up where it has none yet."""
         own = self._members.get(self.own)
-        return own is not None and own.state != UP
+        return own.state if own is not None else UP
 
     def silent_s(self, member: Member) -> float:
         """How long a node had not been seen to beat when this process last looked."""

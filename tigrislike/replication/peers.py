@@ -36,6 +36,9 @@ CONNECTIONS: Final = 32
 TIMEOUT_S: Final = 10.0
 """How long a peer may be silent, and a request wait for a connection."""
 
+_SLOWEST: Final = 4 << 20
+"""Bytes a second at which a peer is to fetch at least what a write waits for: it says nothing until it has them."""
+
 _KEEP_ALIVE_S: Final = (
     60.0  # less than what a node's --idle-timeout is by default, so that few meet a closed connection
 )
@@ -98,6 +101,8 @@ class Peers:
         self._node = node
         self._signer = Signer(key)
         self._epochs: dict[bytes, bytes] = {}  # as peers have answered
+        self._connect_timeout_s = connect_timeout_s
+        self._timeout_s = timeout_s
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
@@ -106,13 +111,20 @@ class Peers:
                 ssl=ssl.create_default_context(cafile=ca),
                 local_addr=(source_address, 0) if source_address else None,
             ),
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=timeout_s, sock_connect=connect_timeout_s, sock_read=timeout_s
-            ),
+            timeout=self._patient(0),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             headers=_HEADERS,
             read_bufsize=_READ_BUFFER,
+        )
+
+    def _patient(self, size: int) -> aiohttp.ClientTimeout:
+        """The time-outs of a request for which a peer moves `size` bytes before it answers."""
+        return aiohttp.ClientTimeout(
+            total=None,
+            connect=self._timeout_s,
+            sock_connect=self._connect_timeout_s,
+            sock_read=self._timeout_s + size / _SLOWEST,
         )
 
     @classmethod
@@ -186,27 +198,39 @@ class Peers:
             SourceUnavailable
         """
         path = f"{PREFIX}copies/{blob_id.hex()}?size={size}&from={self._node.hex()}"
-        await self._document(peer, "POST", path, timeout_s)
+        await self._document(peer, "POST", path, timeout_s, moved=size)
 
-    async def _document(self, peer: Peer, method: str, path: str, timeout_s: float | None) -> bytes:
+    async def post_home(self, peer: Peer, content_id: bytes, size: int, timeout_s: float | None = None) -> None:
+        """Have a peer become a home of a content of `size` bytes, and wait until that is recorded; or the content is
+        gone.
+
+        Raises:
+            NotAtSource: The peer finds a block nowhere.
+            SourceUnavailable
+        """
+        await self._document(peer, "POST", f"{PREFIX}homes/{content_id.hex()}", timeout_s, moved=size)
+
+    async def _document(self, peer: Peer, method: str, path: str, timeout_s: float | None, *, moved: int = 0) -> bytes:
         with _translated(peer):
             async with asyncio.timeout(timeout_s):
-                answer, body = await self._ask(peer, method, path)
+                answer, body = await self._ask(peer, method, path, moved=moved)
         _drop(answer)
         if answer.status != 200:
             raise SourceUnavailable(f"{_named(peer)} answers {answer.status}")
         return body
 
-    async def _ask(self, peer: Peer, method: str, path: str, ranges: str = "") -> tuple[aiohttp.ClientResponse, bytes]:
+    async def _ask(
+        self, peer: Peer, method: str, path: str, ranges: str = "", *, moved: int = 0
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
         """A peer's answer, a success, and its document; b"" where bytes of a blob are still to be read from it.
 
         Raises:
             NotAtSource, SourceUnavailable
         """
         epoch = self._epochs.get(peer.node, peer.epoch)
-        answer, body = await self._ask_once(peer, epoch, method, path, ranges)
+        answer, body = await self._ask_once(peer, epoch, method, path, ranges, moved)
         if answer.status == 409:  # it began another epoch, or we were overtaken by too many of our own
-            answer, body = await self._ask_once(peer, self._epochs[peer.node], method, path, ranges)
+            answer, body = await self._ask_once(peer, self._epochs[peer.node], method, path, ranges, moved)
         if answer.status in (200, 206):
             return answer, body
         _drop(answer)
@@ -214,7 +238,7 @@ class Peers:
         raise NotAtSource(told) if answer.status == 404 else SourceUnavailable(told)
 
     async def _ask_once(
-        self, peer: Peer, epoch: bytes, method: str, path: str, ranges: str
+        self, peer: Peer, epoch: bytes, method: str, path: str, ranges: str, moved: int
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """An answer that the peer has given to this request, and its document."""
         signature = self._signer.sign(peer.node, epoch, method, path, ranges)
@@ -223,7 +247,9 @@ class Peers:
             headers["Range"] = ranges
         with _translated(peer):
             url = URL(peer.endpoint + path, encoded=True)
-            answer = await self._session.request(method, url, headers=headers, allow_redirects=False)
+            answer = await self._session.request(
+                method, url, headers=headers, allow_redirects=False, timeout=self._patient(moved)
+            )
         try:
             body = b""
             if answer.status != 206:

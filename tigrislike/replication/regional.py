@@ -8,14 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from tigrislike.bytecache import BlockStore, BytesError
+from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.errors import HomesLacking
 from tigrislike.metadata.records import Home
 
+from .backing import Backer
 from .demand import Demand
 from .membership import Member, Members
+from .moving import Moving
+from .origins import Origins
 from .peers import Peers
 from .remote import PeerSource, RemoteSource
+from .replicate import Copying
+from .shadow import Shadows
 from .spreading import Receiver, Spreader
 
 log = logging.getLogger("tigrislike.replication")
@@ -34,16 +40,34 @@ class Regional:
         source: where blocks come from that are not here.
         demand: what is read here that is at home elsewhere.
         receiver: takes copies that other nodes send before they acknowledge a write.
+        origins: stores elsewhere; the caller's to close, after this.
+        shadows: what buckets lack, and an origin may have.
+        backer: what is to be at an origin before it is acknowledged.
+        moving: which contents this node is gaining or giving up.
     """
 
     def __init__(
-        self, metadata: Metadata, blocks: BlockStore, peers: Peers, *, dead_after_s: float, replicate_after: int
+        self,
+        metadata: Metadata,
+        blocks: BlockStore,
+        peers: Peers,
+        origins: Origins,
+        *,
+        dead_after_s: float,
+        replicate_after: int,
+        inline_bytes: int,
     ) -> None:
         self.members = Members(metadata, dead_after_s=dead_after_s)
-        self.source = RemoteSource(metadata, self.members, peers)
+        self.origins = origins
+        self.shadows = Shadows(metadata, origins, inline_bytes=inline_bytes)
+        self.backer = Backer(metadata, blocks, origins)
+        self.source = RemoteSource(metadata, self.members, peers, origins=origins)
         self.demand = Demand(metadata, self.members, self.source, threshold=replicate_after)
         self.receiver = Receiver(metadata, blocks, PeerSource(self.members, peers))
-        self._spreader = Spreader(metadata, self.members, peers)
+        self.moving = Moving(blocks.layout.root)
+        # Nobody's rate: writes wait for it.
+        self._copying = Copying(metadata, blocks, self.members, self.moving, _at_once)
+        self._spreader = Spreader(metadata, self.members, peers, self.become_home)
         self._peers = peers
 
     async def spread(self, blob_id: bytes, size: int, copies: int, regions: tuple[str, ...]) -> tuple[Home, ...]:
@@ -53,6 +77,25 @@ class Regional:
             TooFewHomes: not enough nodes could be reached; the write must not be acknowledged.
         """
         return await self._spreader.spread(blob_id, size, copies, regions)
+
+    async def secure(self, lacking: HomesLacking) -> None:
+        """Have stored contents gain the homes that a write lacks that shares them.
+
+        Raises:
+            TooFewHomes: not enough nodes could be reached; the write must not be acknowledged.
+        """
+        await self._spreader.secure(lacking.contents, lacking.regions, lacking.copies)
+
+    async def become_home(self, content_id: bytes) -> None:
+        """Make this node a home of a content, for a write that waits for it.
+
+        Raises:
+            SourceUnavailable: this node is about to leave, and takes nothing.
+            BytesError: the bytes could not be had, or not be kept.
+        """
+        if self.members.leaving:
+            raise SourceUnavailable("this node gives up what it holds")
+        await self._copying.become_home_ahead(content_id)
 
     async def probe(self) -> None:
         """Measure how far other nodes are; one that does not answer counts as far as the time-out."""
@@ -71,3 +114,8 @@ class Regional:
         """Let go of what is under way, and close the connections."""
         await self.receiver.aclose()
         await self._peers.aclose()
+        self.moving.close()
+
+
+async def _at_once(size: int) -> None:
+    """The gate of what waits for nothing."""

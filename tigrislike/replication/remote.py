@@ -1,8 +1,9 @@
 """Blocks that are not here, from the nodes that hold them: the block store's source.
 
-The database says who holds a blob; who is nearest, as measured, is asked first. Where one fails in the middle, the next
-goes on from there. In a region of several nodes, one of them is where copies gather, so that a block crosses the wide
-area once for all of them: it is asked before any node of another region.
+The database says who holds a blob. Who is nearest, as measured, is asked first, and of those that are about as near
+each for a share of the blobs; an origin that has it is asked last. Where one fails in the middle, the next goes on from
+there. In a region of several nodes, one of them is where copies gather, so that a block crosses the wide area once for
+all of them: it is asked before any node of another region.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from tigrislike.metadata import Metadata
 from tigrislike.metadata.homes import Located
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.placing import ranked
-from tigrislike.metadata.records import Home
+from tigrislike.metadata.records import Elsewhere, Home
 
 from .membership import Member, Members
+from .origins import MovedAtOrigin, OriginSilent
 
 log = logging.getLogger("tigrislike.replication")
 
 _REMEMBERED: Final = 4096
 _LOOKUP_S: Final = 30.0
 """How long a lookup is relied on. Homes change seldom, and who is asked in vain has the next lookup made anew."""
+
+_ALIKE: Final = 1.5
+"""Who is at most so many times as far as the nearest is as near. Measured is also how busy a node is: one that has much
+more to give than others seems farther, and is asked less."""
 
 Buffer = bytes | memoryview
 T = TypeVar("T")
@@ -56,11 +62,22 @@ class BlockReader(Protocol):
     ) -> AsyncIterator[Buffer]: ...
 
 
+class OriginReader(Protocol):
+    """What is asked of origins; see `origins.Origins.read`."""
+
+    def read(self, elsewhere: Elsewhere, size: int, start: int, stop: int) -> AsyncGenerator[Buffer, None]: ...
+
+
+FROM_ORIGIN: Final = "origin"
+"""Where bytes were served from that no region gave."""
+
+
 class RemoteSource:
-    """A `bytecache.source.BlobSource` over the other nodes of a store. One per process.
+    """A `bytecache.source.BlobSource` over the other nodes of a store, and its origins. One per process.
 
     Args:
-        peers: how they are asked.
+        peers: how the nodes are asked.
+        origins: how origins are, None where there are none.
         clock_s: monotonic; for tests.
     """
 
@@ -70,11 +87,13 @@ class RemoteSource:
         members: Members,
         peers: BlockReader,
         *,
+        origins: OriginReader | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metadata = metadata
         self._members = members
         self._peers = peers
+        self._origins = origins
         self._clock_s = clock_s
         self._located: OrderedDict[bytes, tuple[Located, float]] = OrderedDict()
         self._served: OrderedDict[bytes, str] = OrderedDict()
@@ -83,8 +102,9 @@ class RemoteSource:
         """Bytes of a blob, from whoever gives them first.
 
         Raises:
-            NotAtSource: nobody holds the blob, or whoever does says that it has it not.
-            SourceUnavailable: a node that holds it does not answer, or the database does not.
+            NotAtSource: nobody holds the blob, or whoever does says that it has it not. MovedAtOrigin: the origin has
+                another object there by now.
+            SourceUnavailable: a node or origin that holds it does not answer, or the database does not.
         """
         remembered = blob_id in self._located
         located = await self.locate(blob_id)
@@ -104,13 +124,32 @@ class RemoteSource:
                 except SourceUnavailable as error:
                     log.warning("blob %s from node %s: %s", blob_id.hex(), member.node.hex(), error)
                     failure = error
+            moved: MovedAtOrigin | None = None
+            if located.elsewhere is not None and self._origins is not None:
+                try:
+                    async with aclosing(self._origins.read(located.elsewhere, size, start, stop)) as pieces:
+                        async for piece in pieces:
+                            _remember(self._served, blob_id, FROM_ORIGIN)
+                            yield piece
+                            start += len(piece)
+                    if start >= stop:
+                        return
+                    failure = OriginSilent(f"the origin gave too little of {located.elsewhere.key!r}")
+                except MovedAtOrigin as error:
+                    moved = error
+                except SourceUnavailable as error:
+                    failure = error
             _remember(self._located, blob_id, (located, -math.inf))
             if not remembered:
                 break
             remembered, before = False, located
             located = await self.locate(blob_id)
-            if located.homes == before.homes:
+            if (located.homes, located.elsewhere) == (before.homes, before.elsewhere):
                 break  # it has not moved since it was last looked for
+        if moved is not None:
+            raise moved
+        if isinstance(failure, OriginSilent):
+            raise failure
         if failure is not None:
             raise _silence(located.homes) from failure
         silent = [home for home in located.homes if home.node != self._members.own and not self._answers(home.node)]
@@ -182,14 +221,21 @@ class RemoteSource:
 
     def _order(self, located: Located, blob_id: bytes) -> list[tuple[Member, bool]]:
         homes = self._members.reachable(home.node for home in located.homes)
-        near = [(member, False) for member in homes if member.region == self._members.region]
-        far = [(member, False) for member in homes if member.region != self._members.region]
+        near = self._shared([member for member in homes if member.region == self._members.region], blob_id)
+        far = self._shared([member for member in homes if member.region != self._members.region], blob_id)
         own = self._members.own
         mates = {each.node: each for each in self._members.takers(self._members.region)}
         gathering = ranked(blob_id, {*mates, own})[0]
         if near or gathering == own:
             return near + far
         return [(mates[gathering], True), *far]
+
+    def _shared(self, nearest_first: list[Member], blob_id: bytes) -> list[tuple[Member, bool]]:
+        """Whom to ask, as `_order`: those that are about as near in an order of the blob's own."""
+        reach_s = _ALIKE * min(map(self._members.latency_s, nearest_first), default=0.0)
+        alike = {each.node: each for each in nearest_first if self._members.latency_s(each) <= reach_s}
+        order = [alike[node] for node in ranked(blob_id, alike)]
+        return [(each, False) for each in (*order, *nearest_first[len(alike) :])]
 
     def _answers(self, node: bytes) -> bool:
         return bool(self._members.reachable([node]))

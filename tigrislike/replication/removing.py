@@ -2,7 +2,8 @@
 
 The node is marked first, which nothing undoes: it hears so with its next beat, and stops. Then its homes go, page by
 page: what they leave lacking is owed to others in the same transaction, a content that nobody else can give is noted as
-lost, and a dead one that nobody else has is forgotten. What was owed to the node is owed to others or to nobody. Each
+lost, and a dead one that nobody else has is forgotten; of uploads in progress, parts that nobody else has are none any
+more. What was owed to the node is owed to others or to nobody. Each
 step is a bounded transaction that can be repeated; where it is cut off, removing the node again goes on.
 
 A node that is still running may commit until it hears of its removal, so whoever removes one comes back after that.
@@ -13,9 +14,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Final, NamedTuple
 
-from tigrislike.metadata import Metadata, blobs, homes, owed
+from tigrislike.metadata import Metadata, blobs, homes, owed, uploads
 from tigrislike.metadata.context import Context
-from tigrislike.metadata.keyspace import pack_bytes, strinc, unpack_bytes
+from tigrislike.metadata.keyspace import unpack_bytes
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import DEAD, LOST, REMOVED, Item
 from tigrislike.metadata.records import content as content_codec
@@ -61,15 +62,16 @@ async def remove_node(metadata: Metadata, members: Members, node: bytes) -> Asyn
 
 async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
     content_ids = await homes.homes_of(tr, ctx, node, b"", PAGE)
-    lost, dead = [], []
+    lost: list[bytes] = []
+    dead: list[bytes] = []
     for content_id, read in [(each, tr.get(ctx.keys.content(each))) for each in content_ids]:
         raw = await read
         content = content_codec.decode(raw) if raw is not None else None
         if content is None:
-            tr.clear(ctx.keys.home(node, content_id))
+            if await uploads.lose_parts(tr, ctx, content_id, node):
+                lost.append(content_id)
         elif content.state == DEAD:
-            if await blobs.strike_dead(tr, ctx, content_id, node):
-                dead.append(content_id)
+            dead += await _bury(tr, ctx, content_id, node, content.bucket)
             tr.clear(ctx.keys.home(node, content_id))
         else:
             left = homes.remove_home(tr, ctx, content_id, content, node)
@@ -82,8 +84,7 @@ async def _take_homes(tr: Transaction, ctx: Context, view: View, node: bytes, ne
 
 
 async def _take_items(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
-    begin = _of(ctx.keys.queue_items, node)
-    rows = await tr.get_range(begin, strinc(begin), limit=PAGE)
+    rows = await tr.get_range(*ctx.keys.queue_of(ctx.keys.queue_items, node), limit=PAGE)
     dead: list[bytes] = []
     for key, value in rows:
         zone, at = unpack_bytes(key, len(ctx.keys.queue_items))
@@ -94,8 +95,7 @@ async def _take_items(tr: Transaction, ctx: Context, view: View, node: bytes, ne
 
 
 async def _take_letters(tr: Transaction, ctx: Context, view: View, node: bytes, near: str) -> Taken:
-    begin = _of(ctx.keys.queue_dead, node)
-    rows = await tr.get_range(begin, strinc(begin), limit=PAGE)
+    rows = await tr.get_range(*ctx.keys.queue_of(ctx.keys.queue_dead, node), limit=PAGE)
     dead: list[bytes] = []
     for key, value in rows:
         tr.clear(key)
@@ -111,14 +111,17 @@ async def _take_over(tr: Transaction, ctx: Context, view: View, node: bytes, nea
         if await blobs.condemn_blob(tr, ctx, subject):
             await blobs.forget_blob(tr, ctx, subject)
         return ()
-    if item.task not in (owed.RECLAIM_CONTENT, homes.HOLD):
+    if item.task not in (owed.RECLAIM_CONTENT, homes.HOLD, homes.WRITE_BACK):
         return ()
     raw = await tr.get(ctx.keys.content(subject))
     content = content_codec.decode(raw) if raw is not None else None
     if content is None:
         return ()
     if content.state == DEAD:
-        return (subject,) if await blobs.strike_dead(tr, ctx, subject, node) else ()
+        return await _bury(tr, ctx, subject, node, content.bucket)
+    if item.task == homes.WRITE_BACK:
+        await homes.owe_write_back(tr, ctx, subject, content)
+        return ()
     if item.task == homes.HOLD:
         if await homes.survives(tr, ctx, subject, content, {home.node for home in content.homes}):
             await owe_missing(tr, ctx, view, subject, content, near=near)
@@ -139,19 +142,24 @@ async def _take_over(tr: Transaction, ctx: Context, view: View, node: bytes, nea
     return ()
 
 
+async def _bury(tr: Transaction, ctx: Context, content_id: bytes, node: bytes, bucket_id: bytes) -> Sequence[bytes]:
+    """Note that a node has no bytes of a dead content; the content, if it is to be forgotten. What an origin has of it
+    is anybody's to delete, and then to forget."""
+    if not await blobs.strike_dead(tr, ctx, content_id, node):
+        return ()
+    if not await blobs.dead_elsewhere(tr, ctx, content_id):
+        return (content_id,)
+    await blobs.owe_reclaim(tr, ctx, homes.ANYBODY, bucket_id, content_id, at_once=True)
+    return ()
+
+
 async def _clear_zones(tr: Transaction, ctx: Context, node: bytes) -> None:
     """Remove what is left of the node's zones, unless something was owed there meanwhile."""
     keys = ctx.keys
-    begin = _of(keys.queue_items, node)
-    if await tr.get_range(begin, strinc(begin), limit=1):
+    if await tr.get_range(*keys.queue_of(keys.queue_items, node), limit=1):
         return
-    for family in (keys.queue_due, keys.queue_zones, keys.queue_pointers, keys.queue_counts):
-        begin = _of(family, node)
-        tr.clear_range(begin, strinc(begin))
+    for family in (keys.queue_due, keys.queue_failing, keys.queue_zones, keys.queue_pointers, keys.queue_counts):
+        tr.clear_range(*keys.queue_of(family, node))
+    tr.clear_range(*keys.queue_sum_range(node))
     tr.clear_range(*keys.queue_top_range(node))
     tr.clear(keys.queue_bell(node))
-
-
-def _of(family: bytes, node: bytes) -> bytes:
-    """What the keys of all of a node's zones begin with: the packed zone, but for what ends it."""
-    return family + pack_bytes(node)[:-1]

@@ -2,9 +2,10 @@
 
 `repair` is owed by whichever node has watched another one be silent for long enough, once for each silence; any node
 may do it. `drain` is owed to the node itself, which goes round again until its state changes: what is written at it
-meanwhile is owed elsewhere with the next round.
+meanwhile is owed elsewhere with the next round. `return` is owed to a node that is back after its silence was repaired:
+of what it held, homes beyond what policy wants are released, the latest first.
 
-Both go through the contents that a node holds page by page, each page a bounded transaction that only owes. So they can
+All go through the contents that a node holds page by page, each page a bounded transaction that only owes. So they can
 be cut off anywhere and begun again.
 """
 
@@ -15,14 +16,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from tigrislike.metadata import Metadata, homes, nodes, placing
+from msgspec.structs import replace
+
+from tigrislike.metadata import Metadata, homes, nodes, placing, uploads
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
+from tigrislike.metadata.placing import Alive
 from tigrislike.metadata.records import DRAINING, LIVE, Item
 from tigrislike.metadata.records import content as content_codec
 
+from .demand import decaying
 from .lacking import View, owe_missing
 from .membership import Members
 
@@ -102,6 +107,47 @@ async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, con
     return served
 
 
+class Return:
+    """Have homes released that are too many now that this node is back, round after round until there are none."""
+
+    name = nodes.RETURN
+    priority = nodes.RETURN_PRIORITY
+    concurrency = 1
+
+    def __init__(self, metadata: Metadata, members: Members) -> None:
+        self._metadata = metadata
+        self._members = members
+
+    async def run(self, item: Item) -> Effect | None:
+        own, after, some = self._members.own, b"", False
+        while page := await self._metadata.homes_of(own, after, PAGE):
+            alive = self._members.alive()
+            some |= await self._metadata.background(let_go, self._metadata.context, alive, page)
+            after = page[-1]
+        return partial(nodes.owe_return, node_id=own) if some else None
+
+
+async def let_go(tr: Transaction, ctx: Context, alive: Alive, content_ids: Sequence[bytes]) -> bool:
+    """Owe the release of homes beyond what is wanted of contents, but for those that demand has made, which decay by
+    themselves. Whether there are any, or some are about to be."""
+    asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
+    some = False
+    for content_id, stored in asked:
+        raw = await stored
+        content = content_codec.decode(raw) if raw is not None else None
+        if content is None or content.state != LIVE:
+            continue
+        some |= bool(content.pending)
+        if not placing.excess(content, alive, ctx.regions):
+            continue
+        demanded = await decaying(tr, ctx, content_id, content)
+        settled = replace(content, homes=tuple(home for home in content.homes if home.region not in demanded))
+        for home in placing.excess(settled, alive, ctx.regions):
+            await homes.owe_release(tr, ctx, home.node, content.bucket, content_id)
+            some = True
+    return some
+
+
 class Drain:
     """Give up every home of this node, once others have taken what it held."""
 
@@ -136,13 +182,27 @@ class Drain:
 
 async def give_up(tr: Transaction, ctx: Context, view: View, content_ids: Sequence[bytes]) -> None:
     """Owe the homes that contents lack where this node, which `view` leaves out, does not count, and owe it to this
-    node to be none of the homes of those that lack nothing."""
+    node to be none of the homes of those that lack nothing. Of uploads in progress, others are to take the parts."""
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     for content_id, stored in asked:
         raw = await stored
         content = content_codec.decode(raw) if raw is not None else None
-        if content is None or content.state != LIVE:
+        if content is None:
+            await owe_parts(tr, ctx, view, content_id)
+            continue
+        if content.state != LIVE:
             continue  # whoever reclaims it removes the bytes
         await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
         if placing.may_lose(content, ctx.home.node, view.alive, ctx.regions):
             await homes.owe_release(tr, ctx, ctx.home.node, content.bucket, content_id)
+
+
+async def owe_parts(tr: Transaction, ctx: Context, view: View, content_id: bytes) -> None:
+    """Owe it to others to take what this node has of an upload in progress: for each part to one that has it not. Where
+    the upload has ended, nothing is to be taken."""
+    takers: set[bytes] = set()
+    for part in await uploads.held_parts(tr, ctx, content_id, {ctx.home.node}):
+        chosen = view.members.chosen(content_id, beside=uploads.holders(part))
+        takers.update(each.node for each in sorted(chosen, key=lambda each: each.region != ctx.home.region)[:1])
+    for node in sorted(takers):
+        await homes.owe_hold(tr, ctx, node, b"", content_id)

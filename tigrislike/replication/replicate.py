@@ -5,7 +5,7 @@ nodes is to hold the content, and does it or passes it on. The bytes become dura
 on where an earlier one stopped; the record comes in the transaction that ends the item. What the policy then has too
 much of is released, by the node that has it, if enough others hold it at that moment.
 
-On one node, gaining and losing the same content never overlap.
+On one node, gaining and losing the same content never overlap (`moving`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Final
 
 from tigrislike.bytecache import BlockStore, DiskFull, SourceUnavailable, TooManyOpenFiles
 from tigrislike.bytecache.homing import Gate
-from tigrislike.metadata import Metadata, homes, placing
+from tigrislike.metadata import Metadata, homes, placing, uploads
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
-from tigrislike.metadata.records import LIVE, Item
+from tigrislike.metadata.records import DRAINING, LIVE, Item
 
 from .lacking import View, owe_missing
 from .membership import Members
+from .moving import Moving
 from .remote import BytesLost
 from .tasks import NotNow
 
@@ -54,27 +55,6 @@ _LOOK_AGAIN_NS: Final = 10 * 1_000_000_000
 
 class NoTaker(NotNow):
     """No node of the region can hold a content now."""
-
-
-class Moving:
-    """Which contents are being gained or given up here; one of the two at a time."""
-
-    def __init__(self) -> None:
-        self._locks: dict[bytes, asyncio.Lock] = {}
-        self._waiting: dict[bytes, int] = {}
-
-    @contextlib.asynccontextmanager
-    async def of(self, content_id: bytes) -> AsyncIterator[None]:
-        """Wait until nobody else moves a content, and keep others waiting for the length of a `with` block."""
-        lock = self._locks.setdefault(content_id, asyncio.Lock())
-        self._waiting[content_id] = self._waiting.get(content_id, 0) + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._waiting[content_id] -= 1
-            if not self._waiting[content_id]:
-                del self._waiting[content_id], self._locks[content_id]
 
 
 class Room:
@@ -137,19 +117,50 @@ class Copying:
             BytesError: they could not be had, or not be kept.
         """
         async with self._moving.of(content_id):
-            held = await self._metadata.begin_home(content_id)
-            if held is None:
-                return None
-            for blob_id, size in held.blobs:
-                async with self._room.of(size):
-                    try:
-                        fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
-                    except BytesLost:
-                        log.warning("content %s is lost: it gets no home here", content_id.hex())
-                        return None
-                    except _PASSING as error:
-                        raise NotNow(f"{type(error).__name__}: {error}") from error
-                    self.copied_bytes += fetched  # not in one, for others add to it meanwhile
+            with _passing():
+                try:
+                    return await self._adopt(content_id, await self._metadata.begin_home(content_id))
+                except BytesLost:
+                    log.warning("content %s is lost: it gets no home here", content_id.hex())
+                    return None
+
+    async def become_home_ahead(self, content_id: bytes) -> None:
+        """Become a home of a content for a write that waits for it, unless it is gone, and record it. Nothing is wrong
+        if the write never comes, or this is cut off: what is left then is owed.
+
+        Raises:
+            BytesError: the bytes could not be had, or not be kept.
+        """
+        metadata = self._metadata
+        async with self._moving.of(content_id):
+            record = await self._adopt(content_id, await metadata.begin_home(content_id, ahead=True))
+            if record is not None:
+                await metadata.engine.transact(record, metadata.context)
+
+    async def take_parts(self, content_id: bytes) -> Effect | None:
+        """Make the parts of an upload in progress durable here that nodes hold which leave; the effect that records it.
+        None: there are none.
+
+        Raises:
+            NotNow, BytesError: as `become_home`.
+        """
+        leaving = frozenset(each.node for each in self._members.all() if each.state == DRAINING)
+        async with self._moving.of(content_id):
+            blobs = await self._metadata.begin_parts(content_id, leaving)
+            with _passing():
+                for blob_id, size in blobs or ():
+                    await self._fetch(blob_id, size)
+
+        async def record(tr: Transaction, ctx: Context) -> None:
+            await uploads.take_parts(tr, ctx, content_id, leaving)
+
+        return record if blobs is not None else None
+
+    async def _adopt(self, content_id: bytes, held: homes.Held | None) -> Effect | None:
+        if held is None:
+            return None
+        for blob_id, size in held.blobs:
+            await self._fetch(blob_id, size)
         alive = self._members.alive()
 
         async def record(tr: Transaction, ctx: Context) -> None:
@@ -160,6 +171,11 @@ class Copying:
 
         self.copied += 1
         return record
+
+    async def _fetch(self, blob_id: bytes, size: int) -> None:
+        async with self._room.of(size):
+            fetched = await self._blocks.adopt(blob_id, size, gate=self._gate)
+            self.copied_bytes += fetched  # not in one, for others add to it meanwhile
 
     async def declines(self, content_id: bytes) -> bool:
         """Whether this node, which drains, has somebody else hold a content. What it has begun to hold it finishes: it
@@ -175,6 +191,17 @@ class Copying:
         if content is not None:
             view = View(self._members, self._members.alive())
             await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
+
+
+@contextlib.contextmanager
+def _passing() -> Iterator[None]:
+    """What passes is no failure of the work. Raises NotNow."""
+    try:
+        yield
+    except BytesLost:
+        raise
+    except _PASSING as error:
+        raise NotNow(f"{type(error).__name__}: {error}") from error
 
 
 class Replicate:
@@ -211,7 +238,7 @@ class Replicate:
 
 
 class Hold:
-    """Make this node a home of a content."""
+    """Make this node a home of a content, or of what a node that leaves has of an upload in progress."""
 
     name = homes.HOLD
     priority = homes.REPLICATE_PRIORITY
@@ -227,7 +254,8 @@ class Hold:
                 await self._copying.pass_on(tr, ctx, item.subject)
 
             return pass_on
-        return await self._copying.become_home(item.subject)
+        effect = await self._copying.become_home(item.subject)
+        return effect if effect is not None else await self._copying.take_parts(item.subject)
 
 
 class Release:
@@ -255,8 +283,10 @@ class Release:
             keep = content is not None and self._metadata.regions.allow(content.regions, self._members.region)
             if not await self._metadata.drop_home(item.subject, self._members.alive()):
                 self.kept += 1
-                # Where its policy does not want it, it goes once the others can be counted on.
-                return None if keep else partial(self._later, item)
+                # Where its policy does not want it, it goes once the others can be counted on; where it is about to
+                # be gained, nothing is decided yet.
+                gaining = content is not None and self._metadata.context.home in content.pending
+                return None if keep and not gaining else partial(self._later, item)
             for blob_id, size in held.blobs:
                 await self._blocks.demote(blob_id, size, keep=keep)
             self.released += 1

@@ -16,13 +16,14 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tigrislike.metadata import Metadata, buckets, homes, placing
+from tigrislike.metadata import Metadata, buckets, homes, nodes, placing
+from tigrislike.metadata.backing import release_excess
 from tigrislike.metadata.blobs import load_parts
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.placing import Wanted
-from tigrislike.metadata.records import Item, ObjectVersion, Repolicy
+from tigrislike.metadata.records import Bucket, Item, ObjectVersion, Repolicy
 from tigrislike.metadata.records import bucket as bucket_codec
 from tigrislike.metadata.records import object_version as version_codec
 from tigrislike.metadata.records import referrer as referrer_codec
@@ -53,10 +54,10 @@ class UnknownBucket(Exception):
 
 
 class FollowPolicy:
-    """Give the objects of a bucket what its policies want now.
+    """Give the objects of a bucket what its policies want now, as the regions are that have nodes now.
 
     Attributes:
-        changed: contents that were wanted elsewhere, or on other numbers of nodes, than before.
+        changed: contents that were wanted elsewhere, or on other numbers of nodes, than before, or lacked a region.
     """
 
     name = buckets.REPOLICY
@@ -90,6 +91,35 @@ class FollowPolicy:
             names |= {bucket.id: bucket.name for bucket in page}
             if not after:
                 return names
+
+
+class OpenRegion:
+    """Have the buckets follow their policies whose geographies contain a region that has got its first node."""
+
+    name = nodes.OPEN_REGION
+    priority = nodes.OPEN_REGION_PRIORITY
+    concurrency = 1
+
+    def __init__(self, metadata: Metadata) -> None:
+        self._metadata = metadata
+
+    async def run(self, item: Item) -> Effect | None:
+        metadata, region = self._metadata, item.subject.decode()
+        after = ""
+        while True:
+            page, after = await metadata.list_buckets(None, after=after)
+            for bucket in page:
+                names = metadata.regions.parse(bucket.region_policy)
+                if region not in names and region in metadata.regions.expand(names):
+                    await metadata.background(_follow_again, metadata.context, bucket)
+            if not after:
+                return None
+
+
+async def _follow_again(tr: Transaction, ctx: Context, bucket: Bucket) -> None:
+    raw = await tr.get(ctx.keys.bucket.key(bucket.name))
+    if raw is not None and bucket_codec.decode(raw).id == bucket.id:
+        await buckets.owe_repolicy(tr, ctx, bucket)
 
 
 async def follow_some(tr: Transaction, ctx: Context, view: View, names: Names, bucket_id: bytes) -> int | None:
@@ -149,24 +179,28 @@ class _Following:
         if content is None:
             return 0
         rows = await tr.get_range(*ctx.keys.ref_range(content_id), limit=REFERENCES + 1)
-        start = content if len(rows) > REFERENCES else replace(content, regions=(), copies=1)
+        start = content if len(rows) > REFERENCES else replace(content, regions=(), copies=1, backing=b"")
         new = start
         for _, value in rows[:REFERENCES]:
             referrer = referrer_codec.decode(value)
             if referrer.content:
                 other = await homes.read_content(tr, ctx, referrer.content)
-                also = Wanted(other.regions, other.copies) if other is not None else None
+                also = Wanted(other.regions, other.copies, other.backing) if other is not None else None
             else:
                 also = await self._wanted(referrer.bucket, referrer.regions)
             if also is not None:
                 new = placing.merged(new, also)
-        if set(new.regions) == set(content.regions) and new.copies == content.copies:
-            return 0
-        homes.put_content(tr, ctx, content_id, new)
         view = self._view
+        before = set(content.regions), content.copies, content.backing
+        if (set(new.regions), new.copies, new.backing) == before:
+            if not placing.missing_regions(content, view.alive, ctx.regions):
+                return 0
+            new = content  # a geography that it names has got another region
+        else:
+            homes.put_content(tr, ctx, content_id, new)
         await owe_missing(tr, ctx, view, content_id, new, near=ctx.home.region)
-        for home in placing.excess(new, view.alive, ctx.regions):
-            await homes.owe_release(tr, ctx, home.node, new.bucket, content_id)
+        await release_excess(tr, ctx, content_id, new, view.alive)
+        await homes.owe_write_back(tr, ctx, content_id, new)
         changed = 1
         if new.parts:
             sources = {part.source for part in await load_parts(tr, ctx, content_id) if part.source}

@@ -3,20 +3,24 @@
 The node that took them asks others to fetch them from it, each into an upload's directory of its own, durably. The
 transaction that commits the blob names them all as homes. If it never comes, each of them finds out from the database
 (`receiving`): the blob is settled as any upload is whose owner died.
+
+A write that shares stored bytes has their content gain the homes that it wants, by the protocol of `metadata/homes.py`,
+before its transaction, which finds them recorded or is not committed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from typing import ClassVar, Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
 from tigrislike.bytecache.copies import Copy
-from tigrislike.metadata import Metadata
+from tigrislike.metadata import Metadata, placing
 from tigrislike.metadata.kv import EngineError
-from tigrislike.metadata.records import Home
+from tigrislike.metadata.placing import Wanted
+from tigrislike.metadata.records import LIVE, Home
 
 from .membership import Member, Members
 from .remote import PeerSource
@@ -37,18 +41,31 @@ class TooFewHomes(SourceUnavailable):
 
 
 class CopyAsker(Protocol):
-    """What is asked of other nodes; see `peers.Peers.post_copy`."""
+    """What is asked of other nodes; see `peers.Peers`."""
 
     async def post_copy(self, peer: Member, blob_id: bytes, size: int) -> None: ...
 
+    async def post_home(self, peer: Member, content_id: bytes, size: int) -> None: ...
+
 
 class Spreader:
-    """Sends copies of blobs that this node has just received."""
+    """Sends copies of blobs that this node has just received, and has stored contents gain homes.
 
-    def __init__(self, metadata: Metadata, members: Members, peers: CopyAsker) -> None:
+    Args:
+        become_home: makes this node a home of a content; see `replicate.Copying.become_home_ahead`.
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        members: Members,
+        peers: CopyAsker,
+        become_home: Callable[[bytes], Awaitable[None]],
+    ) -> None:
         self._metadata = metadata
         self._members = members
         self._peers = peers
+        self._become_home = become_home
 
     async def spread(self, blob_id: bytes, size: int, copies: int, regions: tuple[str, ...]) -> tuple[Home, ...]:
         """The nodes that hold the blob durably beside this one: `copies` less one of them, or more.
@@ -62,30 +79,85 @@ class Spreader:
         wanted = self._metadata.regions.expand(regions)
         candidates = self._members.chosen(blob_id, beside=[self._members.own])
         candidates = [each for each in candidates if not wanted or each.region in wanted]
-        spread: list[Home] = []
-        while (lacking := copies - 1 - len(spread)) > 0:
-            if lacking > len(candidates):
+
+        async def ask(member: Member) -> None:
+            await self._peers.post_copy(member, blob_id, size)
+
+        asked = await self._ask(ask, candidates, copies, copies - 1, [self._members.region], wanted)
+        return tuple(Home(each.region, each.node) for each in asked)
+
+    async def secure(self, contents: Sequence[tuple[bytes, int]], regions: tuple[str, ...], copies: int) -> None:
+        """See to it that stored contents, given with their sizes in bytes, are on as many nodes as a write that shares
+        them is to be (`placing.copies_lacking`): these become homes of them, until it shows that nothing wants that.
+
+        Nodes are asked as for `spread`, the same for all, so that what lends a content parts is where that is.
+
+        Raises:
+            TooFewHomes
+        """
+        for content_id, size in contents:
+            content = await self._metadata.content(content_id)
+            if content is None or content.state != LIVE:
+                continue  # whoever is to share it finds out
+            alive = self._members.alive()
+            wanted = Wanted(regions, copies)
+            lacking = placing.copies_lacking(content, wanted, alive, self._metadata.regions)
+            whole = placing.whole_homes(content, alive)
+            names = self._metadata.regions.expand(regions)
+            candidates = self._members.chosen(contents[0][0], beside=[home.node for home in whole])
+            candidates = [each for each in candidates if not names or each.region in names]
+            first = self._metadata.regions.expand(placing.merged(content, wanted).regions)
+
+            async def ask(member: Member, content_id: bytes = content_id, size: int = size) -> None:
+                if member.node == self._members.own:
+                    await self._become_home(content_id)
+                else:
+                    await self._peers.post_home(member, content_id, size)
+
+            have = [alive[home.node] for home in whole]
+            await self._ask(ask, candidates, copies, lacking, have, first)
+
+    async def _ask(
+        self,
+        ask: Callable[[Member], Awaitable[None]],
+        candidates: list[Member],
+        copies: int,
+        lacking: int,
+        have: Iterable[str],
+        wanted: Container[str],
+    ) -> list[Member]:
+        """Ask `candidates` until as many as are `lacking` of `copies` have done it: those.
+
+        Args:
+            have: regions that have a copy.
+            wanted: regions that come first, and of these those without a copy.
+        """
+        done: list[Member] = []
+        while (left := lacking - len(done)) > 0:
+            if left > len(candidates):
                 raise TooFewHomes(
-                    f"only {1 + len(spread)} of the {copies} nodes that must hold this object have it, "
+                    f"only {copies - left} of the {copies} nodes that must hold this object have it, "
                     f"and {len(candidates)} others can be asked"
                 )
-            have = {self._members.region, *(home.region for home in spread)}
+            regions = {*have, *(each.region for each in done)}
             asked: list[Member] = []
-            while len(asked) < lacking:
-                # Of regions without a copy first; `min` takes the first of equals.
-                best = min(candidates, key=lambda each: bool(wanted) and each.region in have)
+            while len(asked) < left:
+                # `min` takes the first of equals.
+                best = min(
+                    candidates, key=lambda each: 2 if each.region not in wanted else 1 if each.region in regions else 0
+                )
                 candidates.remove(best)
                 asked.append(best)
-                have.add(best.region)
-            outcomes = await asyncio.gather(*(self._ask(each, blob_id, size) for each in asked))
-            spread += [Home(each.region, each.node) for each, done in zip(asked, outcomes, strict=True) if done]
-        return tuple(spread)
+                regions.add(best.region)
+            outcomes = await asyncio.gather(*(self._succeeds(ask, each) for each in asked))
+            done += [each for each, success in zip(asked, outcomes, strict=True) if success]
+        return done
 
-    async def _ask(self, member: Member, blob_id: bytes, size: int) -> bool:
+    async def _succeeds(self, ask: Callable[[Member], Awaitable[None]], member: Member) -> bool:
         try:
-            await self._peers.post_copy(member, blob_id, size)
+            await ask(member)
         except BytesError as error:
-            log.warning("node %s took no copy of blob %s: %s", member.node.hex(), blob_id.hex(), error)
+            log.warning("node %s took no copy: %s", member.node.hex(), error)
             return False
         return True
 

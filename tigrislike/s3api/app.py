@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from starlette.applications import Starlette
@@ -30,12 +31,13 @@ from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.records import Bucket, Extent
 from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
+from tigrislike.replication.origins import MovedAtOrigin
 from tigrislike.replication.regional import Regional
 from tigrislike.s3api.admission import Admission
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
-from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.errors import S3Error, error_document, error_json
 from tigrislike.s3api.extensions import SERVED_FROM
 from tigrislike.s3api.internal import ReceiveCopy, internal_route
 from tigrislike.s3api.operations import load_operations
@@ -57,11 +59,12 @@ _ATTEMPTS = 8
 CONSISTENT = "x-tigris-consistent"
 MAX_BUFFERED_BODY = 2 * 1024 * 1024
 _PARSED_ON_LOOP_BYTES = 64 * 1024  # about a millisecond of parsing
-RETRY_AFTER_S = "1"
+RETRY_AFTER_S = 1
 # Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
 INLINE_SEND_BYTES = 256 * 1024
 
 _XML = (b"content-type", b"application/xml")
+_JSON = (b"content-type", b"application/json")
 
 
 def create_app(
@@ -73,6 +76,7 @@ def create_app(
     epochs: Epochs | None = None,
     receive_copy: ReceiveCopy | None = None,
     regional: Regional | None = None,
+    also: Sequence[Route] = (),
 ) -> Starlette:
     """The application over an open node's parts; they stay the caller's to close.
 
@@ -80,9 +84,10 @@ def create_app(
         epochs: the node's; without them other nodes are not answered.
         receive_copy: what takes a blob that another node has and this one is to have.
         regional: what is known of other nodes and regions.
+        also: further routes under ``/_tigrislike/``, on the service's own host.
     """
     services = Services(metadata, blocks, settings, metrics, regional)
-    routes = service_routes(services)
+    routes = [*service_routes(services), *also]
     if epochs is not None:
         routes.append(internal_route(services, epochs, receive_copy))
     return S3Application(Gateway(services), routes)
@@ -141,12 +146,29 @@ class Gateway:
         try:
             await self._send(request, status, headers, body, send)
         except BytesError as error:
-            if request.notes.pop("reused", None) == "fresh":
-                # The record was within its bound, and its bytes are gone already: what is there now?
-                request.headers[CONSISTENT] = "true"
+            try:
+                again = await self._bring_up_to_date(request, error, body)
+            except Exception as exception:
+                await self._refuse(request, exception, send)
+                return
+            if again:
                 await self._respond(request, send)
             else:
                 await self._refuse(request, error, send)
+
+    async def _bring_up_to_date(self, request: Request, error: BytesError, body: Body) -> bool:
+        """Whether what was answered rested on records that were too old, and is worth answering again, once."""
+        if request.notes.pop("reused", None) == "fresh":
+            # The record was within its bound, and its bytes are gone already: what is there now?
+            request.headers[CONSISTENT] = "true"
+            return True
+        regional = self._services.regional
+        moved = isinstance(error, MovedAtOrigin) and "renewed" not in request.notes
+        if moved and regional is not None and isinstance(body, list):
+            request.notes["renewed"] = True
+            bucket = await self._metadata.bucket(request.bucket)
+            return await regional.shadows.renew(bucket, request.key, body[0].blob)
+        return False
 
     # --- from a request to a response
 
@@ -354,11 +376,16 @@ class Gateway:
         headers.extend(_version_headers(exception))
         headers.append((b"x-amz-request-id", request.request_id.encode()))
         if error.status == 503 and not _has(headers, b"retry-after"):
-            headers.append((b"retry-after", RETRY_AFTER_S.encode()))
+            after_s = math.ceil(getattr(exception, "retry_after_s", 0.0))
+            headers.append((b"retry-after", str(max(after_s, RETRY_AFTER_S)).encode()))
         body = b""
-        headers.append(_XML)
+        reads_json = request.headers.get("accept") == "application/json"
+        headers.append(_JSON if reads_json else _XML)
         if request.method != "HEAD":
-            body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
+            if reads_json:
+                body = error_json(error.code, error.message, request.request_id, error.extra)
+            else:
+                body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
             headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

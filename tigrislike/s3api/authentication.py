@@ -38,7 +38,7 @@ async def authenticate(
     key = await claimed_key(metadata, claimed)
     digest = await body_sha256(request) if claimed.body_sha256_missing else None
     verified = claimed.verify(key.secret, now_ns / 1e9, body_sha256=digest)
-    request.identity = Identity(key.key_id, key.owner, key.bucket)
+    request.identity = Identity(key.key_id, key.owner, key.bucket, key.admin)
     request.notes["access_key"] = key.key_id
     return verified
 

@@ -1,8 +1,8 @@
 """Who is asking, and whether they may.
 
-Three kinds of caller exist: the owner (a root key: everything), a key scoped to one bucket (everything inside it but
-deleting it), and anybody (object reads of a public bucket). Policies and ACLs, when they come, decide here as well;
-the operations themselves never ask.
+Three kinds of caller exist: the owner (a root key: everything), a key scoped to one bucket (everything inside it, but
+not deleting it nor changing its settings), and anybody (object reads of a public bucket). Policies and ACLs, when they
+come, decide here as well; the operations themselves never ask.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ class BucketRecord(Protocol):
 
 
 class Identity:
-    """A caller: `owner` is the account acted for, `bucket` the only bucket a scoped key sees ("" for a root key)."""
+    """A caller: `owner` is the account acted for, `bucket` the only bucket a scoped key sees ("" for a root key);
+    `admin` says whether the store itself is theirs to look at and to change."""
 
-    __slots__ = ("bucket", "key_id", "owner")
+    __slots__ = ("admin", "bucket", "key_id", "owner")
 
-    def __init__(self, key_id: str, owner: str, bucket: str) -> None:
+    def __init__(self, key_id: str, owner: str, bucket: str, admin: bool = False) -> None:
         self.key_id = key_id
         self.owner = owner
         self.bucket = bucket
+        self.admin = admin
 
     @property
     def anonymous(self) -> bool:
@@ -46,7 +48,7 @@ ANONYMOUS = Identity("", "", "")
 # What anybody may do in a public bucket. Listing is not among them: a public bucket publishes objects, not its index.
 _PUBLIC_OPERATIONS = frozenset({"GetObject", "HeadObject"})
 # What a key scoped to a bucket may not do inside it.
-_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket"})
+_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket", "UpdateBucket"})
 
 
 def authorise_service(identity: Identity, operation: str) -> None:

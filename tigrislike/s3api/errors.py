@@ -1,4 +1,4 @@
-"""S3's errors: the code, its HTTP status, its default message, and the XML document that carries them.
+"""S3's errors: the code, its HTTP status, its default message, and the document that carries them.
 
     Exception
     └── S3Error        one class; the code says which error it is
@@ -12,6 +12,7 @@ What this module does not do: decide which error a situation deserves, or touch 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Final
 
@@ -299,3 +300,8 @@ def error_document(
         parts += [f"<{name}>{escape(value)}</{name}>" for name, value in extra.items()]
     parts.append(f"<Resource>{escape(resource)}</Resource><RequestId>{escape(request_id)}</RequestId></Error>")
     return "".join(parts).encode("utf-8", "xmlcharrefreplace")
+
+
+def error_json(code: str, message: str, request_id: str, extra: Mapping[str, str] | None = None) -> bytes:
+    """The body of an error response to a client that reads JSON only, as Tigris' are answered."""
+    return json.dumps({"Code": code, "Message": message, **(extra or {}), "RequestId": request_id}).encode()

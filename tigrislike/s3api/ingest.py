@@ -1,23 +1,25 @@
 """From a payload to stored bytes awaiting their commit.
 
 A small payload is kept in memory and becomes a row of the metadata; a larger one streams into a blob of the block
-store, hashed by the worker threads that write it, and is held by as many nodes as its bucket wants before anybody may
-hear of it. Either way nothing exists for anybody until `Received.commit` has run the metadata transaction; leaving the
-context without it removes every trace.
+store, hashed by the worker threads that write it, and is held by as many nodes as its bucket wants, and by the origin
+of one that writes through, before anybody may hear of it. Either way nothing exists for anybody until `Received.commit`
+has run the metadata transaction; leaving the context without it removes every trace.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from tigrislike.bytecache import BlobWriter, BytesError
 from tigrislike.metadata import MetadataError, placing
+from tigrislike.metadata.errors import HomesLacking, NotBacked
 from tigrislike.metadata.kv import EngineUnavailable, RetryableError, StoreSealed
-from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Extent, Found, Home
+from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Elsewhere, Extent, Found, Home
+from tigrislike.replication.backing import NotAtOrigin
 from tigrislike.replication.regional import Regional
 from tigrislike.s3api import checksums
 from tigrislike.s3api.context import Context
@@ -29,11 +31,15 @@ T = TypeVar("T")
 
 log = logging.getLogger("tigrislike.s3api")
 
+_SHARING_TRIES = 4
+"""The source may become another one, or a home of it may die, while the first one gains homes."""
+
 
 class Received:
     """Stored, verified bytes that no record names yet.
 
-    `blob` is None where they are `inline`; `others` are the nodes that hold it durably beside this one.
+    `blob` is None where they are `inline`; `others` are the nodes that hold it durably beside this one, `elsewhere` is
+    where an origin does.
     """
 
     def __init__(self, ctx: Context, writer: BlobWriter | None) -> None:
@@ -46,6 +52,7 @@ class Received:
         self.checksum_algorithm = ""
         self.checksum = ""
         self.others: tuple[Home, ...] = ()
+        self.elsewhere: Elsewhere | None = None
 
     @property
     def blob(self) -> bytes | None:
@@ -95,10 +102,15 @@ class Received:
             await self._writer.abort()
 
     async def spread(self, reach: Reach | None) -> None:
-        """Have a finished blob held by as many nodes as are to. Raises TooFewHomes."""
-        if reach is not None and self._writer is not None and self.size:
-            regional, wanted = reach
+        """Have a finished blob held by as many nodes as are to, and by the origin that is to. Raises TooFewHomes,
+        NotAtOrigin."""
+        if reach is None or self._writer is None or not self.size:
+            return
+        regional, wanted = reach
+        if wanted.copies > 1:
             self.others = await regional.spread(self._writer.blob_id, self.size, wanted.copies, wanted.regions)
+        if self._ctx.bucket.durability == placing.WRITE_THROUGH:
+            self.elsewhere = await regional.backer.write(self._ctx.bucket, self._writer.blob_id, self.size)
 
     def _describe(self, digests: checksums.Digests, algorithm: str) -> None:
         self.etag = digests.hex("MD5")
@@ -107,19 +119,19 @@ class Received:
 
 
 Reach = tuple[Regional, placing.Wanted]
-"""Who makes a blob durable on further nodes, and on how many and where."""
+"""Who makes a blob durable on further nodes and at its origin, and on how many nodes and where."""
 
 
 def _reach(ctx: Context, regions: tuple[str, ...]) -> Reach | None:
     """None where this node is enough. Raises S3Error (ServiceUnavailable) where it knows of no other."""
     wanted = placing.wanted(ctx.bucket, ctx.metadata.regions, regions)
-    if wanted.copies == 1:
+    if wanted.copies == 1 and ctx.bucket.durability != placing.WRITE_THROUGH:
         return None
     regional = ctx.services.regional
     if regional is None:
         raise S3Error(
             "ServiceUnavailable",
-            f"This object must be held by {wanted.copies} nodes before it is acknowledged, and there is only this one.",
+            "This object must be held by others beside this node before it is acknowledged, and there are none.",
         )
     return regional, wanted
 
@@ -137,6 +149,7 @@ async def ingest(
             nodes and there is only this one.
         DiskFull: the disk has no room; nothing is left behind.
         TooFewHomes: fewer nodes could be reached than must hold it; nothing is left behind.
+        NotAtOrigin: the bucket writes through, and its origin did not take it. What may be left there is owed to go.
     """
     if payload.size > limit:
         raise S3Error("EntityTooLarge", extra={"ProposedSize": str(payload.size), "MaxSizeAllowed": str(limit)})
@@ -192,6 +205,37 @@ async def ingest_bytes(
         yield received
     finally:
         await received.discard()
+
+
+async def ensure_backed(ctx: Context, content_id: bytes) -> None:
+    """Have bytes that are committed already at the origin of the addressed bucket. Raises NotAtOrigin."""
+    regional = ctx.services.regional
+    if regional is None:
+        raise NotAtOrigin("The bytes have to be written to the bucket's origin, and this node reaches none.")
+    await regional.backer.ensure(ctx.bucket, content_id)
+
+
+async def sharing(ctx: Context, share: Callable[[placing.Alive | None], Awaitable[T]]) -> T:
+    """Run the metadata transaction of a write that shares stored bytes, given the nodes that count. Where these are on
+    fewer nodes than the bucket wants, or at no origin though it writes through, they are brought there first: one that
+    is committed needs nothing more.
+
+    Raises:
+        HomesLacking, TooFewHomes: too few nodes hold them, or could be reached; nothing was committed.
+        NotBacked, NotAtOrigin: nor is the origin that is to hold them.
+        Exception: whatever `share` raises.
+    """
+    regional = ctx.services.regional
+    if regional is None:
+        return await share(None)
+    for _ in range(_SHARING_TRIES - 1):
+        try:
+            return await share(regional.members.alive())
+        except HomesLacking as lacking:
+            await regional.secure(lacking)
+        except NotBacked as unbacked:
+            await regional.backer.ensure(ctx.bucket, unbacked.content_id)
+    return await share(regional.members.alive())
 
 
 async def hash_object(ctx: Context, found: Found, start: int, stop: int, algorithm: str) -> checksums.Digests:

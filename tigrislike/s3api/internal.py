@@ -4,6 +4,7 @@
                                                     also what it has to fetch itself
     GET  ping                               200     node, region, epoch and version of who answers
     POST copies/{blob}?size=N&from=NODE     200     once this node has a copy of a blob that `from` has
+    POST homes/{content}                    200     once this node is a home of a content, or that is gone
 
 A request is verified, and noted so that it is accepted once, before anything is done for it (`replication/signing.py`,
 `replication/epochs.py`). The answer is signed; a refusal of what is not signed by a node is not. A block that is not
@@ -54,6 +55,7 @@ Raises:
 _MAX_BODY: Final = 64 * 1024
 _BLOB: Final = re.compile(r"blobs/([0-9a-f]{32})")
 _COPY: Final = re.compile(r"copies/([0-9a-f]{32})")
+_HOME: Final = re.compile(r"homes/([0-9a-f]{32})")
 _NODE: Final = re.compile(r"[0-9a-f]{32}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -78,6 +80,7 @@ class InternalRoute:
 
     def __init__(self, services: Services, epochs: Epochs, receive_copy: ReceiveCopy | None) -> None:
         self._blocks = services.blocks
+        self._regional = services.regional
         self._region = services.settings.region
         self._epochs = epochs
         self._receive_copy = receive_copy
@@ -113,7 +116,7 @@ class InternalRoute:
             await self._refuse(request, signature, status, str(error), send)
 
     def _route(self, request: Request) -> tuple[str, _Act, bytes]:
-        """The operation's name in logs and metrics, what performs it, and the blob it is about."""
+        """The operation's name in logs and metrics, what performs it, and the blob or content it is about."""
         method, path = request.method, request.raw_path.decode("ascii", "replace").removeprefix(PREFIX)
         if path == "ping" and method == "GET":
             return "PeerPing", self._ping, b""
@@ -121,6 +124,8 @@ class InternalRoute:
             return "PeerRead", self._read, bytes.fromhex(match[1])
         if (match := _COPY.fullmatch(path)) and method == "POST":
             return "PeerCopy", self._copy, bytes.fromhex(match[1])
+        if (match := _HOME.fullmatch(path)) and method == "POST":
+            return "PeerHome", self._home, bytes.fromhex(match[1])
         raise _Answer(400, "other nodes ask for no such thing")
 
     async def _verified(self, request: Request) -> Signature:
@@ -169,6 +174,12 @@ class InternalRoute:
         if self._receive_copy is None:
             raise _Answer(501, "this node takes no copies")
         await self._receive_copy(blob_id, size, bytes.fromhex(source))
+        await self._send(request, signature, 200, {}, send)
+
+    async def _home(self, request: Request, signature: Signature, content_id: bytes, send: Send) -> None:
+        if self._regional is None:
+            raise _Answer(501, "this node takes no copies")
+        await self._regional.become_home(content_id)
         await self._send(request, signature, 200, {}, send)
 
     async def _refuse(self, request: Request, signature: Signature | None, status: int, why: str, send: Send) -> None:

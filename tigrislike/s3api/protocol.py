@@ -209,5 +209,5 @@ def load_protocol() -> Protocol:
             entry.pop("documentation", None)
             for member in entry.get("members", {}).values():
                 member.pop("documentation", None)
-    extend(model["shapes"])
+    extend(model)
     return Protocol(model)

@@ -1,8 +1,9 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
-`/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers and the cache directory
-can be used. `/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3
-request, and refused in the same XML.
+`/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
+be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more.
+`/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3 request, and refused
+in the same XML.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from starlette.routing import Route
 
 from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.placing import LOCAL
+from tigrislike.metadata.records import UP
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
+from tigrislike.s3api.operations.settings import ShadowBucket, place_of, try_out
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request, new_request_id
 from tigrislike.s3api.sigv4 import claim
@@ -37,6 +40,7 @@ class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
     read_mode: str = STRONG
     regions: str = ""
     durability: str = LOCAL
+    shadow_bucket: ShadowBucket | None = None
 
 
 def service_routes(services: Services) -> list[Route]:
@@ -53,6 +57,8 @@ def service_routes(services: Services) -> list[Route]:
                     await check()
             except Exception as error:  # whatever it is, the balancer must hear that this node cannot serve
                 problems[part] = type(error).__name__
+        if services.regional is not None and (state := services.regional.members.own_state) != UP:
+            problems["node"] = state
         return JSONResponse(
             {"status": "failing", **problems} if problems else {"status": "ok"}, 503 if problems else 200
         )
@@ -69,8 +75,19 @@ def service_routes(services: Services) -> list[Route]:
             wanted = msgspec.json.decode(body, type=StorageRequest)
         except msgspec.DecodeError as error:
             raise S3Error("InvalidRequest", f"The body is not a storage request: {error}") from None
+        shadow = wanted.shadow_bucket
+        place = place_of(shadow, request, wanted.name) if shadow is not None else None
+        if place is not None:
+            await try_out(services, place)
         bucket, key = await services.metadata.create_storage(
-            wanted.name, request.identity.owner, wanted.public, wanted.regions, wanted.durability, wanted.read_mode
+            wanted.name,
+            request.identity.owner,
+            wanted.public,
+            wanted.regions,
+            wanted.durability,
+            wanted.read_mode,
+            place,
+            shadow is not None and shadow.write_through,
         )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 

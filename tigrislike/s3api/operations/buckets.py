@@ -54,11 +54,16 @@ async def list_buckets(ctx: Context, inp: Input) -> Output:
     return output
 
 
-@operation("CreateBucket")
-async def create_bucket(ctx: Context, inp: Input) -> Output:
-    acl = inp.get("ACL", "private")
+def canned_acl(acl: str) -> bool:
+    """Whether a bucket with this canned ACL is public. Raises S3Error: NotImplemented."""
     if acl not in _BUCKET_ACLS:
         raise S3Error("NotImplemented", f"The canned ACL {acl} is not implemented; private and public-read are.")
+    return _BUCKET_ACLS[acl]
+
+
+@operation("CreateBucket")
+async def create_bucket(ctx: Context, inp: Input) -> Output:
+    public = canned_acl(inp.get("ACL", "private"))
     if any(inp.get(grant) for grant in _GRANTS):
         raise S3Error("AccessControlListNotSupported")
     if inp.get("ObjectLockEnabledForBucket"):
@@ -68,7 +73,7 @@ async def create_bucket(ctx: Context, inp: Input) -> Output:
     await ctx.metadata.create_bucket(
         name,
         ctx.request.identity.owner,
-        public=_BUCKET_ACLS[acl],
+        public=public,
         read_mode=ctx.request.headers.get(READ_MODE, STRONG),
         region_policy=inp.get("Regions", ""),
         durability=inp.get("Durability", LOCAL),

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from tigrislike.metadata.placing import Alive
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, Bucket, Draft, ObjectVersion, copy_draft
 from tigrislike.s3api.attributes import (
     object_class,
@@ -21,9 +22,10 @@ from tigrislike.s3api.attributes import (
 from tigrislike.s3api.authorisation import authorise_bucket, authorise_name
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import hash_object
+from tigrislike.s3api.ingest import hash_object, sharing
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.objects import read_condition, write_condition
+from tigrislike.s3api.shadowing import adopt_first
 
 # What a copy of an object to itself may be there to change, beside what it replaces.
 _CHANGES = ("StorageClass", "WebsiteRedirectLocation", "ChecksumAlgorithm", "Regions")
@@ -92,6 +94,11 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
+    if source.version_id is None:
+        await adopt_first(ctx, source.bucket, source.key)
+    condition = write_condition(inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
     algorithm = inp.get("ChecksumAlgorithm", "")
     hashed: _Hashed | None = None
 
@@ -116,22 +123,23 @@ async def copy_object(ctx: Context, inp: Input) -> Output:
             )
         return msgspec.structs.replace(copy_draft(version), **changes)
 
-    async def copy() -> tuple[ObjectVersion, ObjectVersion]:
+    async def copy(alive: Alive | None) -> tuple[ObjectVersion, ObjectVersion]:
         return await ctx.metadata.copy_object(
             (source.bucket, source.key, source.version_id),
             read_condition(inp, "CopySource"),
             ctx.bucket,
             inp["Key"],
             draft_from,
-            write_condition(inp),
+            condition,
+            alive=alive,
         )
 
     try:
-        version, copied = await copy()
+        version, copied = await sharing(ctx, copy)
     except _Unhashed:
         # Only now, because a copy whose conditions fail needs no bytes read.
         hashed = await _hash(ctx, source, algorithm)
-        version, copied = await copy()
+        version, copied = await sharing(ctx, copy)
     output: Output = {
         "CopyObjectResult": {
             "ETag": f'"{copied.etag}"',

@@ -2,17 +2,24 @@
 
 The walk itself (collapsing common prefixes, paging) is the metadata layer's; here markers, tokens and the `url`
 encoding become what S3 documents.
+
+A bucket that is written through to its shadow lists what both have together, any other what it has itself, as Tigris
+does (https://www.tigrisdata.com/docs/migration/); X-Tigris-List-Source asks for one side alone.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from tigrislike.metadata.kv import EngineError
+from tigrislike.metadata.records import ObjectPage
+from tigrislike.replication.shadow_listing import Cursor, Page, list_both, list_shadow
 from tigrislike.s3api.context import Context
-from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.errors import S3Error, invalid_argument
 from tigrislike.s3api.listing_tokens import open_token, seal_token
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.serialising import Table, url_encode_key
@@ -67,12 +74,74 @@ def _contents(ctx: Context, entries: list[tuple[str, Any]], encode: Callable[[st
     return Table(_CONTENTS, rows)
 
 
+def _through(ctx: Context, inp: Input) -> Callable[[Cursor, int], Awaitable[Page]] | None:
+    """How pages are listed of what the bucket's shadow has; None: what is asked for is the bucket's own.
+
+    Raises:
+        S3Error: InvalidArgument: there is no such source, or the bucket has no shadow.
+    """
+    source = inp.get("ListSource")
+    bucket, regional = ctx.bucket, ctx.services.regional
+    if source not in (None, "tigris", "shadow"):
+        raise invalid_argument("A listing's source is tigris or shadow", "X-Tigris-List-Source", source)
+    if source == "tigris" or (source is None and not (bucket.shadow and bucket.write_through)):
+        return None
+    if not bucket.shadow or regional is None:
+        raise invalid_argument("The bucket has no shadow", "X-Tigris-List-Source", str(source))
+    prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
+
+    async def page(cursor: Cursor, limit: int) -> Page:
+        async with regional.origins.using(bucket.shadow) as origin:
+            if source == "shadow":
+                return await list_shadow(origin, prefix, delimiter, cursor, limit)
+            return await list_both(ctx.metadata, origin, bucket, prefix, delimiter, cursor, limit)
+
+    return page
+
+
+async def _page_after(ctx: Context, inp: Input, marker: str, limit: int) -> ObjectPage:
+    """The page after a marker. A listing that goes on by the last of its rows has some on every page."""
+    through = _through(ctx, inp)
+    if through is None:
+        return await ctx.metadata.list_objects(
+            ctx.bucket, inp.get("Prefix", ""), inp.get("Delimiter", ""), marker, limit
+        )
+    cursor: Cursor | None = Cursor(marker, marker, marker)
+    while cursor is not None:
+        page = await through(cursor, limit)
+        if page.rows:
+            return page.as_objects
+        cursor = page.following
+    return ObjectPage([], [], False, "")
+
+
+async def _page_of_token(ctx: Context, inp: Input, start: str, token: str | None, limit: int) -> tuple[ObjectPage, str]:
+    """The page that a token stands for, the first one after `start` without one, and the next page's token."""
+    through = _through(ctx, inp)
+    if through is None:
+        listing = f"objects/{ctx.bucket.name}"
+        after = start if token is None else open_token(ctx.token_key, listing, token, "continuation-token")
+        page = await ctx.metadata.list_objects(
+            ctx.bucket, inp.get("Prefix", ""), inp.get("Delimiter", ""), after, limit
+        )
+        return page, seal_token(ctx.token_key, listing, page.last) if page.truncated else ""
+    listing = f"objects/{ctx.bucket.name}/{inp.get('ListSource', '')}"
+    cursor = Cursor(start, start, start)
+    if token is not None:
+        cursor = msgspec.json.decode(open_token(ctx.token_key, listing, token, "continuation-token"), type=Cursor)
+    both = await through(cursor, limit)
+    following = ""
+    if both.following is not None:
+        following = seal_token(ctx.token_key, listing, msgspec.json.encode(both.following).decode())
+    return both.as_objects, following
+
+
 @operation("ListObjects")
 async def list_objects(ctx: Context, inp: Input) -> Output:
     limit = _page_size(inp, "MaxKeys")
     prefix, delimiter, marker = inp.get("Prefix", ""), inp.get("Delimiter", ""), inp.get("Marker", "")
     encode = _encoder(inp)
-    page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, marker, limit)
+    page = await _page_after(ctx, inp, marker, limit)
     output: Output = {
         "Name": ctx.bucket.name,
         "Prefix": encode(prefix),
@@ -97,9 +166,7 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
     prefix, delimiter = inp.get("Prefix", ""), inp.get("Delimiter", "")
     start_after, token = inp.get("StartAfter", ""), inp.get("ContinuationToken")
     encode = _encoder(inp)
-    listing = f"objects/{ctx.bucket.name}"
-    after = start_after if token is None else open_token(ctx.token_key, listing, token, "continuation-token")
-    page = await ctx.metadata.list_objects(ctx.bucket, prefix, delimiter, after, limit)
+    page, following = await _page_of_token(ctx, inp, start_after, token, limit)
     if inp.get("Prefetch"):
         await _prefetch(ctx, [key for key, _ in page.entries])
     output: Output = {
@@ -118,7 +185,7 @@ async def list_objects_v2(ctx: Context, inp: Input) -> Output:
     if token is not None:
         output["ContinuationToken"] = token
     if page.truncated:
-        output["NextContinuationToken"] = seal_token(ctx.token_key, listing, page.last)
+        output["NextContinuationToken"] = following
     if "EncodingType" in inp:
         output["EncodingType"] = inp["EncodingType"]
     return output

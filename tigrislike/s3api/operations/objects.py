@@ -6,7 +6,8 @@ from typing import Any
 
 from tigrislike.metadata import MetadataError, NotModified
 from tigrislike.metadata.conditions import check_read
-from tigrislike.metadata.records import Draft, ObjectVersion, ReadCondition, WriteCondition
+from tigrislike.metadata.errors import NoSuchKey
+from tigrislike.metadata.records import Draft, Found, ObjectVersion, ReadCondition, WriteCondition
 from tigrislike.s3api.attributes import (
     describe,
     object_class,
@@ -19,10 +20,12 @@ from tigrislike.s3api.attributes import (
 )
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
+from tigrislike.s3api.extensions import BLOCK_SHADOW
 from tigrislike.s3api.ingest import ingest
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.ranges import content_range, if_range_holds, parse_range
 from tigrislike.s3api.reading import extents_of
+from tigrislike.s3api.shadowing import adopt_first, find_through, looking_through, read_source
 
 MAX_PUT_BYTES = 5 * 1024**3  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_DELETE_KEYS = 1000
@@ -66,6 +69,8 @@ async def put_object(ctx: Context, inp: Input) -> Output:
     storage_class = object_class(inp)
     headers, metadata, tags = object_headers(inp), user_metadata(inp), object_tags(inp)
     regions = object_regions(ctx.metadata.regions, inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
     async with ingest(ctx, ctx.payload, MAX_PUT_BYTES, regions=regions) as received:
         version = await received.commit(
             ctx.metadata.put_object(
@@ -86,6 +91,7 @@ async def put_object(ctx: Context, inp: Input) -> Output:
                     blob=received.blob,
                     others=received.others,
                     regions=regions,
+                    elsewhere=received.elsewhere,
                 ),
                 condition,
             )
@@ -131,12 +137,16 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     if part_number is not None and range_header is not None:
         raise S3Error("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
     found = None
-    if body or part_number is not None:
-        found = await ctx.objects.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
+    whole = body or part_number is not None
+    output: Output = {}
+    if whole:
+        found = await _looked_up(ctx, inp)
         version = found.version
     else:
-        version = await ctx.objects.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"), prove=True)
-    output = describe(version, versioned=versioned, output={})
+        version = await _looked_at(ctx, inp, output)
+    if ctx.bucket.shadow and not output:
+        output = await read_source(ctx, version)
+    describe(version, versioned=versioned, output=output)
     for member, overridden in _OVERRIDES:
         if member in inp:
             if ctx.request.identity.anonymous:
@@ -181,6 +191,36 @@ async def _get(ctx: Context, inp: Input, *, body: bool) -> Output:
     return output
 
 
+async def _looked_up(ctx: Context, inp: Input) -> Found:
+    """The version that a request names and where its bytes are, also where only the bucket's shadow has it."""
+    key, version_id = inp["Key"], inp.get("VersionId")
+
+    async def find() -> Found:
+        return await ctx.objects.find_object(ctx.bucket, key, version_id, prove=True)
+
+    if version_id is not None or not ctx.bucket.shadow:
+        return await find()
+    return await looking_through(ctx, ctx.bucket, key, find)
+
+
+async def _looked_at(ctx: Context, inp: Input, output: Output) -> ObjectVersion:
+    """The version that a request names; of what only the bucket's shadow has nothing is kept, and `output` says so."""
+    key, version_id = inp["Key"], inp.get("VersionId")
+    try:
+        return await ctx.objects.head_object(ctx.bucket, key, version_id, prove=True)
+    except NoSuchKey:
+        regional = ctx.services.regional
+        if regional is None or version_id is not None or not ctx.bucket.shadow:
+            raise
+        shadowed = await regional.shadows.head(ctx.bucket, key)
+        if shadowed is None:
+            raise
+        if inp.get("ScheduleMigration"):
+            await regional.shadows.find(ctx.bucket, key)
+        output["ReadSource"] = BLOCK_SHADOW
+        return shadowed
+
+
 def _same_as_before(ctx: Context, version: ObjectVersion) -> bool:
     """Whether the object is still the one that the client has the rest of: S3 heeds If-Range, which its model lacks."""
     header = ctx.request.headers.get("if-range")
@@ -216,7 +256,10 @@ def _no_such_part(number: int) -> S3Error:
 
 @operation("DeleteObject")
 async def delete_object(ctx: Context, inp: Input) -> Output:
-    deletion = await ctx.metadata.delete_object(ctx.bucket, inp["Key"], inp.get("VersionId"), _delete_condition(inp))
+    condition = _delete_condition(inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
+    deletion = await ctx.metadata.delete_object(ctx.bucket, inp["Key"], inp.get("VersionId"), condition)
     return _deletion(deletion)
 
 
@@ -248,9 +291,11 @@ async def delete_objects(ctx: Context, inp: Input) -> Output:
     objects = delete.get("Objects", ())
     if not 1 <= len(objects) <= MAX_DELETE_KEYS:
         raise S3Error("MalformedXML")
-    results = await ctx.metadata.delete_objects(
-        ctx.bucket, [(item["Key"], item.get("VersionId"), _delete_condition(item)) for item in objects]
-    )
+    targets = [(item["Key"], item.get("VersionId"), _delete_condition(item)) for item in objects]
+    for key, _, condition in targets:
+        if condition is not None:
+            await adopt_first(ctx, ctx.bucket, key)
+    results = await ctx.metadata.delete_objects(ctx.bucket, targets)
     deleted: list[Output] = []
     errors: list[Output] = []
     for item, result in zip(objects, results, strict=True):
@@ -285,7 +330,7 @@ async def get_object_attributes(ctx: Context, inp: Input) -> Output:
             "Invalid attribute name specified.",
             extra={"ArgumentName": "x-amz-object-attributes", "ArgumentValue": ",".join(sorted(wanted - _ATTRIBUTES))},
         )
-    found = await ctx.metadata.find_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
+    found = await find_through(ctx, ctx.bucket, inp["Key"], inp.get("VersionId"))
     version = found.version
     output: Output = {"LastModified": version.stamp}
     if ctx.bucket.versioning:

@@ -7,6 +7,7 @@ import msgspec
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.operations import Input, Output, operation
+from tigrislike.s3api.shadowing import adopt_first
 from tigrislike.s3api.tags import BUCKET_TAGS, OBJECT_TAGS, tag_set, tags_of
 
 TAGGING = "tagging"  # the kind of a bucket's configuration document
@@ -23,6 +24,7 @@ def _version(bucket_versioned: bool, version_id: str) -> Output:
 
 @operation("GetObjectTagging")
 async def get_object_tagging(ctx: Context, inp: Input) -> Output:
+    await adopt_first(ctx, ctx.bucket, inp["Key"])
     version = await ctx.metadata.head_object(ctx.bucket, inp["Key"], inp.get("VersionId"))
     return {"TagSet": tag_set(version.tags), **_version(bool(ctx.bucket.versioning), version.version_id)}
 
@@ -30,12 +32,14 @@ async def get_object_tagging(ctx: Context, inp: Input) -> Output:
 @operation("PutObjectTagging")
 async def put_object_tagging(ctx: Context, inp: Input) -> Output:
     tags = tags_of(inp["Tagging"], OBJECT_TAGS)
+    await adopt_first(ctx, ctx.bucket, inp["Key"])
     version = await ctx.metadata.put_object_tags(ctx.bucket, inp["Key"], inp.get("VersionId"), tags)
     return _version(bool(ctx.bucket.versioning), version.version_id)
 
 
 @operation("DeleteObjectTagging")
 async def delete_object_tagging(ctx: Context, inp: Input) -> Output:
+    await adopt_first(ctx, ctx.bucket, inp["Key"])
     version = await ctx.metadata.put_object_tags(ctx.bucket, inp["Key"], inp.get("VersionId"), {})
     return _version(bool(ctx.bucket.versioning), version.version_id)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from functools import partial
+
 from tigrislike.metadata.conditions import check_read
+from tigrislike.metadata.placing import WRITE_THROUGH, Alive
 from tigrislike.metadata.records import DEFAULT_CHECKSUM_ALGORITHM, CompletedPart, Part, Upload, UploadDraft
 from tigrislike.s3api import checksums
 from tigrislike.s3api.attributes import (
@@ -15,12 +19,13 @@ from tigrislike.s3api.attributes import (
 )
 from tigrislike.s3api.context import Context
 from tigrislike.s3api.errors import S3Error, invalid_argument
-from tigrislike.s3api.ingest import hash_object, ingest, ingest_bytes
+from tigrislike.s3api.ingest import ensure_backed, hash_object, ingest, ingest_bytes, sharing
 from tigrislike.s3api.operations import Input, Output, operation
 from tigrislike.s3api.operations.copies import check_copy_size, find_source
 from tigrislike.s3api.operations.objects import MAX_PUT_BYTES, read_condition, write_condition
 from tigrislike.s3api.ranges import parse_copy_range
 from tigrislike.s3api.reading import extents_of
+from tigrislike.s3api.shadowing import adopt_first, find_through
 
 MAX_PARTS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
 MAX_OBJECT_BYTES = 5 * 1024**4
@@ -87,7 +92,8 @@ async def upload_part(ctx: Context, inp: Input) -> Output:
             extents=received.extents,
             others=received.others,
         )
-        part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+        putting = ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part, received.elsewhere)
+        part = await received.commit(putting)
     return {"ETag": f'"{part.etag}"', **_part_checksum(part, upload)}
 
 
@@ -97,7 +103,7 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
     number = _part_number(inp)
     upload = await ctx.metadata.upload(ctx.bucket, inp["Key"], inp["UploadId"])
     source = await find_source(ctx, inp)
-    found = await ctx.metadata.find_object(source.bucket, source.key, source.version_id)
+    found = await find_through(ctx, source.bucket, source.key, source.version_id)
     condition = read_condition(inp, "CopySource")
     if condition is not None:
         check_read(condition, found.version, copying=True)
@@ -118,10 +124,11 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
                 extents=received.extents,
                 others=received.others,
             )
-            part = await received.commit(ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part))
+            putting = ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part, received.elsewhere)
+            part = await received.commit(putting)
     else:
         digests = await hash_object(ctx, found, start, stop, algorithm)
-        part = Part(
+        slice_ = Part(
             number=number,
             size=stop - start,
             etag=digests.hex("MD5"),
@@ -130,7 +137,11 @@ async def upload_part_copy(ctx: Context, inp: Input) -> Output:
             extents=tuple(extents_of(found, start, stop)),
             source=found.version.content,
         )
-        part = await ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], part)
+
+        def put(alive: Alive | None) -> Awaitable[Part]:
+            return ctx.metadata.put_part(ctx.bucket, inp["Key"], inp["UploadId"], slice_, alive=alive)
+
+        part = await sharing(ctx, put)
     output: Output = {
         "CopyPartResult": {
             "ETag": f'"{part.etag}"',
@@ -154,18 +165,26 @@ async def complete_multipart_upload(ctx: Context, inp: Input) -> Output:
             raise S3Error("MalformedXML")
         listed.append(CompletedPart(part["PartNumber"], part["ETag"], *_given_checksum(part)))
     expected = ((checksums.MEMBERS[name], inp[name]) for name in inp if name in checksums.MEMBERS)
-    version = await ctx.metadata.complete_upload(
+    condition = write_condition(inp)
+    if condition is not None:
+        await adopt_first(ctx, ctx.bucket, inp["Key"])
+    complete = partial(
+        ctx.metadata.complete_upload,
         ctx.bucket,
         inp["Key"],
         inp["UploadId"],
         listed,
         combine=checksums.combine,
         composite=checksums.composite,
-        condition=write_condition(inp),
+        condition=condition,
         expected_checksum=next(expected, None),
         expected_type=inp.get("ChecksumType"),
         expected_size=inp.get("MpuObjectSize"),
     )
+    version = await sharing(ctx, lambda alive: complete(alive=alive))
+    if ctx.bucket.durability == WRITE_THROUGH:
+        # Mostly it is there: what its parts were not written with is slices, and parts from before the bucket was this.
+        await ensure_backed(ctx, version.content)
     output: Output = {
         "Location": ctx.object_url(inp["Key"]),
         "Bucket": ctx.bucket.name,

@@ -1,0 +1,1 @@
+"""Buckets that look through to another store."""
