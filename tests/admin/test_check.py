@@ -349,6 +349,6 @@ def test_a_status_that_cannot_be_read_deserves_attention(monkeypatch: pytest.Mon
     def refuse(_url: str) -> bytes:
         raise RuntimeError("status timed out")
 
-    monkeypatch.setattr(check, "_read_status", refuse)
+    monkeypatch.setattr(check, "read_status", refuse)
     (only,) = asyncio.run(main())
     assert (only.name, only.verdict) == ("cluster", "attention")

@@ -44,7 +44,8 @@ async def context(metadata: Metadata, watched: Watched) -> Any:
     bucket = await metadata.create_bucket("bucket", "me")
     await metadata.put_object(bucket, "k", small(b"data"))
     request = SimpleNamespace(identity=Identity("key", "me", ""))
-    return SimpleNamespace(metadata=watched, bucket=bucket, blocks=None, request=request)
+    services = SimpleNamespace(regional=None)
+    return SimpleNamespace(metadata=watched, bucket=bucket, blocks=None, request=request, services=services)
 
 
 def test_a_source_that_changes_while_it_is_hashed_is_a_conflict(tmp_path: Path) -> None:

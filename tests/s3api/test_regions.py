@@ -39,8 +39,13 @@ class Elsewhere:
         self.counted: list[bytes] = []
         self.demand = SimpleNamespace(count=self.counted.append)
         self.source = SimpleNamespace(served_from=lambda blob_id: "fra")
+        self.members = SimpleNamespace(alive=self._alive)
         self.asked: list[tuple[int, int, tuple[str, ...]]] = []
         self.refusal: TooFewHomes | None = None
+
+    def _alive(self) -> dict[bytes, str]:
+        own = self.node.metadata.context.home
+        return {own.node: own.region, OTHER.node: OTHER.region}
 
     async def spread(self, blob_id: bytes, size: int, copies: int, regions: tuple[str, ...]) -> tuple[Home, ...]:
         self.asked.append((size, copies, regions))
@@ -284,7 +289,7 @@ def test_a_node_that_knows_of_no_other_refuses_at_once(tmp_path: Path, kind: str
             query = {"partNumber": "1", "uploadId": await begin(node, "k")}
             answer = await node.request("PUT", "/bucket/k", query, {"x-amz-copy-source": "/bucket/small"})
         assert (answer.status, answer.code) == (503, "ServiceUnavailable")
-        assert "held by 2 nodes" in answer.error["Message"]
+        assert "held by others beside this node" in answer.error["Message"]
         assert "retry-after" in answer.headers
         assert await stored(node) == []
 
