@@ -8,6 +8,7 @@ make a client work, or fail.
 from __future__ import annotations
 
 import ast
+import fcntl
 import functools
 import os
 import subprocess
@@ -32,15 +33,17 @@ def prepared(target: str) -> str:
         name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
     }
     try:
-        made = subprocess.run(
-            ["make", "--no-print-directory", target],
-            cwd=REPOSITORY,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PREPARE_TIMEOUT_S,
-        )
+        with (REPOSITORY / "Makefile").open() as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)  # tests run in several processes, which share the environments
+            made = subprocess.run(
+                ["make", "--no-print-directory", target],
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PREPARE_TIMEOUT_S,
+            )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"make {target}: {error}"
     lines = [line for line in made.stderr.splitlines() if line.strip()]
