@@ -294,7 +294,7 @@ class Regions:
         """The objects, as bucket and key, that `tigrislike admin check` says no node has."""
         name = next(iter(self.nodes))
         command = [sys.executable, "-m", "tigrislike", "admin", "check", "--json", f"--data-dir={self.data_dir(name)}"]
-        command.append(f"--metadata={self.metadata_url(name[0])}")
+        command += [f"--metadata={self._database.url}", f"--master-key-file={self._master_key}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode in (0, 3), done.stderr
         (contents,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "contents"]
