@@ -295,7 +295,10 @@ def end(store: Store) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("durability", "step"), [("write-back", 1000), ("write-back", 25), ("write-through", 25)])
+@pytest.mark.parametrize(
+    ("durability", "step"),
+    [("write-back", 1000), *((each, step) for each in ("write-back", "write-through") for step in (5, 15, 25, 35))],
+)
 def test_a_node_killed_at_a_step_loses_nothing(durability: str, step: int, tmp_path: Path) -> None:
     store = Store(tmp_path, durability)
     with shown(store):
@@ -304,8 +307,7 @@ def test_a_node_killed_at_a_step_loses_nothing(durability: str, step: int, tmp_p
         end(store)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.soak
 @pytest.mark.parametrize("durability", ["write-back", "write-through"])
 def test_a_node_killed_at_every_step_loses_nothing(durability: str, tmp_path: Path) -> None:
     """At the first step, at the second after the next start, and so on: also those that make up for the last time."""
