@@ -64,7 +64,12 @@ def client(endpoint: str, store: Store) -> Any:
         aws_access_key_id=store.access_key,
         aws_secret_access_key=store.secret_key,
         region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, max_pool_connections=80),
+        config=Config(
+            s3={"addressing_style": "path"},
+            signature_version="s3v4",
+            retries={"total_max_attempts": 1},
+            max_pool_connections=80,
+        ),
     )
 
 

@@ -35,7 +35,7 @@ def refused(bucket, source, endpoint, access_key, secret_key):
     s3 = boto3.client("s3")
     cases = [
         (source, access_key, "wrong-secret", 403, "InvalidAccessKeyId"),
-        ("no-such-source", access_key, secret_key, 404, "NoSuchBucket"),
+        ("no-such-source", access_key, secret_key, 400, "InvalidArgument"),
     ]
     for name, key, secret, status, code in cases:
         said = None
