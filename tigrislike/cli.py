@@ -779,7 +779,6 @@ def _origin_set(
     write_through: Annotated[
         bool, typer.Option("--write-through", help="Write and delete there too what is written and deleted here.")
     ] = False,
-    backing: _BACKING = False,
     as_json: _AsJson = False,
 ) -> None:
     """Have a bucket look through to a store elsewhere: what it does not have is fetched from there when it is read.
@@ -810,7 +809,7 @@ def _origin_set(
             place = OriginPlace(found.url, found.endpoint, found.region, access_key, secret_key, options)
     except InvalidArgument as error:
         _fail(str(error))
-    _origins(settings, lambda commands: commands.use(name, _purpose(backing), place, write_through, as_json))
+    _origins(settings, lambda commands: commands.use(name, place, write_through, as_json))
 
 
 def _origin_secret(file: Path | None) -> str:

@@ -183,7 +183,7 @@ def test_what_is_owed_and_what_was_given_up_is_shown(capsys: pytest.CaptureFixtu
 def test_no_secret_is_ever_shown(capsys: pytest.CaptureFixture[str]) -> None:
     async def story(metadata: Metadata, bucket: Bucket) -> None:
         for as_json in (False, True):
-            await origin_commands.use("models", places.SHADOW, PLACE, True, as_json)(metadata)
+            await origin_commands.use("models", PLACE, True, as_json)(metadata)
             await origin_commands.show("models", as_json)(metadata)
             await origin_commands.ls(as_json)(metadata)
         await metadata.begin_migration("models")

@@ -62,13 +62,12 @@ def run(settings: Settings, command: Command) -> int:
         raise OriginsError("interrupted; run it again to go on") from None
 
 
-def use(name: str, purpose: str, place: OriginPlace, write_through: bool, as_json: bool) -> Command:
-    """Have a bucket use the origin at `place`."""
+def use(name: str, place: OriginPlace, write_through: bool, as_json: bool) -> Command:
+    """Have a bucket look through to the origin at `place`."""
 
     async def command(metadata: Metadata) -> int:
-        also = {"write_through": write_through} if purpose == SHADOW else {}
-        bucket = await metadata.use_origin(name, purpose, place, **also)
-        _show([use for use in await origins.uses(metadata, bucket) if use.purpose == purpose], as_json)
+        bucket = await metadata.use_origin(name, SHADOW, place, write_through=write_through)
+        _show([use for use in await origins.uses(metadata, bucket) if use.purpose == SHADOW], as_json)
         return 0
 
     return command
