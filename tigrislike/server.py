@@ -465,7 +465,7 @@ async def agent(
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        await node.work(stop, shared.epochs)
+        await node.work(stop, shared.epochs, shared.metrics)
     return 0
 
 
