@@ -78,7 +78,9 @@ def test_a_node_counts_once_it_is_seen_to_beat() -> None:
 def test_a_node_takes_what_waited_for_it_at_its_first_look() -> None:
     async def story(it: World) -> None:
         await it.members.refresh()
-        assert [each.node for each in it.members.chosen(CONTENT, "here")] == [NODE], "it runs, so it need not be seen to"
+        assert [each.node for each in it.members.chosen(CONTENT, "here")] == [NODE], (
+            "it runs, so it need not be seen to"
+        )
 
     play(story)
 
