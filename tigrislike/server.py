@@ -353,6 +353,7 @@ async def worker(
             regional=node.regional,
             also=() if settings.admin_listen else operators,
         )
+        desk.gateway = app.gateway
         served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
         return await serve_apps(

@@ -21,7 +21,7 @@ from tigrislike.metadata import MetadataError, auditing
 from tigrislike.metadata.kv import AmbiguousCommit, EngineError
 from tigrislike.metadata.records import Audit
 
-from . import acting, history, overview, queues, replicas, stores
+from . import acting, history, migrations, overview, queues, replicas, stores
 from .desk import AdminError, Desk
 from .queues import ItemFilter, Limit, Sort, State
 
@@ -340,6 +340,14 @@ def _endpoints() -> list[Endpoint]:
             Nothing,
             stores.Caches,
             lambda desk, _: stores.caches(desk),
+        ),
+        get(
+            "migrations",
+            "migrations",
+            "Buckets that look through to a shadow, and how far each shadow was adopted.",
+            Nothing,
+            migrations.Migrations,
+            lambda desk, _: migrations.migrations(desk),
         ),
         get(
             "history",

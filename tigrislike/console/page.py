@@ -40,10 +40,11 @@ class Went:
 
 @dataclass(frozen=True)
 class Shown:
-    """A page of another status than 200."""
+    """A page of another status than 200, or with headers of its own."""
 
     context: Context
-    status: int
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

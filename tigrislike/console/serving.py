@@ -175,10 +175,12 @@ class Console:
             return outcome
         if isinstance(outcome, Went):
             return self._went(exchange, outcome)
-        context, status = (outcome.context, outcome.status) if isinstance(outcome, Shown) else (outcome, 200)
+        shown = outcome if isinstance(outcome, Shown) else Shown(outcome)
         if exchange.live:
-            return await self._live(exchange, page, context, began_s)
-        return await self._page(exchange, page.template, context, status)
+            return await self._live(exchange, page, shown, began_s)
+        response = await self._page(exchange, page.template, shown.context, shown.status)
+        response.headers.update(shown.headers)
+        return response
 
     def _matched(self, method: str, path: str) -> tuple[Page, dict[str, str]]:
         """Raises AdminError: NotFound, MethodNotAllowed."""
@@ -213,9 +215,11 @@ class Console:
             exchange.set_cookie(response, exchange.notice_name, "", 0)
         return response
 
-    async def _live(self, exchange: _Exchange, page: Page, context: Mapping[str, Any], began_s: float) -> Response:
+    async def _live(self, exchange: _Exchange, page: Page, shown: Shown, began_s: float) -> Response:
         """Only what changes of a page, or that nothing did; and when to ask again."""
-        given = {**self._given(exchange), "notice": "", **context}
+        if shown.status != 200:
+            return Response(status_code=shown.status)  # what was looked at is gone, which the whole page says
+        given = {**self._given(exchange), "notice": "", **shown.context}
         body = await asyncio.to_thread(self._templates.live, page.template, given)
         if not (body and body.strip()):
             raise AdminError("NotLive", "this page does not change by itself, or what it showed is gone", 404)
@@ -269,7 +273,8 @@ class Console:
         wait_s = self._attempts.take(visit.actor.where)
         if wait_s > 0:
             why = f"Too many attempts have failed. Wait {math.ceil(wait_s)} seconds."
-            return Shown({"next": after, "key_id": key_id, "why": why}, 429)
+            headers = {"Retry-After": f"{math.ceil(wait_s)}"}
+            return Shown({"next": after, "key_id": key_id, "why": why}, 429, headers)
         session = await self._sessions.sign_in(key_id, visit.form.get("secret", "").strip())
         if session is None:
             why = "This key and secret do not open the console."
@@ -293,6 +298,12 @@ class Console:
         except AdminError:
             return url("/")
         return PREFIX + address if re.fullmatch(r"/[!-~]*", address) and ".." not in path else url("/")
+
+    def _before(self, exchange: _Exchange) -> str:
+        """The page of ours that a request came from, by what the browser says; empty where it is none."""
+        base, found, address = exchange.http.headers.get("referer", "").partition(PREFIX)
+        ours = found and base.partition("://")[2] == exchange.http.headers.get("host", "")
+        return self._after(address) if ours else ""
 
     def _to_sign_in(self, exchange: _Exchange, signed_out: SignedOut) -> Response:
         if exchange.live:
@@ -341,7 +352,13 @@ class Console:
         if status == 503:
             headers["Retry-After"] = "1"
         headers["X-Console-Error"] = code
-        context = {"status": status, "code": code, "message": message, "request_id": exchange.request_id}
+        context = {
+            "status": status,
+            "code": code,
+            "message": message,
+            "request_id": exchange.request_id,
+            "back": self._before(exchange),
+        }
         response = await self._page(exchange, "error.html", context, status)
         response.headers.update(headers)
         return response

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..page import Context, Page, Visit
+
+_URGENCY: Final = ("stuck", "attention", "ok")
 
 
 async def show(visit: Visit) -> Context:
     shown = await visit.call("overview")
-    regions = [*shown.regions, shown.anybody]
+    regions = sorted([*shown.regions, shown.anybody], key=lambda row: _URGENCY.index(row.health))
     aged = [row.oldest for row in regions if row.oldest is not None]
     return {"overview": shown, "regions": regions, "oldest": max(aged, key=lambda each: each.age_s, default=None)}
 
