@@ -495,6 +495,7 @@ def _preload() -> None:
 
     None of it may start a thread or open anything: both do not survive a fork.
     """
+    import tigrislike.console.serving
     import tigrislike.s3api.app  # noqa: F401
 
     gc.collect()
