@@ -615,17 +615,22 @@ class Counts(Struct, frozen=True):
     def of(cls, counted: Mapping[str, int]) -> Counts:
         """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
         another end than done or failed (`returned`), and causes `dropped` in place of being done."""
-
-        def stored(name: str) -> int:
-            return counted.get(name, 0)
-
-        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
-        waiting = enqueued - done - stored("dropped")
-        leased = stored("begun") - done - failed - stored("returned")
-        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+        stored = counted.get
+        enqueued, done, failed = stored("enqueued", 0), stored("done", 0), stored("failed", 0)
+        waiting = enqueued - done - stored("dropped", 0)
+        leased = stored("begun", 0) - done - failed - stored("returned", 0)
+        return cls(waiting, enqueued, done, failed, stored("dead", 0), leased, stored("failing", 0))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+        return Counts(
+            self.waiting + other.waiting,
+            self.enqueued + other.enqueued,
+            self.done + other.done,
+            self.failed + other.failed,
+            self.dead + other.dead,
+            self.leased + other.leased,
+            self.failing + other.failing,
+        )
 
 
 class Claimed(Struct, frozen=True):
