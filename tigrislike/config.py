@@ -627,9 +627,16 @@ class Settings:
     admin_listen: str = _setting(
         "",
         _parse_listen,
-        "HOST:PORT of a listener of its own for the admin API, which is then not served beside S3; port 0 takes a free "
-        "one.",
-        shown="the admin API is served beside S3, on the service's own host name",
+        "HOST:PORT of a listener of its own for the admin API and the console, which are then not served beside S3; "
+        "port 0 takes a free one.",
+        shown="both are served beside S3, on the service's own host name",
+    )
+    console_session_s: float = _setting(
+        12 * 3600.0,
+        _positive(parse_duration),
+        "How long somebody who signed in to the console stays signed in.",
+        name="console-session",
+        shown="12h",
     )
     audit_retention_s: float = _setting(
         90 * 86400.0,

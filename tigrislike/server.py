@@ -323,6 +323,7 @@ async def worker(
     """Answer requests until told to stop."""
     from tigrislike.admin.desk import Desk
     from tigrislike.admin.serving import admin_routes
+    from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
 
     row = shared.metrics.row(1 + index)
@@ -341,7 +342,7 @@ async def worker(
             metrics=metrics,
             slow=shared.slow,
         )
-        admin = admin_routes(desk)
+        operators = [*admin_routes(desk), *console_routes(desk)]
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -350,9 +351,9 @@ async def worker(
             epochs=shared.epochs,
             receive_copy=node.regional.receiver.receive,
             regional=node.regional,
-            also=() if settings.admin_listen else admin,
+            also=() if settings.admin_listen else operators,
         )
-        served = list(zip(listeners, (app, Starlette(routes=admin)), strict=False))
+        served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
         return await serve_apps(
             served,

@@ -169,6 +169,17 @@ class Endpoint:
     def mutates(self) -> bool:
         return self.method != "GET"
 
+    def arguments(self, given: dict[str, Any], *, strict: bool = True) -> Args:
+        """What it is given, checked; where not `strict`, text becomes the number or the truth that it spells.
+
+        Raises:
+            AdminError: InvalidArgument.
+        """
+        try:
+            return msgspec.convert(given, self.args, strict=strict)
+        except msgspec.ValidationError as error:
+            raise AdminError("InvalidArgument", str(error)) from None
+
 
 def _endpoints() -> list[Endpoint]:
     def get(name: str, path: str, summary: str, args: type[Args], result: Any, call: Any) -> Endpoint:
