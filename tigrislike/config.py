@@ -631,6 +631,12 @@ class Settings:
         "port 0 takes a free one.",
         shown="both are served beside S3, on the service's own host name",
     )
+    public_endpoint: str = _setting(
+        "",
+        _parse_endpoint,
+        "URL by which clients reach S3: links that the console makes begin with it.",
+        shown="the console's own, or with --admin-listen that by which other nodes reach this one",
+    )
     console_session_s: float = _setting(
         12 * 3600.0,
         _positive(parse_duration),

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +25,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, history, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -40,9 +41,10 @@ from tigrislike.metadata.kv import (
     open_engine,
 )
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat, OriginPlace
+from tigrislike.metadata.records import LIVE, Beat, NodeSample, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.metrics import Snapshot, Table
 from tigrislike.origin import Origin
 from tigrislike.origin.egress import Egress
 from tigrislike.origin.location import Location
@@ -312,8 +314,12 @@ class Node:
             ("demand", self.regional.demand.flush, FLUSH_S),
         ]
 
-    async def work(self, stop: Stop, epochs: Epochs) -> None:
-        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
+    async def work(self, stop: Stop, epochs: Epochs, table: Table) -> None:
+        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own.
+
+        Args:
+            table: what all processes of the node count in.
+        """
 
         async def beat() -> None:
             await self.beat(epochs.current)
@@ -325,6 +331,7 @@ class Node:
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
             ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("history", partial(self.note_history, table), history.SAMPLE_S),
             ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", self.consumer().run, 0.0),
@@ -377,6 +384,23 @@ class Node:
 
     async def _sample_queue(self) -> None:
         await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def note_history(self, table: Table) -> None:
+        """Keep what this node has counted until now, for plots."""
+        snapshot = Snapshot(table)
+        totals = snapshot.totals
+        sample = NodeSample(
+            self.metadata.now_ns(),
+            table.since_ns,
+            *snapshot.traffic(),
+            totals.hits,
+            totals.misses,
+            totals.fills,
+            totals.fill_bytes,
+            totals.evicted_bytes,
+            *self._cache_usage,
+        )
+        await self.metadata.background(history.note, self.metadata.context, sample)
 
     async def _look_at_cache(self) -> None:
         """What beats say of the cache."""

@@ -353,6 +353,7 @@ async def worker(
             regional=node.regional,
             also=() if settings.admin_listen else operators,
         )
+        desk.gateway = app.gateway
         served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
         return await serve_apps(
@@ -465,7 +466,7 @@ async def agent(
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        await node.work(stop, shared.epochs)
+        await node.work(stop, shared.epochs, shared.metrics)
     return 0
 
 

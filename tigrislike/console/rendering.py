@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .page import segment, url
+from .preview import visible
 
 _TYPES: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
@@ -61,13 +62,22 @@ class Templates:
             auto_reload=False,
         )
         self._environment.filters.update(
-            age=age, ago=ago, number=number, rate=rate, segment=segment, size=size, time=time, share=share
+            age=age,
+            ago=ago,
+            number=number,
+            rate=rate,
+            segment=segment,
+            size=size,
+            time=time,
+            share=share,
+            visible=visible,
         )
         self._environment.globals.update(
             url=url, static=lambda name: url(f"/static/{name}", v=static[name].digest), **given
         )
         # Not imported by each template, for a block that is rendered alone knows nothing of imports.
         self._environment.globals["parts"] = self._environment.get_template("parts.html").module
+        self._environment.globals["plots_of"] = self._environment.get_template("plots.html").module
 
     @property
     def names(self) -> list[str]:

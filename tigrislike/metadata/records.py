@@ -699,6 +699,27 @@ class Beat(Struct, frozen=True, array_like=True):
     cache_capacity: int = -1
 
 
+class NodeSample(Struct, frozen=True, array_like=True):
+    """``history / step, slot, node``: what a node had counted at `at_ns` since `since_ns`, when it started: requests of
+    clients and how many of them failed (status 500 and more), bytes of bodies, blocks found on its disk and not, blocks
+    fetched, bytes fetched and evicted. The last two are what its cache held then, and may hold (-1: what the disk
+    has room for)."""
+
+    at_ns: int
+    since_ns: int
+    requests: int = 0
+    failed: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    fills: int = 0
+    fill_bytes: int = 0
+    evicted_bytes: int = 0
+    cache_used: int = 0
+    cache_capacity: int = -1
+
+
 class Cluster(Struct, frozen=True, array_like=True):
     """``meta / cluster``: the keyspace's format version, and which cluster this is (`number` 0 to 255 goes into
     stamps)."""
@@ -752,5 +773,6 @@ pointer = Codec(Pointer)
 node = Codec(Node)
 beat = Codec(Beat)
 audit = Codec(Audit)
+node_sample = Codec(NodeSample)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)
