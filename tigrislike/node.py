@@ -321,8 +321,18 @@ class Node:
             table: what all processes of the node count in.
         """
 
+        known = asyncio.Event()
+        consumer = self.consumer()
+
         async def beat() -> None:
             await self.beat(epochs.current)
+            if not known.is_set():
+                await self.regional.members.refresh()
+                known.set()
+
+        async def consume() -> None:
+            await known.wait()  # else what has waited for a node of this region is put off, for want of one
+            await consumer.run()
 
         duties: list[Duty] = [
             ("beat", beat, BEAT_S),
@@ -334,7 +344,7 @@ class Node:
             ("history", partial(self.note_history, table), history.SAMPLE_S),
             ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
-            ("queue", self.consumer().run, 0.0),
+            ("queue", consume, 0.0),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
             ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
             ("hits", self.blocks.flush_hits, HIT_INTERVAL_S),
