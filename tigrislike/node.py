@@ -54,11 +54,14 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.lacking import Restore
+from tigrislike.replication.log_delivery import LOOK_S, Delivery
+from tigrislike.replication.log_spool import Spool
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
 from tigrislike.replication.migrate import Migrate
 from tigrislike.replication.mirror import Mirror
 from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
+from tigrislike.replication.putting import Putter
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
@@ -345,6 +348,7 @@ class Node:
             ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
             ("queue", consume, 0.0),
+            ("log delivery", self.log_delivery().run, min(LOOK_S, self.settings.server_log_interval_s)),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
             ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
             ("hits", self.blocks.flush_hits, HIT_INTERVAL_S),
@@ -353,6 +357,29 @@ class Node:
             duties.append(("scrub", self._scrub, _SCRUB_LOOK_S))
         async with repeating(duties):
             await stop.wait()
+
+    @property
+    def log_spool(self) -> Spool:
+        """Where the log of requests to buckets gathers, of all processes of the node."""
+        return Spool(self.settings.data_dir / "server-logs", self.settings.server_log_spool_bytes)
+
+    @property
+    def putter(self) -> Putter:
+        """What writes objects of the store's own accord."""
+        return Putter(self.metadata, self.blocks, self.regional, self.settings.inline_bytes)
+
+    def log_delivery(self) -> Delivery:
+        """What brings the log of requests to the target buckets."""
+        settings = self.settings
+        return Delivery(
+            self.metadata,
+            self.log_spool,
+            self.putter,
+            settings.region,
+            interval_s=settings.server_log_interval_s,
+            most_bytes=settings.server_log_bytes,
+            clock=time.monotonic,
+        )
 
     def consumer(self) -> Consumer:
         """A consumer of what is owed to this node, to its region, and to anybody.

@@ -490,6 +490,20 @@ class Migration(Struct, frozen=True, array_like=True):
     ended_ns: int = 0
 
 
+class Logging(Struct, frozen=True, array_like=True):
+    """``logging / bucket id``: the requests to a bucket of `owner` are logged in objects of the bucket called `target`,
+    under keys that begin with `prefix`. `partition` says what follows there; see `server_logging`. `ended_ns` is 0
+    while they are; a row stays for a while behind that, for what is still to be delivered."""
+
+    bucket: bytes
+    name: str
+    owner: str
+    target: str
+    prefix: str = ""
+    partition: str = ""
+    ended_ns: int = 0
+
+
 class Usage(Struct, frozen=True):
     """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
 
@@ -765,6 +779,7 @@ upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
 migration = Codec(Migration)
+logging = Codec(Logging)
 elsewhere = Codec(Elsewhere)
 origin = Codec(OriginRecord)
 access = Codec(AccessRecord)

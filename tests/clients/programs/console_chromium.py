@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from browsing import PREFIX, WAIT_MS, chromium, sign_in, signed_in, watched
+from browsing import PREFIX, chromium, sign_in, signed_in, watched
 
 TAGS = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]
 THEMES = ["light", "dark"]
