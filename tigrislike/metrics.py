@@ -17,10 +17,11 @@ import mmap
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -87,6 +88,7 @@ class Table:
         self._width = _REQUESTS + _PER_OPERATION * len(self.operations)
         self._cells = memoryview(mmap.mmap(-1, 8 * self._width * processes)).cast("q")
         self._processes = processes
+        self.since_ns = time.time_ns()
 
     def row(self, index: int) -> Row:
         """The row of this process. To be called in the process, which counts in it from now on."""
@@ -192,6 +194,15 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+class Traffic(NamedTuple):
+    """Requests that are over, how many of them failed (status 500 and more), and bytes of bodies."""
+
+    requests: int
+    failed: int
+    received_bytes: int
+    sent_bytes: int
+
+
 class Snapshot:
     """What one scrape answers with: made at once from the table, completed with what the store says, then rendered.
 
@@ -214,6 +225,18 @@ class Snapshot:
             for status, count in zip(STATUSES, sums[2:], strict=True):
                 if count:
                     yield operation, status, count
+
+    def traffic(self) -> Traffic:
+        """What clients asked for; what nodes ask each other, probes and operators are left out."""
+        requests = failed = received = sent = 0
+        for operation, sums in self._by_operation():
+            if operation in SERVICE_OPERATIONS:
+                continue
+            received += sums[0]
+            sent += sums[1]
+            requests += sum(sums[2:])
+            failed += sum(count for status, count in zip(STATUSES, sums[2:], strict=True) if status >= 500)
+        return Traffic(requests, failed, received, sent)
 
     def gauge(self, name: str, help: str, value: float, **labels: str) -> None:
         family = GaugeMetricFamily(f"tigrislike_{name}", help, labels=list(labels))

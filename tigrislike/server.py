@@ -35,6 +35,7 @@ from tigrislike.metadata.kv import SteadyClock
 from tigrislike.metrics import Metrics, Row, Table
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
 from tigrislike.replication.epochs import Epochs
+from tigrislike.s3api.context import canonical_id
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
@@ -325,6 +326,7 @@ async def worker(
     from tigrislike.admin.serving import admin_routes
     from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
+    from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
 
     row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
@@ -343,6 +345,7 @@ async def worker(
             slow=shared.slow,
         )
         operators = [*admin_routes(desk), *console_routes(desk)]
+        server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -351,21 +354,26 @@ async def worker(
             epochs=shared.epochs,
             receive_copy=node.regional.receiver.receive,
             regional=node.regional,
+            server_log=server_log,
             also=() if settings.admin_listen else operators,
         )
+        desk.gateway = app.gateway
         served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
-        duties: list[Duty] = [("hits", node.blocks.flush_hits, HIT_INTERVAL_S), *node.regional_duties()]
-        return await serve_apps(
-            served,
-            settings,
-            shared.loads,
-            index,
-            row,
-            duties,
-            announce,
-            lifeline,
-            note=partial(shared.slow.note, index),
-        )
+        duties: list[Duty] = [
+            ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
+            ("logged buckets", server_log.look, LOOK_S),
+            ("server log", server_log.flush, FLUSH_S),
+            *node.regional_duties(),
+        ]
+
+        def note(record: Record) -> None:
+            server_log.take(record)
+            shared.slow.note(index, record)
+
+        try:
+            return await serve_apps(served, settings, shared.loads, index, row, duties, announce, lifeline, note=note)
+        finally:
+            await server_log.flush()
 
 
 async def serve_app(
@@ -465,7 +473,7 @@ async def agent(
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        await node.work(stop, shared.epochs)
+        await node.work(stop, shared.epochs, shared.metrics)
     return 0
 
 

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from .page import segment, url
+from .preview import visible
 
 _TYPES: Final = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 
@@ -67,11 +68,20 @@ class Templates:
             auto_reload=False,
         )
         environment.filters.update(
-            age=age, ago=ago, number=number, rate=rate, segment=segment, size=size, time=time, share=share
+            age=age,
+            ago=ago,
+            number=number,
+            rate=rate,
+            segment=segment,
+            size=size,
+            time=time,
+            share=share,
+            visible=visible,
         )
         environment.globals.update(self._given, url=url)
         # Not imported by each template, for a block that is rendered alone knows nothing of imports.
         environment.globals["parts"] = environment.get_template("parts.html").module
+        environment.globals["plots_of"] = environment.get_template("plots.html").module
         return environment
 
     @property

@@ -221,8 +221,8 @@ class Console:
             return Response(status_code=shown.status)  # what was looked at is gone, which the whole page says
         given = {**self._given(exchange), "notice": "", **shown.context}
         body = await asyncio.to_thread(self._templates.live, page.template, given)
-        if body is None:
-            raise AdminError("NotLive", "this page does not change by itself", 404)
+        if not (body and body.strip()):
+            raise AdminError("NotLive", "this page does not change by itself, or what it showed is gone", 404)
         again_s = max(LIVE_S, _SHARE * (time.monotonic() - began_s))
         etag = f'"{hashlib.sha256(body.encode()).hexdigest()[:24]}"'
         headers = {"ETag": etag, "X-Again-After": f"{again_s:.1f}", "Cache-Control": "no-store"}

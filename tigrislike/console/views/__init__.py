@@ -3,6 +3,15 @@
 The order of the tables is that of the places to go to.
 """
 
-from . import audit, node, overview, queue
+from . import audit, caches, keys, node, objects, overview, queue
 
-PAGES = [*overview.PAGES, *queue.PAGES, *node.NODES, *node.PAGES, *audit.PAGES]
+PAGES = [
+    *overview.PAGES,
+    *queue.PAGES,
+    *node.NODES,
+    *objects.PAGES,
+    *caches.PAGES,
+    *keys.PAGES,
+    *node.PAGES,
+    *audit.PAGES,
+]
