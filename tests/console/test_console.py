@@ -249,6 +249,7 @@ def test_every_page_that_is_linked_is_there(scenery: Scenery, operator: Browser)
     csrf = operator.get("/").html.csrf
     uploaded = operator.ask("POST", f"/buckets/{MODELS}/upload?key=a%2Fb&replace=1", b"bytes", X_CSRF_Token=csrf)
     assert uploaded.status == 201
+    call(scenery.node, "create_key")
     seen, visited = {f"{PREFIX}/"}, Counter[str]()
     waiting = list(seen)
     while waiting:
