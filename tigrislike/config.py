@@ -631,6 +631,13 @@ class Settings:
         "one.",
         shown="the admin API is served beside S3, on the service's own host name",
     )
+    metrics_auth: Path | None = _setting(
+        None,
+        _path,
+        "File with a token, or several, one a line: /_tigrislike/metrics answers only who sends one as a bearer token, "
+        "and tells of buckets by name.",
+        shown="anybody may read the metrics, which name no bucket",
+    )
     audit_retention_s: float = _setting(
         90 * 86400.0,
         _positive(parse_duration),
