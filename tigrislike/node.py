@@ -52,6 +52,7 @@ from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
+from tigrislike.replication.lacking import Restore
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
 from tigrislike.replication.migrate import Migrate
 from tigrislike.replication.mirror import Mirror
@@ -377,6 +378,7 @@ class Node:
             FollowPolicy(metadata, members),
             Mirror(metadata, blocks, origins),
             OpenRegion(metadata),
+            Restore(metadata, members),
             Migrate(metadata, origins, self.regional.shadows.find),
             WriteBack(metadata, blocks, members, moving, origins),
             Discard(metadata, origins),

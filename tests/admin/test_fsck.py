@@ -41,6 +41,7 @@ from tigrislike.metadata import (
 from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
+from tigrislike.replication.lacking import owe_restore
 from tigrislike.replication.reclaim import reclaim_due
 
 
@@ -349,6 +350,17 @@ async def home_row_of_another_node(tr, s):
 async def home_rows_of_nodes_that_are_about_to_be_and_were_homes(tr, s):
     tr.set(s.keys.home(b"p" * 16, s.large.content), b"")
     tr.set(s.keys.home(b"l" * 16, s.large.content), b"")
+
+
+@damage("short-dangling")
+async def note_on_a_content_that_is_not(tr, s):
+    tr.set(s.keys.short(b"o" * 16), b"iad")
+    await owe_restore(tr, s.metadata.context)
+
+
+@damage("short-forgotten")
+async def note_that_nobody_looks_at(tr, s):
+    tr.set(s.keys.short(s.large.content), b"iad")
 
 
 @damage("elsewhere-missing")

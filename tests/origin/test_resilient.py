@@ -55,6 +55,15 @@ def fails(error: OriginError, after: int = 0) -> Step:
     return step
 
 
+def fails_after(pause_s: float) -> Step:
+    async def step(start: int, stop: int) -> Pieces:
+        await asyncio.sleep(pause_s)
+        raise unavailable()
+        yield b""  # type: ignore[unreachable]
+
+    return step
+
+
 def paced(piece: int, pause_s: float, first_s: float = 0.0) -> Step:
     async def step(start: int, stop: int) -> Pieces:
         await asyncio.sleep(first_s)
@@ -763,10 +772,34 @@ def test_an_origin_that_keeps_failing_is_left_alone_and_calls_say_for_how_long()
         assert origin.statistics().state == "half-open"
         probe = asyncio.create_task(read(origin))
         await asyncio.sleep(0.5)
-        await raises(OriginUnavailable, origin.head("k"))
+        # What comes meanwhile waits for what the probe finds: a reader of several blocks is not cut off by its first.
+        began_s = now_s()
+        assert await asyncio.gather(*(read(origin, start, start + 10) for start in range(0, 30, 10))) == [
+            DATA[start : start + 10] for start in range(0, 30, 10)
+        ]
+        assert now_s() == began_s + 0.5 + 1.0
         assert await probe == DATA
-        await origin.head("k")
         assert origin.statistics().state == "closed"
+
+    run(story())
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_who_waits_for_a_probe_is_told_when_it_fails_or_finds_nothing_in_time(silent: bool) -> None:
+    async def story() -> None:
+        driver = Scripted(fails(unavailable()), paced(1, 1.0, first_s=60.0) if silent else fails_after(0.25))
+        origin = resilient(driver, Limits(attempts=1), breaker=Breaker(in_a_row=1, pause_s=8.0))
+        await raises(OriginUnavailable, origin.head("k"))
+        await asyncio.sleep(8.0)
+        probe = asyncio.create_task(read(origin))
+        await asyncio.sleep(0)
+        began_s = now_s()
+        errors = await asyncio.gather(*(origin.head("k") for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(error, OriginUnavailable) for error in errors)
+        assert now_s() == began_s + (1.0 if silent else 0.25)
+        assert len(driver.asked) == 2, "the probe and what opened it"
+        with pytest.raises(OriginUnavailable):
+            await probe
 
     run(story())
 
@@ -878,12 +911,7 @@ def test_who_waits_for_a_place_does_so_within_the_bound_and_it_is_no_failure_of_
 
 def test_who_waits_for_a_place_is_told_when_the_breaker_opens_meanwhile() -> None:
     async def story() -> None:
-        async def late(start: int, stop: int) -> Pieces:
-            await asyncio.sleep(1.0)
-            raise unavailable()
-            yield b""  # type: ignore[unreachable]
-
-        driver = Scripted(otherwise=late)
+        driver = Scripted(otherwise=fails_after(1.0))
         origin = resilient(driver, Limits(concurrency=1), breaker=Breaker(in_a_row=1, pause_s=8.0))
         answers = await asyncio.gather(*(origin.head("k") for _ in range(3)), return_exceptions=True)
         assert all(isinstance(answer, OriginUnavailable) for answer in answers)

@@ -28,6 +28,7 @@ from tigrislike.metadata.records import Beat, Content, Home, Node
 from tigrislike.replication.backing import NoOrigins
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import Decay
+from tigrislike.replication.lacking import Restore
 from tigrislike.replication.membership import BEAT_S, DEAD_AFTER_S, Member, Members
 from tigrislike.replication.moving import Moving
 from tigrislike.replication.reclaim import reclaim_tasks
@@ -157,6 +158,7 @@ class Cluster:
             Drain(metadata, members),
             FollowPolicy(metadata, members),
             OpenRegion(metadata),
+            Restore(metadata, members),
         ]
         node = ClusterNode(name, region, metadata, blocks, self._folder / name, members, source, tasks)
         await metadata.join(Node(blocks.node_id, region, f"http://{name}"))

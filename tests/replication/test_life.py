@@ -15,7 +15,7 @@ from tigrislike.metadata import CompletedPart, Draft, Extent, Part, UploadDraft,
 from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.errors import NodeRemoved, ProtocolsApart
 from tigrislike.metadata.homes import ANYBODY, add_home, begin_home, owe_hold
-from tigrislike.metadata.keyspace import pack_bytes
+from tigrislike.metadata.keyspace import pack_bytes, subspace
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.records import DEAD, DRAINING, LOST, UP, Home, Node, repolicy
 from tigrislike.replication.demand import _want
@@ -292,6 +292,63 @@ def test_a_repair_that_finds_nobody_yet_serves_who_has_just_come(scratch: Path, 
         assert {"a", "new"} <= await it.homes(content)
 
     play(scratch, story, a="iad", b="sjc")
+
+
+async def noted(it: Cluster) -> int:
+    """How many contents are noted as short of homes."""
+
+    async def rows(tr: Any, ctx: Any) -> int:
+        return len(await tr.get_range(*subspace(ctx.keys.shorts)))
+
+    metadata = next(iter(it.nodes.values())).metadata
+    return await metadata.background(rows, metadata.context)
+
+
+@both_engines_at_length
+def test_what_too_few_nodes_were_left_for_goes_to_who_joins(kind: str, scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket(durability="homes=2")
+        both = (Home("iad", it["b"].id),)
+        contents = [await it["a"].put(f"k{number}", data_of(number), others=both) for number in range(3)]
+        it.kill("b")
+        await it.beat(LONG)
+        assert await remove(it, "b", by="a") == []
+        await it.beat(60)
+        await it.work()
+        assert [await it.homes(content) for content in contents] == [{"a"}] * 3
+        assert await noted(it) == 3
+        await it["a"].metadata.delete_object(await it["a"].metadata.bucket(BUCKET), "k2")
+        await it.beat(60)
+        await it.work()
+        assert await noted(it) == 2, "what is deleted waits for nothing"
+        await it.add("new", "iad")
+        await it.beat(60)
+        await it.work()
+        await it.beat(60)
+        await it.work()
+        assert [await it.homes(content) for content in contents[:2]] == [{"a", "new"}] * 2
+        assert await noted(it) == 0
+        assert await it["a"].metadata.queue.depth(owed.zone_of(ANYBODY, b"")) == 0, "and nobody asks any more"
+        assert it.failed() == 0
+
+    play(scratch, story, kind=kind, a="iad", b="iad")
+
+
+def test_a_policy_that_wants_more_homes_than_there_are_nodes_is_followed_when_there_are(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        content = await it["a"].put("k", data_of(1))
+        await it["a"].metadata.change_bucket(BUCKET, durability="homes=3")
+        await it.work()
+        assert await it.homes(content) == {"a", "b"}
+        await it.add("new", "iad")
+        await it.beat(60)
+        await it.work()
+        await it.beat(60)
+        await it.work()
+        assert await it.homes(content) == {"a", "b", "new"}
+
+    play(scratch, story, a="iad", b="iad")
 
 
 def test_what_is_lost_is_owed_to_nobody_any_more(scratch: Path) -> None:

@@ -37,6 +37,7 @@ from tigrislike.metadata.records import (
 )
 from tigrislike.metadata.versions import newest, unpack_null
 from tigrislike.replication.demand import PERIOD_NS
+from tigrislike.replication.lacking import RESTORE, owe_restore
 
 SKEW_NS = 10_000_000_000
 """How far the clocks of nodes may be apart before fsck takes what they wrote for damage."""
@@ -186,6 +187,21 @@ async def check_repolicy(view: View, tr: Transaction, key: bytes, value: bytes) 
         ]
     detail = f"a policy is followed under the name {cursor.name!r}, behind {cursor.after!r}"
     return [Problem("repolicy-wrong", bucket.name, detail, start_over)]
+
+
+async def check_short(view: View, tr: Transaction, key: bytes, value: bytes) -> list[Problem]:
+    ctx = view.ctx
+    content_id, _ = unpack_bytes(key, len(ctx.keys.shorts))
+    subject = content_id.hex()
+    if await tr.get(ctx.keys.content(content_id)) is None:
+        return [Problem("short-dangling", subject, "is noted as short of homes, and does not exist", clearing(key))]
+    if await owed_anywhere(tr, ctx, RESTORE, b""):
+        return []
+
+    async def ask_again(tr: Transaction) -> None:
+        await owe_restore(tr, ctx)
+
+    return [Problem("short-forgotten", subject, "would get the homes that it lacks from no node that joins", ask_again)]
 
 
 # --- versions
@@ -763,6 +779,7 @@ def families(ctx: Context) -> list[tuple[bytes, Check]]:
         (keys.blobs, check_blob),
         (keys.homes, check_home),
         (keys.repolicies, check_repolicy),
+        (keys.shorts, check_short),
         (keys.elsewheres, check_elsewhere),
         (keys.origins, check_origin),
         (keys.whiteout, check_whiteout),

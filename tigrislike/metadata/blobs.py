@@ -240,6 +240,7 @@ async def forget_some(tr: Transaction, ctx: Context, content_id: bytes) -> bool:
     tr.clear(ctx.keys.elsewhere(content_id))
     tr.clear(ctx.keys.content(content_id))
     tr.clear(ctx.keys.home(LOST, content_id))
+    tr.clear(ctx.keys.short(content_id))
     return True
 
 

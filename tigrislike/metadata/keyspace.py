@@ -183,6 +183,7 @@ class Keyspace:
         self.beats = family("beat")
         self.demands = family("demand")
         self.repolicies = family("repolicy")
+        self.shorts = family("short")
         self.migrations = family("migration")
         self.configs = family("config")
         self.elsewheres = family("elsewhere")
@@ -263,6 +264,9 @@ class Keyspace:
         return self.demands + b"\x00", self.demands + pack_int(period)
 
     # -- buckets
+
+    def short(self, content_id: bytes) -> bytes:
+        return self.shorts + pack_bytes(content_id)
 
     def repolicy(self, bucket_id: bytes) -> bytes:
         return self.repolicies + pack_bytes(bucket_id)

@@ -60,14 +60,18 @@ class Breaker:
             return "closed"
         return "open" if now_s < self._open_until_s else "half-open"
 
+    @property
+    def probing(self) -> bool:
+        """Whether a probe is out: what it finds is known before long."""
+        return self._probe is not None
+
     def wait_s(self, now_s: float) -> float:
         """How long it is of no use to ask for a permit; 0 where `admit` gives one."""
         if self._open_until_s is None:
             return 0.0
         if now_s < self._open_until_s:
             return self._open_until_s - now_s
-        # While a probe is out nobody knows; what it will find is known before long.
-        return self._pause_s if self._probe is not None else 0.0
+        return self._pause_s if self.probing else 0.0
 
     def admit(self, now_s: float) -> Permit | None:
         """Leave for a request, which has to end in one of the three ways below; None: `wait_s` says how long."""

@@ -53,6 +53,8 @@ HEDGED_AFTER_S: Final = 0.01
 """And no sooner: a busy event loop looks like a slow origin, and there is nothing to gain."""
 BACK_OFF_S: Final = 0.1
 LONGEST_BACK_OFF_S: Final = 5.0
+PROBED_S: Final = 1.0
+"""How long a request waits for what the probe of a half-open breaker finds, before it is told to come again."""
 
 _REPLAYED: Final = 1024 * 1024
 _T = TypeVar("_T")
@@ -144,6 +146,7 @@ class Resilient:
         self._late = late or Quantile(0.99, window=1000, least=100)
         self._random = random or Random()
         self._places = asyncio.Semaphore(self.limits.concurrency)
+        self._probed = asyncio.Event()  # another one for each probe
         self._counts = Statistics()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -319,23 +322,35 @@ class Resilient:
         return attempts[won], answer
 
     async def _admit(self, until_s: float, *, timed: bool = False) -> _Attempt:
-        """A place, and the breaker's permit."""
-        self._check_open()
-        self._counts.waiting += 1
-        try:
-            async with asyncio.timeout_at(until_s):
-                await self._places.acquire()
-        except TimeoutError:
-            told = f"{self.name}: {self.limits.concurrency} requests are under way, and none has ended in time"
-            raise _NotAsked(told, 1.0) from None
-        finally:
-            self._counts.waiting -= 1
-        try:
+        """A place, and the breaker's permit. What comes while a probe is out waits a moment for what that finds."""
+        probed_s = min(_now_s() + PROBED_S, until_s)
+        while True:
+            await self._wait_for_probe(probed_s)
             self._check_open()
-        except OriginUnavailable:
+            self._counts.waiting += 1
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._places.acquire()
+            except TimeoutError:
+                told = f"{self.name}: {self.limits.concurrency} requests are under way, and none has ended in time"
+                raise _NotAsked(told, 1.0) from None
+            finally:
+                self._counts.waiting -= 1
+            if self._breaker.wait_s(_now_s()) <= 0:
+                return self._admitted(timed)
             self._places.release()
-            raise
-        return self._admitted(timed)
+
+    async def _wait_for_probe(self, until_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until_s):
+                while self._breaker.probing:
+                    await self._probed.wait()
+
+    def _tell(self) -> None:
+        """Wake who waits for a probe, once it is none any more."""
+        if not self._breaker.probing:
+            self._probed.set()
+            self._probed = asyncio.Event()
 
     def _check_open(self) -> None:
         wait_s = self._breaker.wait_s(_now_s())
@@ -437,6 +452,7 @@ class _Attempt:
             self._origin._late.add(_now_s() - self.began_s)
         if self._permit is not None:
             self._origin._breaker.answered(self._permit)
+            self._origin._tell()
 
     def over(self, error: BaseException | None) -> None:
         """What its end says of the origin; said once."""
@@ -459,6 +475,7 @@ class _Attempt:
             case _:
                 breaker.abandoned(self._permit)
         self._permit = None
+        self._origin._tell()
 
     def leave(self) -> None:
         """Another one may run. Said as often as one likes."""

@@ -28,7 +28,7 @@ from tigrislike.metadata.records import DRAINING, LIVE, Item
 from tigrislike.metadata.records import content as content_codec
 
 from .demand import decaying
-from .lacking import View, owe_missing
+from .lacking import View, owe_missing, owe_possible
 from .membership import Members
 
 log = logging.getLogger("tigrislike.replication")
@@ -38,9 +38,6 @@ PAGE: Final = 200
 
 ROUND_NS: Final = 5 * SECOND
 """How long a draining node rests between two rounds: what it owes takes time, and each round asks for it again."""
-
-AGAIN_NS: Final = 30 * SECOND
-"""How long a repair rests that found too few nodes."""
 
 
 async def watch_for_dead(metadata: Metadata, members: Members, after_s: float) -> list[bytes]:
@@ -74,7 +71,7 @@ class Repair:
         self._members = members
 
     async def run(self, item: Item) -> Effect | None:
-        after, served = b"", True
+        after = b""
         while page := await self._metadata.homes_of(item.subject, after, PAGE):
             silent = self._members.get(item.subject)
             if silent is None or silent.moving:
@@ -82,19 +79,17 @@ class Repair:
             if not silent.dead:
                 return partial(_later, node=item.subject)  # nor is it known yet who else is alive
             view = View(self._members, self._members.alive())
-            served &= await self._metadata.background(owe_for_lost, self._metadata.context, view, silent.region, page)
+            await self._metadata.background(owe_for_lost, self._metadata.context, view, silent.region, page)
             after = page[-1]
-        # Nodes that have just come, or will, are nobody's takers yet, and this is owed once for each silence.
-        return None if served else partial(_later, node=item.subject, after_ns=AGAIN_NS)
+        return None
 
 
-async def _later(tr: Transaction, ctx: Context, node: bytes, after_ns: int = ROUND_NS) -> None:
-    await nodes.enqueue_repair(tr, ctx, node, ctx.now_ns() + after_ns)
+async def _later(tr: Transaction, ctx: Context, node: bytes) -> None:
+    await nodes.enqueue_repair(tr, ctx, node, ctx.now_ns() + ROUND_NS)
 
 
-async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> bool:
-    """Owe the homes that contents lack, but for those that nobody can give. False: there are too few nodes for some."""
-    served = True
+async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> None:
+    """Owe the homes that contents lack, but for those that nobody can give."""
     # By snapshot: nothing rests on it, and contents that are in use need not wait for each other.
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     for content_id, stored in asked:
@@ -103,8 +98,7 @@ async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, con
         if content is None or content.state != LIVE:
             continue
         if await homes.survives(tr, ctx, content_id, content, view.alive):
-            served &= await owe_missing(tr, ctx, view, content_id, content, near=near)
-    return served
+            await owe_missing(tr, ctx, view, content_id, content, near=near)
 
 
 class Return:
@@ -192,7 +186,7 @@ async def give_up(tr: Transaction, ctx: Context, view: View, content_ids: Sequen
             continue
         if content.state != LIVE:
             continue  # whoever reclaims it removes the bytes
-        await owe_missing(tr, ctx, view, content_id, content, near=ctx.home.region)
+        await owe_possible(tr, ctx, view, content_id, content, near=ctx.home.region)
         if placing.may_lose(content, ctx.home.node, view.alive, ctx.regions):
             await homes.owe_release(tr, ctx, ctx.home.node, content.bucket, content_id)
 
