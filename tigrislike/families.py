@@ -210,6 +210,12 @@ _STORE: Final[Mapping[str, Family]] = {
     "queue_oldest_due_seconds": Family(
         "gauge", "How long the first of what is due in a region has been due: its lag.", ("region",)
     ),
+    "short_contents": Family(
+        "gauge", "Contents that have fewer homes than they are to have, for want of nodes; at most 1000 are counted."
+    ),
+    "lost_contents": Family(
+        "gauge", "Contents that no node has any more, as a removal found; at most 1000 are counted."
+    ),
     "region_nodes": Family("gauge", "Nodes of a region that were not removed.", ("region",)),
     "region_alive_nodes": Family("gauge", "Of these, those that show life.", ("region",)),
     "node_alive": Family("gauge", "Whether a node shows life.", ("node", "region")),

@@ -475,6 +475,7 @@ TASKS: Final = tuple(
         Warm,
         Repair,
         Return,
+        Restore,
         Drain,
         FollowPolicy,
         Mirror,

@@ -12,7 +12,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from tigrislike.metadata import Metadata
-from tigrislike.metadata.records import DRAINING, REMOVED, Beat, Counts, Node
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.keyspace import subspace
+from tigrislike.metadata.kv import Transaction
+from tigrislike.metadata.records import DRAINING, LOST, REMOVED, Beat, Counts, Node
 from tigrislike.metrics import Look, Reading
 
 from .desk import Desk
@@ -21,6 +24,9 @@ from .queues import age_s, read_sums
 
 BUCKETS: Final = 1000
 """Buckets that are told of, the first by name: a series each is what Prometheus can be asked to keep."""
+
+CONTENTS: Final = 1000
+"""Contents that are counted of those that lack a home, or are lost: any is too many."""
 
 _LEAST_S: Final = 1.0
 _SHARE: Final = 50.0
@@ -42,7 +48,9 @@ def store(desk: Desk, clock_s: Callable[[], float] = time.monotonic) -> Look:
 
     async def look() -> list[Reading]:
         nodes = [(node, beat) for node, beat in await desk.metadata.nodes() if node.state != REMOVED]
-        return [*await _queue(desk), *_nodes(desk, nodes)]
+        short, lost = await desk.metadata.engine.background.read(_endangered, desk.metadata.context)
+        endangered: list[Reading] = [("short_contents", (), short), ("lost_contents", (), lost)]
+        return [*await _queue(desk), *endangered, *_nodes(desk, nodes)]
 
     return _seldom(look, clock_s)
 
@@ -99,6 +107,13 @@ async def _queue(desk: Desk) -> list[Reading]:
             ("queue_dead_letters", labels, counts.dead),
         ]
     return readings
+
+
+async def _endangered(tr: Transaction, ctx: Context) -> tuple[int, int]:
+    """How many contents lack a home, and how many are lost."""
+    short = tr.get_range(*subspace(ctx.keys.shorts), limit=CONTENTS, snapshot=True)
+    lost = tr.get_range(*ctx.keys.homes_of(LOST), limit=CONTENTS, snapshot=True)
+    return len(await short), len(await lost)
 
 
 def _nodes(desk: Desk, known: list[tuple[Node, Beat | None]]) -> Iterator[Reading]:
