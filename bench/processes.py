@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -117,9 +118,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int, *, below: int = 32768) -> list[int]:
-    """Ports nobody listens on now, from under the range that the kernel hands to outgoing connections."""
+    """Ports nobody listens on now, from under the range that the kernel hands to outgoing connections. From anywhere in
+    it: of two programs that look at once, each is to find others."""
     ports: list[int] = []
-    for port in range(18000 + os.getpid() % 4000, below):
+    for port in range(random.randrange(10000, below - 1000), below):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

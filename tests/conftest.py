@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import clusters
+from tests import clusters, leaks
 from tests.nodes import RunningNode, running_node
 
 SKIPS = pytest.StashKey[list[tuple[str, str]]]()
@@ -22,6 +22,10 @@ TOLD = "told"
 # An example that takes long, or is slow to be drawn, says only that the machine is busy.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--console-pictures", metavar="FOLDER", help="keep the pictures that docs/console.md shows there")
 
 
 # -- FoundationDB ----------------------------------------------------------------------------------------------------
@@ -113,6 +117,7 @@ def _allowed(path: Path) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SKIPS] = []
+    config.pluginmanager.register(leaks, "leaks")
     try:
         clusters.engine_under_test()
     except clusters.NoCluster as error:

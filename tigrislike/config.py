@@ -627,9 +627,22 @@ class Settings:
     admin_listen: str = _setting(
         "",
         _parse_listen,
-        "HOST:PORT of a listener of its own for the admin API, which is then not served beside S3; port 0 takes a free "
-        "one.",
-        shown="the admin API is served beside S3, on the service's own host name",
+        "HOST:PORT of a listener of its own for the admin API and the console, which are then not served beside S3; "
+        "port 0 takes a free one.",
+        shown="both are served beside S3, on the service's own host name",
+    )
+    public_endpoint: str = _setting(
+        "",
+        _parse_endpoint,
+        "URL by which clients reach S3: links that the console makes begin with it.",
+        shown="the console's own, or with --admin-listen that by which other nodes reach this one",
+    )
+    console_session_s: float = _setting(
+        12 * 3600.0,
+        _positive(parse_duration),
+        "How long somebody who signed in to the console stays signed in.",
+        name="console-session",
+        shown="12h",
     )
     metrics_auth: Path | None = _setting(
         None,
@@ -651,6 +664,28 @@ class Settings:
         "A request that takes this long is among the slow requests that the admin API shows; 0 shows none.",
         name="slow-request",
         shown="1s",
+    )
+    server_log_interval_s: float = _setting(
+        300.0,
+        _positive(parse_duration),
+        "How often the log of a bucket's requests (S3's server access logging) is written to its target bucket.",
+        name="server-log-interval",
+        shown="5m",
+    )
+    server_log_bytes: int = _setting(
+        16 * _MIB,
+        _positive(parse_size),
+        "A log of a bucket's requests of this size is written to its target bucket at once.",
+        name="server-log-size",
+        shown="16MiB",
+    )
+    server_log_spool_bytes: int = _setting(
+        64 * _MIB,
+        _positive(parse_size),
+        "What of the log of one bucket's requests may lie on this node's disk, not yet written to its target bucket; "
+        "what comes beyond it is dropped and counted.",
+        name="server-log-spool",
+        shown="64MiB",
     )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."

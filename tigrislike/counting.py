@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -38,6 +39,7 @@ SERVICE_OPERATIONS: Final = (
     "PeerCopy",
     "PeerHome",
     "Admin",
+    "Console",
 )
 STATUSES: Final = (
     0, 200, 201, 204, 206, 301, 303, 304, 307, 400, 403, 404, 405, 408, 409, 411, 412, 413, 415, 416, 417, 431, 500,
@@ -125,6 +127,7 @@ class Table:
         self._width = width
         self._cells = memoryview(mmap.mmap(-1, 8 * width * processes)).cast("q")
         self._processes = processes
+        self.since_ns = time.time_ns()
         self._levels = [_BLOCKS.start + COUNTED.index(name) for name in GAUGES]
         self._levels += [at for (name, *_), at in self.columns.items() if FAMILIES[name].kind == "gauge"]
 

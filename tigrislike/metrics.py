@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -32,7 +32,7 @@ from tigrislike import __version__
 from tigrislike.bytecache.fills import retrieve
 from tigrislike.bytecache.scrub import ScrubState, read_state
 from tigrislike.bytecache.statistics import Statistics, statistics
-from tigrislike.counting import Table
+from tigrislike.counting import SERVICE_OPERATIONS, Table
 from tigrislike.families import COUNTED_BY_PROCESSES, FAMILIES, LEVELS, NAMING, PREFIX, TOTALS, Family
 
 if TYPE_CHECKING:
@@ -55,6 +55,15 @@ Look = Callable[[], Awaitable[Iterable[Reading]]]
 """How a part of the page is found out. May raise whatever it likes, or take for ever."""
 
 
+class Traffic(NamedTuple):
+    """Requests that are over, how many of them failed (status 500 and more), and bytes of bodies."""
+
+    requests: int
+    failed: int
+    received_bytes: int
+    sent_bytes: int
+
+
 class Snapshot:
     """What one scrape answers with: made at once from the table, completed with what the parts say, then rendered."""
 
@@ -73,6 +82,16 @@ class Snapshot:
         for (operation, status), (count,) in self._sums.of("requests"):
             if count:
                 yield operation, int(status), count
+
+    def traffic(self) -> Traffic:
+        """What clients asked for; what nodes ask each other, probes and operators are left out."""
+        asked = [each for each in self.requests() if each[0] not in SERVICE_OPERATIONS]
+        received, sent = (
+            sum(cells[0] for (operation,), cells in self._sums.of(name) if operation not in SERVICE_OPERATIONS)
+            for name in ("request_body_bytes", "response_body_bytes")
+        )
+        failed = sum(count for _, status, count in asked if status >= 500)
+        return Traffic(sum(count for *_, count in asked), failed, received, sent)
 
     def gauge(self, name: str, value: float, *labels: str) -> None:
         assert len(labels) == len(FAMILIES[name].labels), name

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,8 +24,8 @@ from tigrislike.bytecache.scrub import Remedies, Scrubber, ScrubRunning
 from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.counting import DATABASE_KINDS, ORIGIN_FAILURES, OTHER, RESULTS, Column, Row
-from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
+from tigrislike.counting import DATABASE_KINDS, ORIGIN_FAILURES, OTHER, RESULTS, Column, Row, Table
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, history, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -41,9 +42,10 @@ from tigrislike.metadata.kv import (
 )
 from tigrislike.metadata.kv.observed import Kind, Observe, ObservedEngine
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat, Item, OriginPlace
+from tigrislike.metadata.records import LIVE, Beat, Item, NodeSample, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.metrics import Snapshot
 from tigrislike.origin import Origin
 from tigrislike.origin.egress import Egress
 from tigrislike.origin.location import Location
@@ -53,11 +55,14 @@ from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
 from tigrislike.replication.lacking import Restore
+from tigrislike.replication.log_delivery import LOOK_S, Delivery
+from tigrislike.replication.log_spool import Spool
 from tigrislike.replication.membership import BEAT_S, Members, skew_s
 from tigrislike.replication.migrate import Migrate
 from tigrislike.replication.mirror import Mirror
 from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
+from tigrislike.replication.putting import Putter
 from tigrislike.replication.rates import Rate
 from tigrislike.replication.reclaim import ReclaimBlob, ReclaimContent, reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
@@ -331,13 +336,26 @@ class Node:
             ("demand", self.regional.demand.flush, FLUSH_S),
         ]
 
-    async def work(self, stop: Stop, epochs: Epochs) -> None:
-        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
+    async def work(self, stop: Stop, epochs: Epochs, table: Table) -> None:
+        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own.
+
+        Args:
+            table: what all processes of the node count in.
+        """
+
+        known = asyncio.Event()
+        consumer = self._consumer = self.consumer()
 
         async def beat() -> None:
             await self.beat(epochs.current)
+            if not known.is_set():
+                await self.regional.members.refresh()
+                known.set()
 
-        self._consumer = self.consumer()
+        async def consume() -> None:
+            await known.wait()  # else what has waited for a node of this region is put off, for want of one
+            await consumer.run()
+
         duties: list[Duty] = [
             ("beat", beat, BEAT_S),
             ("epochs", epochs.renew, RENEW_S),
@@ -345,9 +363,11 @@ class Node:
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
             ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("history", partial(self.note_history, table), history.SAMPLE_S),
             ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
-            ("queue", self._consumer.run, 0.0),
+            ("queue", consume, 0.0),
+            ("log delivery", self.log_delivery().run, min(LOOK_S, self.settings.server_log_interval_s)),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
             ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
             ("hits", self.blocks.flush_hits, HIT_INTERVAL_S),
@@ -356,6 +376,29 @@ class Node:
             duties.append(("scrub", self._scrub, _SCRUB_LOOK_S))
         async with repeating(duties):
             await stop.wait()
+
+    @property
+    def log_spool(self) -> Spool:
+        """Where the log of requests to buckets gathers, of all processes of the node."""
+        return Spool(self.settings.data_dir / "server-logs", self.settings.server_log_spool_bytes)
+
+    @property
+    def putter(self) -> Putter:
+        """What writes objects of the store's own accord."""
+        return Putter(self.metadata, self.blocks, self.regional, self.settings.inline_bytes)
+
+    def log_delivery(self) -> Delivery:
+        """What brings the log of requests to the target buckets."""
+        settings = self.settings
+        return Delivery(
+            self.metadata,
+            self.log_spool,
+            self.putter,
+            settings.region,
+            interval_s=settings.server_log_interval_s,
+            most_bytes=settings.server_log_bytes,
+            clock=time.monotonic,
+        )
 
     def consumer(self) -> Consumer:
         """A consumer of what is owed to this node, to its region, and to anybody.
@@ -402,6 +445,23 @@ class Node:
 
     async def _sample_queue(self) -> None:
         await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def note_history(self, table: Table) -> None:
+        """Keep what this node has counted until now, for plots."""
+        snapshot = Snapshot(table)
+        totals = snapshot.totals
+        sample = NodeSample(
+            self.metadata.now_ns(),
+            table.since_ns,
+            *snapshot.traffic(),
+            totals.hits,
+            totals.misses,
+            totals.fills,
+            totals.fill_bytes,
+            totals.evicted_bytes,
+            *self._cache_usage,
+        )
+        await self.metadata.background(history.note, self.metadata.context, sample)
 
     async def _look_at_cache(self) -> None:
         """What beats say of the cache."""

@@ -38,6 +38,7 @@ from tigrislike.metadata.kv import SteadyClock
 from tigrislike.metrics import Look, Metrics, Reading
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, TASKS, Duty, Node, OpenSource, repeating
 from tigrislike.replication.epochs import Epochs
+from tigrislike.s3api.context import canonical_id
 from tigrislike.s3api.errors import ERRORS
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
@@ -329,7 +330,9 @@ async def worker(
     from tigrislike.admin import gauges
     from tigrislike.admin.desk import Desk
     from tigrislike.admin.serving import admin_routes
+    from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
+    from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
 
     row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
@@ -349,7 +352,8 @@ async def worker(
         if settings.tls_cert is not None:
             looks["certificate"] = certificate(settings.tls_cert)
         metrics = desk.metrics = Metrics(shared.metrics, node.blocks, looks, {"buckets": gauges.buckets(desk)})
-        admin = admin_routes(desk)
+        operators = [*admin_routes(desk), *console_routes(desk)]
+        server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -358,25 +362,27 @@ async def worker(
             epochs=shared.epochs,
             receive_copy=node.regional.receiver.receive,
             regional=node.regional,
-            also=() if settings.admin_listen else admin,
+            server_log=server_log,
+            also=() if settings.admin_listen else operators,
         )
-        served = list(zip(listeners, (app, Starlette(routes=admin)), strict=False))
+        desk.gateway = app.gateway
+        served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
+            ("logged buckets", server_log.look, LOOK_S),
+            ("server log", server_log.flush, FLUSH_S),
             *node.regional_duties(),
             *counting(row, "worker", node.counted),
         ]
-        return await serve_apps(
-            served,
-            settings,
-            shared.loads,
-            index,
-            row,
-            duties,
-            announce,
-            lifeline,
-            note=partial(shared.slow.note, index),
-        )
+
+        def note(record: Record) -> None:
+            server_log.take(record)
+            shared.slow.note(index, record)
+
+        try:
+            return await serve_apps(served, settings, shared.loads, index, row, duties, announce, lifeline, note=note)
+        finally:
+            await server_log.flush()
 
 
 async def serve_app(
@@ -478,7 +484,7 @@ async def agent(
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
         async with repeating(counting(row, "agent", node.counted)):
-            await node.work(stop, shared.epochs)
+            await node.work(stop, shared.epochs, shared.metrics)
     return 0
 
 

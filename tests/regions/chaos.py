@@ -338,7 +338,8 @@ def judge(store: Regions, clients: list[Client], wiped: set[bytes]) -> None:
                 assert None not in seen, f"{slot} cannot be read: {there}"
                 assert len(seen) == 1, f"{slot} shows {seen}"
     assert not [wrong for client in clients for wrong in client.wrong]
-    assert store.lost() == lost
+    # It watches for some seconds who beats, and on a machine with much else to do a node may miss that.
+    _until(lambda: store.lost() == lost, lambda: f"admin check lists otherwise: {store.lost() ^ lost}")
     print(f"  {len(lost)} objects of one home are lost with their disks")
     for name in store.nodes:
         store.assert_whole(name)

@@ -25,6 +25,7 @@ from tigrislike.metadata.nodes import OPEN_REGION, OPEN_REGION_NS
 from tigrislike.metadata.records import Beat, Content, Home, Item, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.replication.consumer import Consumer, Worked
+from tigrislike.replication.lacking import Restore
 from tigrislike.replication.membership import BEAT_S, Member, Members
 from tigrislike.replication.moving import Moving
 from tigrislike.replication.origins import Origins
@@ -110,6 +111,7 @@ class Node:
             WriteBack(metadata, self.blocks, self.members, self.moving, self.origins),
             Discard(metadata, self.origins),
             FollowPolicy(metadata, self.members),
+            Restore(metadata, self.members),
         ]
 
     async def _count(self, count: int) -> None:

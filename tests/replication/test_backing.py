@@ -20,6 +20,8 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.owed import enqueue, zone_of
 from tigrislike.metadata.records import ANNOUNCED, BACKED, NOWHERE, SHADOWED, Elsewhere, OriginPlace
 from tigrislike.replication.backing import Backer, NoOrigins, NotAtOrigin, deliver
+from tigrislike.replication.lacking import View
+from tigrislike.replication.repair import owe_for_lost
 from tigrislike.replication.write_back import later_ns
 
 HOUR_S = 3700.0
@@ -392,6 +394,33 @@ def test_only_the_first_home_writes(tmp_path: Path) -> None:
         await first.drain()
         assert origin.puts == [key_of(blob_id)]
         assert (await it.content(blob_id)).elsewhere == BACKED
+
+    play(tmp_path, "iad sjc", story)
+
+
+def test_what_a_dead_node_was_to_write_another_home_writes_and_the_dead_one_when_it_returns_does_not(
+    tmp_path: Path,
+) -> None:
+    async def story(it: Several) -> None:
+        first, second = it.nodes
+        _, blob_id = await held_by_two(it)
+        origin = it.origins["file:///origin"]
+        first.down = True
+        await it.settle()
+        view = View(second.members, second.members.alive())
+        assert first.id not in view.alive
+        for _ in range(2):  # whoever repairs it again finds it done
+            await second.metadata.background(owe_for_lost, second.metadata.context, view, "iad", [blob_id])
+        await second.drain()
+        assert origin.puts == [key_of(blob_id)]
+        assert (await it.content(blob_id)).elsewhere == BACKED
+        first.down = False
+        it.elapse(60)  # by then nobody asks any more for the home that was lacking meanwhile
+        await it.settle()
+        await it.drain()
+        assert origin.puts == [key_of(blob_id)]
+        assert await owed(first) == await owed(second) == []
+        assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
 
     play(tmp_path, "iad sjc", story)
 

@@ -388,7 +388,7 @@ async def _check_backing(view: View, tr: Transaction, content_id: bytes, content
             break
     elif not content.homes and await tr.get(ctx.keys.home(records.LOST, content_id)) is None:
         problems.append(Problem("content-homeless", name, "no node and no origin is said to have it"))
-    due = placing.is_to_be_written(content) or placing.is_to_be_given_up(content)
+    due = placing.awaits_origin(content)
     if due and content.homes and not await owed_anywhere(tr, ctx, homes.WRITE_BACK, content_id):
 
         async def owe(tr: Transaction) -> None:

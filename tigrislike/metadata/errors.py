@@ -60,6 +60,13 @@ class BucketAlreadyOwnedByYou(MetadataError):
         super().__init__("You already own a bucket of this name", BucketName=name)
 
 
+class InvalidTargetBucketForLogging(MetadataError):
+    code = "InvalidTargetBucketForLogging"
+
+    def __init__(self, target: str) -> None:
+        super().__init__("The target bucket for logging does not exist or is not owned by you", TargetBucket=target)
+
+
 class BucketNotEmpty(MetadataError):
     code = "BucketNotEmpty"
 

@@ -366,7 +366,7 @@ async def owe_write_back(
 ) -> None:
     """Owe what is lacking between what a content's origin has and what is wanted, to its first home: whoever else does
     it would get in its way. Without a home it waits until there is one."""
-    if not content.homes or not (placing.is_to_be_written(content) or placing.is_to_be_given_up(content)):
+    if not content.homes or not placing.awaits_origin(content):
         return
     zone = owed.zone_of(content.homes[0].node, content.bucket)
     await owed.enqueue(

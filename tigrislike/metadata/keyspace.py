@@ -189,6 +189,7 @@ class Keyspace:
         self.elsewheres = family("elsewhere")
         self.origins = family("origin")
         self.bucket = TextKeys(family("bucket"))
+        self.loggings = family("logging")
         self.owners = family("owner")
         meta = family("meta")
         self.cluster = meta + pack_text("cluster")
@@ -212,6 +213,7 @@ class Keyspace:
         self.queue_sums = queue + pack_text("sum")
         self.queue_samples = queue + pack_text("sample")
         self.audits = family("audit")
+        self.histories = family("history")
         self.in_bucket = functools.lru_cache(4096)(functools.partial(BucketKeys, self))
 
     # -- contents and blobs (ids are 16 random bytes)
@@ -273,6 +275,9 @@ class Keyspace:
 
     def migration(self, bucket_id: bytes) -> bytes:
         return self.migrations + pack_bytes(bucket_id)
+
+    def logging(self, bucket_id: bytes) -> bytes:
+        return self.loggings + pack_bytes(bucket_id)
 
     def config(self, bucket_id: bytes, kind: str) -> bytes:
         return self.configs + pack_bytes(bucket_id) + pack_text(kind)
@@ -374,6 +379,16 @@ class Keyspace:
 
     def queue_failing_key(self, zone: bytes, enqueued_ns: int, item_id: bytes) -> bytes:
         return self.queue_failing + pack_bytes(zone) + pack_int(enqueued_ns) + pack_bytes(item_id)
+
+    # -- what nodes counted
+
+    def history(self, step_s: int, slot: int, node_id: bytes) -> bytes:
+        return self.histories + pack_int(step_s) + pack_int(slot) + pack_bytes(node_id)
+
+    def history_range(self, step_s: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """The rows of the slots from `first` up to, not including, `end`."""
+        prefix = self.histories + pack_int(step_s)
+        return prefix + pack_int(first), prefix + pack_int(end)
 
     # -- what operators did
 

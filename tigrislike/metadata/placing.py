@@ -168,6 +168,11 @@ def is_to_be_written(content: Content) -> bool:
     )
 
 
+def awaits_origin(content: Content) -> bool:
+    """Whether something is lacking between what an origin has of a content and what is wanted there."""
+    return is_to_be_written(content) or is_to_be_given_up(content)
+
+
 def may_be_given_up(content: Content, alive: Alive) -> bool:
     """Whether the copy of an origin may go: as many live nodes hold the content as must have it."""
     return content.elsewhere != BACKED or len(whole_homes(content, alive)) >= max(content.copies, 1)

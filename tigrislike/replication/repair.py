@@ -24,7 +24,7 @@ from tigrislike.metadata.deciding import SECOND
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.placing import Alive
-from tigrislike.metadata.records import DRAINING, LIVE, Item
+from tigrislike.metadata.records import DRAINING, LIVE, Content, Item
 from tigrislike.metadata.records import content as content_codec
 
 from .demand import decaying
@@ -89,7 +89,8 @@ async def _later(tr: Transaction, ctx: Context, node: bytes) -> None:
 
 
 async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, content_ids: Sequence[bytes]) -> None:
-    """Owe the homes that contents lack, but for those that nobody can give."""
+    """Owe the homes that contents lack, but for those that nobody can give, and to others what they were to write to
+    an origin."""
     # By snapshot: nothing rests on it, and contents that are in use need not wait for each other.
     asked = [(content_id, tr.get(ctx.keys.content(content_id), snapshot=True)) for content_id in content_ids]
     for content_id, stored in asked:
@@ -99,6 +100,19 @@ async def owe_for_lost(tr: Transaction, ctx: Context, view: View, near: str, con
             continue
         if await homes.survives(tr, ctx, content_id, content, view.alive):
             await owe_missing(tr, ctx, view, content_id, content, near=near)
+            await _have_another_write(tr, ctx, view.alive, content_id, content)
+
+
+async def _have_another_write(tr: Transaction, ctx: Context, alive: Alive, content_id: bytes, seen: Content) -> None:
+    """Make a living home the first one, which writes to the origin, where the first one is silent."""
+    if seen.homes and seen.homes[0].node not in alive and placing.awaits_origin(seen):
+        content = await homes.read_content(tr, ctx, content_id)
+        living = placing.whole_homes(content, alive) if content is not None else []
+        if content is not None and living and content.homes[0].node not in alive:
+            others = (home for home in content.homes if home != living[0])
+            content = replace(content, homes=(living[0], *others))
+            homes.put_content(tr, ctx, content_id, content)
+            await homes.owe_write_back(tr, ctx, content_id, content)
 
 
 class Return:

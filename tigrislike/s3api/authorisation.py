@@ -48,7 +48,8 @@ ANONYMOUS = Identity("", "", "")
 # What anybody may do in a public bucket. Listing is not among them: a public bucket publishes objects, not its index.
 _PUBLIC_OPERATIONS = frozenset({"GetObject", "HeadObject"})
 # What a key scoped to a bucket may not do inside it.
-_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket", "UpdateBucket"})
+# PutBucketLogging has other buckets written to.
+_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket", "UpdateBucket", "PutBucketLogging"})
 
 
 def authorise_service(identity: Identity, operation: str) -> None:

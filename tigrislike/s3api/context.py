@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tigrislike.bytecache import BlockStore
@@ -15,10 +17,19 @@ from tigrislike.replication.regional import Regional
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
+if TYPE_CHECKING:
+    from tigrislike.s3api.server_log import ServerLog
+
+
+@functools.lru_cache(4096)
+def canonical_id(account: str) -> str:
+    """An account's canonical user id, as S3 shows it: 64 hexadecimal digits."""
+    return hashlib.sha256(account.encode()).hexdigest()
+
 
 class Services:
     """The parts of a node that operations work on; one per process. Without `metrics` none are shown, and without
-    `regional` there is one node and nothing elsewhere."""
+    `regional` there is one node and nothing elsewhere; without `server_log` no bucket's requests are logged."""
 
     def __init__(
         self,
@@ -27,20 +38,22 @@ class Services:
         settings: Settings,
         metrics: Metrics | None = None,
         regional: Regional | None = None,
+        server_log: ServerLog | None = None,
     ) -> None:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
         self.metrics = metrics
         self.regional = regional
+        self.server_log = server_log
         self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 
     def owner(self, account: str) -> dict[str, str]:
-        """An account as S3 shows it: a canonical user id of 64 hexadecimal digits and a display name."""
+        """An account as S3 shows it: a canonical user id and a display name."""
         shown = self._owners.get(account)
         if shown is None:
-            shown = {"ID": hashlib.sha256(account.encode()).hexdigest(), "DisplayName": account}
+            shown = {"ID": canonical_id(account), "DisplayName": account}
             self._owners[account] = shown
         return shown
 
