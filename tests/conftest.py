@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import clusters
+from tests import clusters, leaks
 from tests.nodes import RunningNode, running_node
 
 SKIPS = pytest.StashKey[list[tuple[str, str]]]()
@@ -117,6 +117,7 @@ def _allowed(path: Path) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SKIPS] = []
+    config.pluginmanager.register(leaks, "leaks")
     try:
         clusters.engine_under_test()
     except clusters.NoCluster as error:

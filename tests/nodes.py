@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.clusters import clear_for, engine_under_test, url_for
+from tests.leaks import SCAN
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -34,6 +35,7 @@ class RunningNode:
         pid: of the supervisor, to which signals go.
         log: the file with everything it printed.
         ca_bundle: PEM file of the authority to trust, None for plain http.
+        logs: every file that it writes messages and access records to.
     """
 
     endpoint: str
@@ -45,6 +47,7 @@ class RunningNode:
     log: Path
     process: subprocess.Popen[bytes]
     ca_bundle: str | None = None
+    logs: tuple[Path, ...] = ()
 
     @property
     def port(self) -> int:
@@ -65,9 +68,12 @@ class RunningNode:
     def stop(self) -> int:
         """SIGTERM and wait; the exit status. Killed, with its children, when it does not end."""
         if self.process.poll() is None:
+            SCAN.look_at_metrics(self.endpoint)
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(STOP_TIMEOUT_S)
+            status = self.process.wait(STOP_TIMEOUT_S)
+            self._look_for_secrets()
+            return status
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"the node did not stop:\n{self.log.read_text()}") from None
@@ -77,6 +83,11 @@ class RunningNode:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(STOP_TIMEOUT_S)
+        self._look_for_secrets()
+
+    def _look_for_secrets(self) -> None:
+        for path in self.logs:
+            SCAN.look_at_file(path)
 
     def children(self) -> dict[int, str]:
         """Process ids of the agent and the workers, as the kernel knows them, oldest first."""
@@ -163,6 +174,9 @@ def start_node(
         process.wait(STOP_TIMEOUT_S)
         raise AssertionError(f"the node did not start:\n{log.read_text()}")
     facts = json.loads(line)
+    SCAN.keep(facts["secret_access_key"], "secret key")
+    _keep_secrets(data_dir, flags, environment or {})
+    access_logs = [flag.partition("=")[2] for flag in flags if flag.startswith("--access-log=")]
     if facts_to is not None:
         facts_to.write_bytes(line)
     return RunningNode(
@@ -175,7 +189,20 @@ def start_node(
         log=log,
         process=process,
         ca_bundle=ca_bundle,
+        logs=(log, *(Path(each) for each in access_logs if each not in ("-", "off"))),
     )
+
+
+def _keep_secrets(data_dir: Path, flags: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    """Tell the scan which secrets a node was given, and which its store has."""
+    given = dict(flag.lstrip("-").split("=", 1) for flag in flags if "=" in flag)
+    given |= {name.removeprefix("TIGRISLIKE_").lower().replace("_", "-"): value for name, value in environment.items()}
+    SCAN.keep(given.get("root-secret-key", ""), "secret key")
+    SCAN.keep_master_key(given.get("master-key", ""))
+    named = [Path(given["master-key-file"])] if "master-key-file" in given else []
+    for path in (*named, data_dir / "master.key", data_dir.with_name(data_dir.name + ".master.key")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            SCAN.keep_master_key(path.read_text())
 
 
 @contextlib.contextmanager

@@ -644,6 +644,13 @@ class Settings:
         name="console-session",
         shown="12h",
     )
+    metrics_auth: Path | None = _setting(
+        None,
+        _path,
+        "File with a token, or several, one a line: /_tigrislike/metrics answers only who sends one as a bearer token, "
+        "and tells of buckets by name.",
+        shown="anybody may read the metrics, which name no bucket",
+    )
     audit_retention_s: float = _setting(
         90 * 86400.0,
         _positive(parse_duration),
@@ -657,6 +664,28 @@ class Settings:
         "A request that takes this long is among the slow requests that the admin API shows; 0 shows none.",
         name="slow-request",
         shown="1s",
+    )
+    server_log_interval_s: float = _setting(
+        300.0,
+        _positive(parse_duration),
+        "How often the log of a bucket's requests (S3's server access logging) is written to its target bucket.",
+        name="server-log-interval",
+        shown="5m",
+    )
+    server_log_bytes: int = _setting(
+        16 * _MIB,
+        _positive(parse_size),
+        "A log of a bucket's requests of this size is written to its target bucket at once.",
+        name="server-log-size",
+        shown="16MiB",
+    )
+    server_log_spool_bytes: int = _setting(
+        64 * _MIB,
+        _positive(parse_size),
+        "What of the log of one bucket's requests may lie on this node's disk, not yet written to its target bucket; "
+        "what comes beyond it is dropped and counted.",
+        name="server-log-spool",
+        shown="64MiB",
     )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."

@@ -21,6 +21,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from tests.leaks import SCAN
+
 UNSIGNED = "UNSIGNED-PAYLOAD"
 STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
@@ -69,6 +71,8 @@ def read_answer(connection: socket.socket, method: str = "GET") -> Answer:
     with contextlib.closing(http.client.HTTPResponse(connection, method=method)) as response:
         response.begin()
         body = response.read()
+        if response.status >= 400:
+            SCAN.look(body, f"the answer to a {method}, status {response.status}", signatures=False)
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, body)
 
 
@@ -99,6 +103,7 @@ class Caller:
         self.store = store
         self.access_key_id = access_key_id or store.access_key_id
         self.secret_access_key = secret_access_key or store.secret_access_key
+        SCAN.keep(self.secret_access_key, "secret key")
         self.region = region
         self.host = urlsplit(store.endpoint).netloc
 
@@ -109,7 +114,9 @@ class Caller:
         return key
 
     def _signature(self, moment: str, text: str) -> str:
-        return hmac.new(self._key(moment[:8]), text.encode(), "sha256").hexdigest()
+        signature = hmac.new(self._key(moment[:8]), text.encode(), "sha256").hexdigest()
+        SCAN.keep_signature(signature)
+        return signature
 
     def sign(
         self,

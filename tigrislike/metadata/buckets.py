@@ -27,6 +27,7 @@ from .keyspace import subspace
 from .kv.engine import Transaction
 from .records import ENABLED, SUSPENDED, Bucket, Repolicy, Usage
 from .records import bucket as codec
+from .records import logging as logging_codec
 from .records import repolicy as repolicy_codec
 
 RESERVED_NAMES = frozenset({"healthz", "readyz", "_tigrislike"})
@@ -129,6 +130,7 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
     bucket = await read_bucket(tr, ctx, name)
     keys = ctx.keys.in_bucket(bucket.id)
     reads = [tr.get_range(family.begin, family.end, limit=1) for family in (keys.current, keys.version, keys.upload)]
+    logging = tr.get(ctx.keys.logging(bucket.id))
     for read in reads:
         if await read:
             raise BucketNotEmpty(name)
@@ -140,8 +142,17 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
         tr.clear_range(family.begin, family.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
     tr.clear(ctx.keys.migration(bucket.id))
+    tr.clear_range(*subspace(ctx.keys.inventories_of(bucket.id)))
+    end_logging(tr, ctx, bucket.id, await logging)
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()
+
+
+def end_logging(tr: Transaction, ctx: Context, bucket_id: bytes, raw: bytes | None) -> None:
+    """Let the row `raw` of a bucket, if it has one, say that requests to it are logged no longer."""
+    if raw is not None and not (logged := logging_codec.decode(raw)).ended_ns:
+        logged = msgspec.structs.replace(logged, ended_ns=ctx.now_ns())
+        tr.set(ctx.keys.logging(bucket_id), logging_codec.encode(logged))
 
 
 async def list_buckets(

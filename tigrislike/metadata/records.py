@@ -490,6 +490,54 @@ class Migration(Struct, frozen=True, array_like=True):
     ended_ns: int = 0
 
 
+class Logging(Struct, frozen=True, array_like=True):
+    """``logging / bucket id``: the requests to a bucket of `owner` are logged in objects of the bucket called `target`,
+    under keys that begin with `prefix`. `partition` says what follows there; see `server_logging`. `ended_ns` is 0
+    while they are; a row stays for a while behind that, for what is still to be delivered."""
+
+    bucket: bytes
+    name: str
+    owner: str
+    target: str
+    prefix: str = ""
+    partition: str = ""
+    ended_ns: int = 0
+
+
+class InventoryFile(Struct, frozen=True, array_like=True):
+    """A file of a report: its key, bytes, MD5 in hexadecimal, and how many objects it lists."""
+
+    key: str
+    size: int
+    md5: str
+    rows: int
+
+
+class Inventory(Struct, frozen=True, array_like=True):
+    """``inventory / bucket id, id``: a configuration of the bucket called `name`, as the JSON `document` that its owner
+    set at `set_ns`, and how far its present report has come.
+
+    `reported` is the last period of which there is a report, `period` the one whose report is under way, if one is; see
+    `inventories`. It lists what the bucket held from `begun_ns` on, has listed it up to the key `after` and its
+    `version`, and consists of `files` so far. `error` says why the last one could not be made.
+    """
+
+    bucket: bytes
+    name: str
+    id: str
+    document: bytes
+    enabled: bool
+    weekly: bool
+    set_ns: int
+    reported: str = ""
+    period: str = ""
+    begun_ns: int = 0
+    after: str = ""
+    version: str = ""
+    files: tuple[InventoryFile, ...] = ()
+    error: str = ""
+
+
 class Usage(Struct, frozen=True):
     """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
 
@@ -615,17 +663,22 @@ class Counts(Struct, frozen=True):
     def of(cls, counted: Mapping[str, int]) -> Counts:
         """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
         another end than done or failed (`returned`), and causes `dropped` in place of being done."""
-
-        def stored(name: str) -> int:
-            return counted.get(name, 0)
-
-        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
-        waiting = enqueued - done - stored("dropped")
-        leased = stored("begun") - done - failed - stored("returned")
-        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+        stored = counted.get
+        enqueued, done, failed = stored("enqueued", 0), stored("done", 0), stored("failed", 0)
+        waiting = enqueued - done - stored("dropped", 0)
+        leased = stored("begun", 0) - done - failed - stored("returned", 0)
+        return cls(waiting, enqueued, done, failed, stored("dead", 0), leased, stored("failing", 0))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+        return Counts(
+            self.waiting + other.waiting,
+            self.enqueued + other.enqueued,
+            self.done + other.done,
+            self.failed + other.failed,
+            self.dead + other.dead,
+            self.leased + other.leased,
+            self.failing + other.failing,
+        )
 
 
 class Claimed(Struct, frozen=True):
@@ -760,6 +813,8 @@ upload_summary = Codec(UploadSummary)
 bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
 migration = Codec(Migration)
+logging = Codec(Logging)
+inventory = Codec(Inventory)
 elsewhere = Codec(Elsewhere)
 origin = Codec(OriginRecord)
 access = Codec(AccessRecord)

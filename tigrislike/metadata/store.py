@@ -23,10 +23,12 @@ from . import (
     blobs,
     buckets,
     homes,
+    inventories,
     listing,
     nodes,
     objects,
     origins,
+    server_logging,
     shadow_migration,
     shadows,
     uploads,
@@ -69,6 +71,8 @@ from .records import (
     Elsewhere,
     Found,
     Home,
+    Inventory,
+    Logging,
     Migration,
     Node,
     ObjectPage,
@@ -466,6 +470,52 @@ class Metadata:
     async def delete_bucket_config(self, name: str, kind: str) -> None:
         """Remove the bucket's document of `kind`, if it has one. Raises NoSuchBucket."""
         await self._change(name, buckets.delete_config, self.context, name, kind)
+
+    # --- server access logging
+
+    async def log_requests(self, name: str, target: str, prefix: str, partition: str) -> Logging:
+        """Have the requests to a bucket logged. Raises NoSuchBucket, InvalidTargetBucketForLogging."""
+        return await self.engine.transact(server_logging.enable, self.context, name, target, prefix, partition)
+
+    async def log_no_requests(self, name: str) -> None:
+        """Log the requests to a bucket no longer. Raises NoSuchBucket."""
+        await self.engine.transact(server_logging.disable, self.context, name)
+
+    async def logging(self, bucket: Bucket) -> Logging | None:
+        """Where the requests to a bucket are logged, None: nowhere."""
+        return await self.engine.read(server_logging.read, self.context, bucket)
+
+    async def logged_buckets(self) -> list[Logging]:
+        """All buckets whose requests are logged, and those whose requests were until lately."""
+        found: list[Logging] = []
+        while True:
+            after = found[-1].bucket if found else b""
+            page = await self.engine.read(server_logging.page, self.context, after)
+            found += page
+            if len(page) < server_logging.PAGE:
+                return found
+
+    async def forget_logging(self, bucket_id: bytes) -> None:
+        """Remove what is kept of a bucket whose requests are logged no longer."""
+        await self._background.transact(server_logging.forget, self.context, bucket_id)
+
+    # --- inventories
+
+    async def put_inventory(self, name: str, id_: str, document: bytes, *, enabled: bool, weekly: bool) -> None:
+        """Have reports made on what a bucket holds. Raises NoSuchBucket, TooManyConfigurations."""
+        await self.engine.transact(inventories.put, self.context, name, id_, document, enabled, weekly)
+
+    async def inventory(self, bucket: Bucket, id_: str) -> Inventory:
+        """Raises NoSuchConfiguration."""
+        return await self.engine.read(inventories.get, self.context, bucket, id_)
+
+    async def list_inventories(self, bucket: Bucket, after: str, limit: int) -> list[Inventory]:
+        """Up to `limit` configurations in order of their ids, after the id `after`."""
+        return await self.engine.read(inventories.page, self.context, bucket, after, limit)
+
+    async def delete_inventory(self, name: str, id_: str) -> None:
+        """Raises NoSuchBucket, NoSuchConfiguration."""
+        await self.engine.transact(inventories.delete, self.context, name, id_)
 
     # --- origins
 

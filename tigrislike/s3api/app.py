@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from starlette.applications import Starlette
@@ -33,7 +33,7 @@ from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
 from tigrislike.replication.origins import MovedAtOrigin
 from tigrislike.replication.regional import Regional
-from tigrislike.s3api.admission import Admission
+from tigrislike.s3api.admission import Admission, Refused
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
@@ -55,6 +55,7 @@ from tigrislike.s3api.request import (
     bucket_of_host,
     new_request_id,
 )
+from tigrislike.s3api.server_log import NOTE, ServerLog
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
 
@@ -89,6 +90,7 @@ def create_app(
     epochs: Epochs | None = None,
     receive_copy: ReceiveCopy | None = None,
     regional: Regional | None = None,
+    server_log: ServerLog | None = None,
     also: Sequence[Route] = (),
 ) -> S3Application:
     """The application over an open node's parts; they stay the caller's to close.
@@ -97,9 +99,10 @@ def create_app(
         epochs: the node's; without them other nodes are not answered.
         receive_copy: what takes a blob that another node has and this one is to have.
         regional: what is known of other nodes and regions.
+        server_log: where requests to buckets that are logged are noted; by default none are.
         also: further routes under ``/_tigrislike/``, on the service's own host.
     """
-    services = Services(metadata, blocks, settings, metrics, regional)
+    services = Services(metadata, blocks, settings, metrics, regional, server_log)
     routes = [*service_routes(services), *also]
     if epochs is not None:
         routes.append(internal_route(services, epochs, receive_copy))
@@ -137,6 +140,9 @@ class Gateway:
         self._handlers = load_operations()
         self._domains = (settings.domain,) if settings.domain else ()
         self._admission = Admission.from_settings(settings)
+        # Consulted by every request: empty where no bucket's requests are logged.
+        self._server_log = services.server_log
+        self._logged: Mapping[str, object] = services.server_log.logged if services.server_log is not None else {}
         self._served_here = (SERVED_FROM, services.metadata.context.home.region.encode())
         self._guards = () if settings.admin_listen else _GUARDS
 
@@ -183,6 +189,8 @@ class Gateway:
     async def _respond(self, request: Request, send: Send) -> None:
         try:
             request.address(self._domains)
+            if self._logged and self._server_log is not None:
+                self._server_log.note(request)
             status, headers, body = await self._answer(request)
         except Exception as exception:
             await self._refuse(request, exception, send)
@@ -312,6 +320,8 @@ class Gateway:
             else:
                 inp = operation.parse(*arguments)
             output = await handler(Context(self._services, request, bucket, payload, recalled), inp)
+        if self._logged and (noted := request.notes.get(NOTE)) is not None:
+            noted.performed(operation.name, inp, output)
         content = output.pop("Body", None)
         own_headers = output.pop("Headers", ())
         status, headers, document = operation.serialise(output, output.pop("StatusCode", None))
@@ -356,6 +366,8 @@ class Gateway:
     async def _send(self, request: Request, status: int, headers: Headers, body: Body, send: Send) -> None:
         headers.append((b"x-amz-request-id", request.request_id.encode()))
         headers.extend(self._guards)
+        if self._logged and (noted := request.notes.get(NOTE)) is not None:
+            noted.answered(headers)
         try:
             if isinstance(body, list):
                 await self._send_extents(request, status, headers, body, send)
@@ -411,6 +423,8 @@ class Gateway:
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
         request.notes["error"] = error.code
+        if isinstance(error, Refused):
+            request.notes["refused"] = error.bound
         if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
             log.error(
                 "request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception
@@ -433,6 +447,8 @@ class Gateway:
             else:
                 body = error_document(error.code, error.message, request.resource, request.request_id, error.extra)
             headers.append((b"content-length", str(len(body)).encode()))
+        if self._logged and (noted := request.notes.get(NOTE)) is not None:
+            noted.answered(headers)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

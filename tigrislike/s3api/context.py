@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import Bucket
 from tigrislike.metrics import Metrics
@@ -15,10 +16,13 @@ from tigrislike.replication.regional import Regional
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request
 
+if TYPE_CHECKING:
+    from tigrislike.s3api.server_log import ServerLog
+
 
 class Services:
     """The parts of a node that operations work on; one per process. Without `metrics` none are shown, and without
-    `regional` there is one node and nothing elsewhere."""
+    `regional` there is one node and nothing elsewhere; without `server_log` no bucket's requests are logged."""
 
     def __init__(
         self,
@@ -27,20 +31,22 @@ class Services:
         settings: Settings,
         metrics: Metrics | None = None,
         regional: Regional | None = None,
+        server_log: ServerLog | None = None,
     ) -> None:
         self.metadata = metadata
         self.blocks = blocks
         self.settings = settings
         self.metrics = metrics
         self.regional = regional
+        self.server_log = server_log
         self.token_key = metadata.derive_key("listing tokens")
         self._owners: dict[str, dict[str, str]] = {}
 
     def owner(self, account: str) -> dict[str, str]:
-        """An account as S3 shows it: a canonical user id of 64 hexadecimal digits and a display name."""
+        """An account as S3 shows it: a canonical user id and a display name."""
         shown = self._owners.get(account)
         if shown is None:
-            shown = {"ID": hashlib.sha256(account.encode()).hexdigest(), "DisplayName": account}
+            shown = {"ID": canonical_id(account), "DisplayName": account}
             self._owners[account] = shown
         return shown
 

@@ -15,7 +15,8 @@ The parser is llhttp (httptools) in its strict mode: both length and chunked, re
 headers, bare LF, folded lines, and spaces before the colon are refused there; the rest is refused here.
 
 `scope["raw_path"]` and `scope["query_string"]` are the request's undecoded bytes. `scope["access"]` is a dict in
-which the application notes what the access log should say. Not here: HTTP/2, WebSocket, proxies' headers.
+which the application notes what the access log should say. Over TLS `scope["extensions"]["tls"]` is the version and the
+cipher suite. Not here: HTTP/2, WebSocket, proxies' headers.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ _LINGER_S = 2.0
 _PIPELINE_DEPTH = 64
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
-_EXTENSIONS: dict[str, dict[str, object]] = {"http.response.zerocopysend": {}, "http.response.pathsend": {}}
-_NO_EXTENSIONS: dict[str, dict[str, object]] = {}
+_EXTENSIONS: dict[str, Any] = {"http.response.zerocopysend": {}, "http.response.pathsend": {}}
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,12 @@ class Front(ServerState):
             connection.on_deadline()
 
 
+def _tls_of(transport: asyncio.BaseTransport) -> tuple[str, str]:
+    """Version and cipher suite, as OpenSSL calls them."""
+    tls = transport.get_extra_info("ssl_object")
+    return (tls.version() or "", (tls.cipher() or ("",))[0]) if tls is not None else ("", "")
+
+
 class HttpProtocol(asyncio.Protocol):
     """One connection. The arguments are uvicorn's; `server_state` must be a `Front`."""
 
@@ -181,6 +187,7 @@ class HttpProtocol(asyncio.Protocol):
         self.client = get_remote_addr(self.transport)
         self.client_text = f"{self.client[0]}:{self.client[1]}" if self.client else ""
         self.tls = is_ssl(self.transport)
+        self.extensions = {"tls": _tls_of(self.transport)} if self.tls else _EXTENSIONS
         front = self.front
         # Over the bound a connection may still send one request's headers, so that it is given an answer and not a
         # reset; far over it, it may not.
@@ -345,6 +352,7 @@ class HttpProtocol(asyncio.Protocol):
         self._read_head(exchange, parser.get_http_version(), parser.should_upgrade())
         exchange.keep_alive = exchange.keep_alive and parser.should_keep_alive() and not self.front.draining
         if self.refused:
+            exchange.notes["refused"] = "connections"
             raise S3Error("SlowDown", headers={"retry-after": "1"})
         if self.current is None:
             self.current = exchange
@@ -373,7 +381,7 @@ class HttpProtocol(asyncio.Protocol):
             "headers": self.headers,
             "server": self.server,
             "client": self.client,
-            "extensions": _NO_EXTENSIONS if self.tls else _EXTENSIONS,
+            "extensions": self.extensions,
             "access": exchange.notes,
             "state": self.app_state.copy(),
         }

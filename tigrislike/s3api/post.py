@@ -124,6 +124,7 @@ async def post_object(
     bucket = await services.metadata.bucket(request.bucket)
     authorise_bucket(request.identity, "PutObject", bucket)
     request.notes["operation"] = "PostObject"
+    request.key = form.key
     inp = protocol["PutObject"].parse(request.bucket, form.key, {}, form.headers, b"")
     if form.tagging:
         inp["Tagging"] = _tagging_header(protocol, request, form)

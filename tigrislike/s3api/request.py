@@ -80,11 +80,13 @@ class Request:
         "receive",
         "request_id",
         "scheme",
+        "scope",
         "virtual_host",
         "zero_copy",
     )
 
     def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+        self.scope = scope
         self.method: str = scope["method"]
         self.raw_path: bytes = scope["raw_path"]
         self.raw_query: bytes = scope["query_string"]

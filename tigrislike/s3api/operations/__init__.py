@@ -37,6 +37,17 @@ def operation(name: str) -> Callable[[Handler], Handler]:
 
 def load_operations() -> dict[str, Handler]:
     """Import every module of operations and return the functions by operation name."""
-    for module in ("acceleration", "buckets", "listing", "objects", "copies", "settings", "uploads", "tagging"):
+    for module in (
+        "acceleration",
+        "buckets",
+        "copies",
+        "inventories",
+        "listing",
+        "objects",
+        "server_logging",
+        "settings",
+        "tagging",
+        "uploads",
+    ):
         import_module(f"{__name__}.{module}")
     return HANDLERS
