@@ -83,7 +83,7 @@ class Html(HTMLParser):
         self._open.pop()
 
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "title":
+        if self._open[-2:] == ["head", "title"]:
             self.title += data
         elif self._open and self._open[-1] == "script":
             assert not data.strip(), "a script in the page"
@@ -93,7 +93,7 @@ class Html(HTMLParser):
 
 def check_page(text: str) -> Html:
     html = Html(text)
-    assert html.title.endswith(" · tigrislike")
+    assert html.title.endswith(" · tigrislike"), f"{html.title!r}: {text[:1500]}"
     assert len(html.title) > len(" · tigrislike")
     assert html.tags.count("h1") == 1, html.title
     assert html.tags.count("main") == 1
