@@ -100,7 +100,7 @@ def test_no_more_series_than_can_be_told_apart() -> None:
         (0.03, 10, "0.04/s"),
         (1500, 2, "2.0 KiB"),
         (1024**3, 2, "1.0 GiB"),
-        (1, 2, "1 B"),
+        (1, 2, "4 B"),
     ],
 )
 def test_axes_end_at_round_numbers(most: float, base: int, top: str) -> None:
