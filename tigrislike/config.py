@@ -644,6 +644,13 @@ class Settings:
         name="console-session",
         shown="12h",
     )
+    metrics_auth: Path | None = _setting(
+        None,
+        _path,
+        "File with a token, or several, one a line: /_tigrislike/metrics answers only who sends one as a bearer token, "
+        "and tells of buckets by name.",
+        shown="anybody may read the metrics, which name no bucket",
+    )
     audit_retention_s: float = _setting(
         90 * 86400.0,
         _positive(parse_duration),

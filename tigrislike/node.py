@@ -12,19 +12,19 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.hold import passing
 from tigrislike.bytecache.scrub import Remedies, Scrubber, ScrubRunning
 from tigrislike.bytecache.source import BlobSource
-from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
+from tigrislike.counting import DATABASE_KINDS, ORIGIN_FAILURES, OTHER, RESULTS, Column, Row, Table
 from tigrislike.metadata import AccessKey, Metadata, MetadataError, history, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
@@ -40,11 +40,12 @@ from tigrislike.metadata.kv import (
     StoreSealed,
     open_engine,
 )
+from tigrislike.metadata.kv.observed import Kind, Observe, ObservedEngine
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat, NodeSample, OriginPlace
+from tigrislike.metadata.records import LIVE, Beat, Item, NodeSample, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
-from tigrislike.metrics import Snapshot, Table
+from tigrislike.metrics import Snapshot
 from tigrislike.origin import Origin
 from tigrislike.origin.egress import Egress
 from tigrislike.origin.location import Location
@@ -53,6 +54,7 @@ from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
+from tigrislike.replication.inventory import Inventory
 from tigrislike.replication.lacking import Restore
 from tigrislike.replication.log_delivery import LOOK_S, Delivery
 from tigrislike.replication.log_spool import Spool
@@ -63,7 +65,7 @@ from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.putting import Putter
 from tigrislike.replication.rates import Rate
-from tigrislike.replication.reclaim import reclaim_tasks
+from tigrislike.replication.reclaim import ReclaimBlob, ReclaimContent, reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
 from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
@@ -113,6 +115,7 @@ class Node:
         blocks: BlockStore,
         regional: Regional,
         clock: SteadyClock,
+        row: Row | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -128,6 +131,8 @@ class Node:
         self._joined = False
         self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
+        self._row = row
+        self._consumer: Consumer | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -139,7 +144,7 @@ class Node:
         open_source: OpenSource | None = None,
         open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
-        counters: Counters | None = None,
+        row: Row | None = None,
         clock: SteadyClock | None = None,
     ) -> AsyncIterator[Node]:
         """A node for the length of a `with` block, its directories and master key made at first start.
@@ -149,7 +154,7 @@ class Node:
             open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
             open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
-            counters: where its block store counts.
+            row: where this process counts.
             clock: what the processes of the node go by.
 
         Raises:
@@ -171,11 +176,13 @@ class Node:
             fill_timeout_s=settings.fill_timeout_s,
             verify=settings.verify,
             verified=verified,
-            counters=counters,
+            counters=row.counters if row is not None else None,
         )
         try:
             clock = clock or SteadyClock()
             engine = await open_engine(settings.metadata, clock=clock)
+            if row is not None:
+                engine = ObservedEngine(engine, _noting(row))
             try:
                 metadata = await Metadata.open(
                     engine,
@@ -208,7 +215,7 @@ class Node:
                         contextlib.aclosing(origins),
                         contextlib.aclosing(regional),
                     ):
-                        node = cls(settings, engine, metadata, blocks, regional, clock)
+                        node = cls(settings, engine, metadata, blocks, regional, clock, row)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
                         try:
@@ -309,6 +316,19 @@ class Node:
             )
             self._refused_step_ns = step_ns
 
+    def counted(self) -> Iterator[tuple[Column, int]]:
+        """What this process has counted so far of databases, origins and work owed, for `Row.tell`."""
+        yield ("database_unreachable_processes",), int(self.metadata.outage.certain)
+        origins = self.regional.origins.counted()
+        for name, field in _ORIGIN_COUNTS.items():
+            yield (name,), origins[field]
+        for failure in ORIGIN_FAILURES:
+            yield ("origin_request_failures", failure), origins[failure]
+        if self._consumer is not None:
+            for result in RESULTS:
+                for task, count in getattr(self._consumer.worked, result).items():
+                    yield ("task_runs", task, result), count
+
     def regional_duties(self) -> list[Duty]:
         """What each process of the node does to know the others."""
         return [
@@ -325,7 +345,7 @@ class Node:
         """
 
         known = asyncio.Event()
-        consumer = self.consumer()
+        consumer = self._consumer = self.consumer()
 
         async def beat() -> None:
             await self.beat(epochs.current)
@@ -406,6 +426,7 @@ class Node:
             Migrate(metadata, origins, self.regional.shadows.find),
             WriteBack(metadata, blocks, members, moving, origins),
             Discard(metadata, origins),
+            Inventory(metadata, self.putter),
         ]
         return Consumer(
             metadata.queue,
@@ -413,7 +434,12 @@ class Node:
             tasks,
             workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
+            on_done=self._on_done,
         )
+
+    def _on_done(self, item: Item) -> None:
+        if self._row is not None:
+            self._row.timer("task_delay_seconds", item.task)(max(0, self.metadata.now_ns() - item.enqueued_ns))
 
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
@@ -498,6 +524,72 @@ class Node:
 
 
 OpenSource = Callable[[Node], BlobSource]
+
+TASKS: Final = tuple(
+    task.name
+    for task in (
+        ReclaimContent,
+        ReclaimBlob,
+        Replicate,
+        Hold,
+        Release,
+        Decay,
+        Warm,
+        Repair,
+        Return,
+        Restore,
+        Drain,
+        FollowPolicy,
+        Mirror,
+        OpenRegion,
+        Migrate,
+        WriteBack,
+        Discard,
+    )
+)
+"""The kinds of work that a node does."""
+
+_ORIGIN_COUNTS: Final = {
+    "origin_calls": "calls",
+    "origin_requests": "requests",
+    "origin_retries": "retries",
+    "origin_retries_denied": "retries_denied",
+    "origin_hedges": "hedges",
+    "origin_hedges_won": "hedges_won",
+    "origin_hedges_denied": "hedges_denied",
+    "origin_breaker_openings": "opened",
+    "origin_left_alone": "left_alone",
+    "origin_read_bytes": "bytes_read",
+    "origin_written_bytes": "bytes_written",
+    "origin_running_requests": "running",
+    "origin_waiting_requests": "waiting",
+    "origin_breakers_open": "state",
+}
+"""Metrics of origins, and the fields of `Origins.counted` that they show."""
+
+
+def _noting(row: Row) -> Observe:
+    """What counts transactions in a row."""
+    timers = {kind: row.timer("database_seconds", kind) for kind in DATABASE_KINDS}
+
+    def note(kind: Kind, name: str, took_ns: int, error: EngineError | None) -> None:
+        timers[kind](took_ns)
+        if error is not None:
+            row.add("database_errors", _kind_of(error))
+
+    return note
+
+
+def _kind_of(error: EngineError) -> str:
+    return next((label for kind, label in _ENGINE_ERRORS.items() if isinstance(error, kind)), OTHER)
+
+
+_ENGINE_ERRORS: Final[dict[type[EngineError], str]] = {
+    EngineUnavailable: "unavailable",
+    AmbiguousCommit: "ambiguous",
+    RetryableError: "retryable",
+    StoreSealed: "sealed",
+}
 
 
 def queue_parameters(settings: Settings) -> QueueParameters:

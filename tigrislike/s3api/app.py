@@ -33,7 +33,7 @@ from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
 from tigrislike.replication.origins import MovedAtOrigin
 from tigrislike.replication.regional import Regional
-from tigrislike.s3api.admission import Admission
+from tigrislike.s3api.admission import Admission, Refused
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
@@ -423,6 +423,8 @@ class Gateway:
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
         request.notes["error"] = error.code
+        if isinstance(error, Refused):
+            request.notes["refused"] = error.bound
         if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
             log.error(
                 "request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception
