@@ -20,6 +20,6 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def counted(number: float, one: str, many: str = "") -> str:
     """How many of something: ``1 dead letter``, ``1,024 dead letters``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
