@@ -96,7 +96,7 @@ class Html(HTMLParser):
 
 def check_page(text: str) -> Html:
     html = Html(text)
-    assert html.title.endswith(" · tigrislike")
+    assert html.title.endswith(" · tigrislike"), f"{html.title!r}: {text[:1500]}"
     assert len(html.title) > len(" · tigrislike")
     assert html.tags.count("h1") == 1, html.title
     assert html.tags.count("main") == 1
