@@ -54,6 +54,7 @@ from tigrislike.origin.resilient import Limits, Resilient
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.demand import FLUSH_S, Decay, forget_old
 from tigrislike.replication.epochs import RENEW_S, Epochs
+from tigrislike.replication.inventory import Inventory
 from tigrislike.replication.lacking import Restore
 from tigrislike.replication.log_delivery import LOOK_S, Delivery
 from tigrislike.replication.log_spool import Spool
@@ -425,6 +426,7 @@ class Node:
             Migrate(metadata, origins, self.regional.shadows.find),
             WriteBack(metadata, blocks, members, moving, origins),
             Discard(metadata, origins),
+            Inventory(metadata, self.putter),
         ]
         return Consumer(
             metadata.queue,

@@ -34,11 +34,11 @@ from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.counting import Column, Row, Table
 from tigrislike.logs import AccessLog, Record, setup_logging
+from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.kv import SteadyClock
 from tigrislike.metrics import Look, Metrics, Reading
 from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, TASKS, Duty, Node, OpenSource, repeating
 from tigrislike.replication.epochs import Epochs
-from tigrislike.s3api.context import canonical_id
 from tigrislike.s3api.errors import ERRORS
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
@@ -539,6 +539,7 @@ def _preload() -> None:
 
     None of it may start a thread or open anything: both do not survive a fork.
     """
+    import tigrislike.console.serving
     import tigrislike.s3api.app  # noqa: F401
 
     gc.collect()

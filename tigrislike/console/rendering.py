@@ -7,6 +7,7 @@ addresses have a digest of their content, so that browsers may keep them for eve
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import itertools
 from collections.abc import Mapping
@@ -53,7 +54,12 @@ class Templates:
 
     def __init__(self, static: Mapping[str, Static], **given: Any) -> None:
         """`given`: what every template knows."""
-        self._environment = Environment(
+        self._given = {"static": lambda name: url(f"/static/{name}", v=static[name].digest), **given}
+
+    @functools.cached_property
+    def _environment(self) -> Environment:
+        """Made when the first page is: a process that shows none starts without."""
+        environment = Environment(
             loader=PackageLoader(__package__),
             autoescape=True,
             undefined=StrictUndefined,
@@ -61,7 +67,7 @@ class Templates:
             lstrip_blocks=True,
             auto_reload=False,
         )
-        self._environment.filters.update(
+        environment.filters.update(
             age=age,
             ago=ago,
             number=number,
@@ -72,12 +78,11 @@ class Templates:
             share=share,
             visible=visible,
         )
-        self._environment.globals.update(
-            url=url, static=lambda name: url(f"/static/{name}", v=static[name].digest), **given
-        )
+        environment.globals.update(self._given, url=url)
         # Not imported by each template, for a block that is rendered alone knows nothing of imports.
-        self._environment.globals["parts"] = self._environment.get_template("parts.html").module
-        self._environment.globals["plots_of"] = self._environment.get_template("plots.html").module
+        environment.globals["parts"] = environment.get_template("parts.html").module
+        environment.globals["plots_of"] = environment.get_template("plots.html").module
+        return environment
 
     @property
     def names(self) -> list[str]:

@@ -6,6 +6,8 @@ by owner and by bucket; deleting a bucket deletes the keys scoped to it, so they
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import secrets
 
 import msgspec
@@ -23,6 +25,12 @@ _MAX_KEY_ID = 128
 
 ROTATE_BATCH = 100
 """Secrets that one transaction of a rotation seals anew."""
+
+
+@functools.lru_cache(4096)
+def canonical_id(owner: str) -> str:
+    """An owner's canonical user id, as S3 shows it: 64 hexadecimal digits."""
+    return hashlib.sha256(owner.encode()).hexdigest()
 
 
 def generate_pair() -> tuple[str, str]:

@@ -142,6 +142,7 @@ async def delete_bucket(tr: Transaction, ctx: Context, name: str) -> None:
         tr.clear_range(family.begin, family.end)
     tr.clear(ctx.keys.repolicy(bucket.id))
     tr.clear(ctx.keys.migration(bucket.id))
+    tr.clear_range(*subspace(ctx.keys.inventories_of(bucket.id)))
     end_logging(tr, ctx, bucket.id, await logging)
     await access.delete_scoped(tr, ctx, name)
     tr.bump_metadata_version()

@@ -60,6 +60,20 @@ class BucketAlreadyOwnedByYou(MetadataError):
         super().__init__("You already own a bucket of this name", BucketName=name)
 
 
+class NoSuchConfiguration(MetadataError):
+    code = "NoSuchConfiguration"
+
+    def __init__(self, id_: str) -> None:
+        super().__init__("The specified configuration does not exist", Id=id_)
+
+
+class TooManyConfigurations(MetadataError):
+    code = "TooManyConfigurations"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"A bucket has at most {most} configurations of a kind")
+
+
 class InvalidTargetBucketForLogging(MetadataError):
     code = "InvalidTargetBucketForLogging"
 

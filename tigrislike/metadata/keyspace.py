@@ -190,6 +190,7 @@ class Keyspace:
         self.origins = family("origin")
         self.bucket = TextKeys(family("bucket"))
         self.loggings = family("logging")
+        self.inventories = family("inventory")
         self.owners = family("owner")
         meta = family("meta")
         self.cluster = meta + pack_text("cluster")
@@ -278,6 +279,12 @@ class Keyspace:
 
     def logging(self, bucket_id: bytes) -> bytes:
         return self.loggings + pack_bytes(bucket_id)
+
+    def inventories_of(self, bucket_id: bytes) -> bytes:
+        return self.inventories + pack_bytes(bucket_id)
+
+    def inventory(self, bucket_id: bytes, inventory_id: str) -> bytes:
+        return self.inventories + pack_bytes(bucket_id) + pack_text(inventory_id)
 
     def config(self, bucket_id: bytes, kind: str) -> bytes:
         return self.configs + pack_bytes(bucket_id) + pack_text(kind)

@@ -504,6 +504,40 @@ class Logging(Struct, frozen=True, array_like=True):
     ended_ns: int = 0
 
 
+class InventoryFile(Struct, frozen=True, array_like=True):
+    """A file of a report: its key, bytes, MD5 in hexadecimal, and how many objects it lists."""
+
+    key: str
+    size: int
+    md5: str
+    rows: int
+
+
+class Inventory(Struct, frozen=True, array_like=True):
+    """``inventory / bucket id, id``: a configuration of the bucket called `name`, as the JSON `document` that its owner
+    set at `set_ns`, and how far its present report has come.
+
+    `reported` is the last period of which there is a report, `period` the one whose report is under way, if one is; see
+    `inventories`. It lists what the bucket held from `begun_ns` on, has listed it up to the key `after` and its
+    `version`, and consists of `files` so far. `error` says why the last one could not be made.
+    """
+
+    bucket: bytes
+    name: str
+    id: str
+    document: bytes
+    enabled: bool
+    weekly: bool
+    set_ns: int
+    reported: str = ""
+    period: str = ""
+    begun_ns: int = 0
+    after: str = ""
+    version: str = ""
+    files: tuple[InventoryFile, ...] = ()
+    error: str = ""
+
+
 class Usage(Struct, frozen=True):
     """A bucket's counters: `objects` live keys, `noncurrent` other versions and delete markers, `bytes` of all."""
 
@@ -780,6 +814,7 @@ bucket = Codec(Bucket)
 repolicy = Codec(Repolicy)
 migration = Codec(Migration)
 logging = Codec(Logging)
+inventory = Codec(Inventory)
 elsewhere = Codec(Elsewhere)
 origin = Codec(OriginRecord)
 access = Codec(AccessRecord)

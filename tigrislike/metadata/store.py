@@ -23,6 +23,7 @@ from . import (
     blobs,
     buckets,
     homes,
+    inventories,
     listing,
     nodes,
     objects,
@@ -70,6 +71,7 @@ from .records import (
     Elsewhere,
     Found,
     Home,
+    Inventory,
     Logging,
     Migration,
     Node,
@@ -496,6 +498,24 @@ class Metadata:
     async def forget_logging(self, bucket_id: bytes) -> None:
         """Remove what is kept of a bucket whose requests are logged no longer."""
         await self._background.transact(server_logging.forget, self.context, bucket_id)
+
+    # --- inventories
+
+    async def put_inventory(self, name: str, id_: str, document: bytes, *, enabled: bool, weekly: bool) -> None:
+        """Have reports made on what a bucket holds. Raises NoSuchBucket, TooManyConfigurations."""
+        await self.engine.transact(inventories.put, self.context, name, id_, document, enabled, weekly)
+
+    async def inventory(self, bucket: Bucket, id_: str) -> Inventory:
+        """Raises NoSuchConfiguration."""
+        return await self.engine.read(inventories.get, self.context, bucket, id_)
+
+    async def list_inventories(self, bucket: Bucket, after: str, limit: int) -> list[Inventory]:
+        """Up to `limit` configurations in order of their ids, after the id `after`."""
+        return await self.engine.read(inventories.page, self.context, bucket, after, limit)
+
+    async def delete_inventory(self, name: str, id_: str) -> None:
+        """Raises NoSuchBucket, NoSuchConfiguration."""
+        await self.engine.transact(inventories.delete, self.context, name, id_)
 
     # --- origins
 

@@ -48,8 +48,10 @@ ANONYMOUS = Identity("", "", "")
 # What anybody may do in a public bucket. Listing is not among them: a public bucket publishes objects, not its index.
 _PUBLIC_OPERATIONS = frozenset({"GetObject", "HeadObject"})
 # What a key scoped to a bucket may not do inside it.
-# PutBucketLogging has other buckets written to.
-_OWNER_ONLY = frozenset({"DeleteBucket", "CreateBucket", "UpdateBucket", "PutBucketLogging"})
+# Logs and inventories are written to other buckets.
+_OWNER_ONLY = frozenset(
+    {"DeleteBucket", "CreateBucket", "UpdateBucket", "PutBucketLogging", "PutBucketInventoryConfiguration"}
+)
 
 
 def authorise_service(identity: Identity, operation: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tigrislike.bytecache import BlockStore
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.bounded import Recalled
 from tigrislike.metadata.records import Bucket
 from tigrislike.metrics import Metrics
@@ -19,12 +18,6 @@ from tigrislike.s3api.request import Request
 
 if TYPE_CHECKING:
     from tigrislike.s3api.server_log import ServerLog
-
-
-@functools.lru_cache(4096)
-def canonical_id(account: str) -> str:
-    """An account's canonical user id, as S3 shows it: 64 hexadecimal digits."""
-    return hashlib.sha256(account.encode()).hexdigest()
 
 
 class Services:

@@ -109,6 +109,7 @@ ERRORS: Final[dict[str, tuple[int, str]]] = {
     ),
     "InvalidRegion": (403, "The request is not valid for this region."),
     "InvalidRequest": (400, "Invalid Request"),
+    "InvalidS3DestinationBucket": (400, "Invalid bucket ARN."),
     "InvalidSecurity": (403, "The provided security credentials are not valid."),
     "InvalidSessionException": (400, "The session does not exist or has expired."),
     "InvalidSignature": (400, "The request signature does not conform to the standards of the service."),

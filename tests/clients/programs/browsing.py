@@ -1,7 +1,7 @@
 """Chromium for the programs here: Debian's, driven by Playwright, and watched.
 
-Whatever a page logs as an error, refuses for its content policy, throws, or asks of another host is noted, and `watched`
-fails at the end for it.
+Whatever a page logs as an error, refuses for its content policy, throws, or asks of another host is noted, and
+`watched` fails at the end for it.
 """
 
 import contextlib
@@ -34,7 +34,6 @@ class Watch:
     def __init__(self, context, host):
         self.said = []
         self.elsewhere = []
-        self.excused = ()
         self._host = host
         context.on("console", self._console)
         context.on("weberror", lambda error: self.said.append(f"thrown: {error.error}"))

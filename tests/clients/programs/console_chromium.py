@@ -69,60 +69,56 @@ def drain(url):
 # --- accessibility
 
 
+class _Looking:
+    """What axe said so far: `violations`, and what it left `undecided`, by rule and element, with the pages."""
+
+    def __init__(self):
+        self.times = 0
+        self.violations = []
+        self.undecided = {}
+
+    def look(self, page, name):
+        options = {"runOnly": {"type": "tag", "values": TAGS}, "resultTypes": ["violations", "incomplete", "passes"]}
+        found = Axe().run(page, options=options).response
+        self.times += 1
+        assert found["passes"], f"axe looked at nothing on {name}"
+        for rule in found["violations"]:
+            for node in rule["nodes"]:
+                self.violations += [f"{name}: {rule['id']}: {node['html'][:200]}: {node['failureSummary']}"]
+        for rule in found["incomplete"]:
+            each = self.undecided.setdefault(rule["id"], {"help": rule["help"], "nodes": {}})
+            for node in rule["nodes"]:
+                each["nodes"].setdefault(node["html"][:200], []).append(name)
+
+
 def axe(told, output):
     """No page, dialog or error has a violation, in either theme; what axe cannot decide is written to `output`."""
     told = _told(told)
-    undecided, violations, looked = {}, [], 0
+    looking = _Looking()
     with chromium() as browser:
         for theme in THEMES:
             with watched(browser, told["url"], color_scheme=theme) as page:
-
-                def look(name):
-                    nonlocal looked
-                    looked += 1
-                    found = (
-                        Axe()
-                        .run(
-                            page,
-                            options={
-                                "runOnly": {"type": "tag", "values": TAGS},
-                                "resultTypes": ["violations", "incomplete"],
-                            },
-                        )
-                        .response
-                    )
-                    assert found["testEngine"]["version"] >= "4.12", found["testEngine"]
-                    assert found["passes"], f"nothing was looked at on {name}"
-                    for rule in found["violations"]:
-                        for node in rule["nodes"]:
-                            violations.append(
-                                f"{name} ({theme}): {rule['id']}: {node['html'][:200]}: {node['failureSummary']}"
-                            )
-                    for rule in found["incomplete"]:
-                        each = undecided.setdefault(rule["id"], {"help": rule["help"], "nodes": {}})
-                        for node in rule["nodes"]:
-                            each["nodes"].setdefault(node["html"][:200], []).append(f"{name} ({theme})")
-
                 page.goto(PREFIX + "/sign-in")
-                look("sign in")
+                looking.look(page, f"sign-in ({theme})")
                 page.get_by_label("Key id").fill("nobody")
                 page.get_by_label("Secret key").fill("nothing")
                 page.get_by_role("button", name="Sign in").click()
                 page.get_by_role("alert").wait_for()
-                look("sign in, refused")
+                looking.look(page, f"sign-in-refused ({theme})")
                 sign_in(page)
                 for name, path in told["pages"].items():
                     page.goto(PREFIX + path)
-                    look(name)
+                    looking.look(page, f"{name} ({theme})")
                 for name, (path, link) in told["dialogs"].items():
                     page.goto(PREFIX + path)
                     page.get_by_role("link", name=link, exact=True).first.click()
                     page.get_by_role("dialog").wait_for()
-                    look(name)
+                    looking.look(page, f"{name} ({theme})")
+    undecided = looking.undecided
     Path(output).write_text(json.dumps(undecided, indent=1))
     rules = ", ".join(f"{rule} ({len(each['nodes'])})" for rule, each in undecided.items())
-    print(f"axe looked {looked} times; undecided: {rules or 'nothing'}")
-    assert not violations, "\n".join(violations)
+    print(f"axe looked {looking.times} times; undecided: {rules or 'nothing'}")
+    assert not looking.violations, "\n".join(looking.violations)
 
 
 # --- how it looks

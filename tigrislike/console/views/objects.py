@@ -18,7 +18,7 @@ from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.presigning import presigned_url
 
 from ..page import Context, Page, Shown, Visit, Went, segment, url
-from ..preview import HEAD_BYTES, MAX_HEADER_BYTES, header_bytes, image_type, preview, visible
+from ..preview import HEAD_BYTES, MAX_HEADER_BYTES, Preview, header_bytes, image_type, preview, visible
 from ..s3 import Answer, Caller
 
 _ROWS: Final = 100
@@ -184,7 +184,7 @@ def _user_metadata(facts: Answer) -> list[tuple[str, str]]:
     return [(visible(name), visible(value)) for name, value in sorted(found)]
 
 
-async def _preview(s3: Caller, bucket: str, key: str, version: str | None, facts: Answer, size: int) -> Any:
+async def _preview(s3: Caller, bucket: str, key: str, version: str | None, facts: Answer, size: int) -> Preview:
     """What the object's beginning shows; the object is the one that `facts` are about."""
     query, pinned = {"versionId": version}, {"if-match": facts.headers.get("etag", "*")}
 
@@ -193,10 +193,13 @@ async def _preview(s3: Caller, bucket: str, key: str, version: str | None, facts
             return b""
         return (await s3.fetch("GET", bucket, key, query, {**pinned, "range": f"bytes=0-{count - 1}"})).body
 
-    head = await until(min(size, HEAD_BYTES))
-    wanted = header_bytes(head, size)
-    if HEAD_BYTES < wanted <= 8 + MAX_HEADER_BYTES:
-        head = await until(wanted)
+    try:
+        head = await until(min(size, HEAD_BYTES))
+        wanted = header_bytes(head, size)
+        if HEAD_BYTES < wanted <= 8 + MAX_HEADER_BYTES:
+            head = await until(wanted)
+    except AdminError as error:  # what is known of an object is shown even where its bytes are out of reach
+        return Preview(kind="nothing", why=f"Its bytes cannot be read now: {error}")
     return preview(head, size)
 
 

@@ -200,8 +200,9 @@ async def retry_dead(visit: Visit) -> Went:
         cursor = done.cursor
         if cursor is None or time.monotonic() > until_s:
             break
+    letters = "1 dead letter is" if retried == 1 else f"{retried:,} dead letters are"
     rest = "" if cursor is None else " There are more: retry again."
-    return Went(url("/queue/dead", **filters), f"{retried:,} dead letters are being retried.{rest}")
+    return Went(url("/queue/dead", **filters), f"{letters} being retried.{rest}")
 
 
 # --- pausing

@@ -41,6 +41,7 @@ def load_operations() -> dict[str, Handler]:
         "acceleration",
         "buckets",
         "copies",
+        "inventories",
         "listing",
         "objects",
         "server_logging",
