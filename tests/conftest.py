@@ -24,6 +24,10 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--console-pictures", metavar="FOLDER", help="keep the pictures that docs/console.md shows there")
+
+
 # -- FoundationDB ----------------------------------------------------------------------------------------------------
 
 

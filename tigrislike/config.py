@@ -627,9 +627,29 @@ class Settings:
     admin_listen: str = _setting(
         "",
         _parse_listen,
-        "HOST:PORT of a listener of its own for the admin API, which is then not served beside S3; port 0 takes a free "
-        "one.",
-        shown="the admin API is served beside S3, on the service's own host name",
+        "HOST:PORT of a listener of its own for the admin API and the console, which are then not served beside S3; "
+        "port 0 takes a free one.",
+        shown="both are served beside S3, on the service's own host name",
+    )
+    public_endpoint: str = _setting(
+        "",
+        _parse_endpoint,
+        "URL by which clients reach S3: links that the console makes begin with it.",
+        shown="the console's own, or with --admin-listen that by which other nodes reach this one",
+    )
+    console_session_s: float = _setting(
+        12 * 3600.0,
+        _positive(parse_duration),
+        "How long somebody who signed in to the console stays signed in.",
+        name="console-session",
+        shown="12h",
+    )
+    metrics_auth: Path | None = _setting(
+        None,
+        _path,
+        "File with a token, or several, one a line: /_tigrislike/metrics answers only who sends one as a bearer token, "
+        "and tells of buckets by name.",
+        shown="anybody may read the metrics, which name no bucket",
     )
     audit_retention_s: float = _setting(
         90 * 86400.0,

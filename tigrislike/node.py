@@ -12,19 +12,20 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
 from tigrislike.bytecache.hold import passing
 from tigrislike.bytecache.scrub import Remedies, Scrubber, ScrubRunning
 from tigrislike.bytecache.source import BlobSource
-from tigrislike.bytecache.statistics import Counters
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
-from tigrislike.metadata import AccessKey, Metadata, MetadataError, surveying
+from tigrislike.counting import DATABASE_KINDS, ORIGIN_FAILURES, OTHER, RESULTS, Column, Row, Table
+from tigrislike.metadata import AccessKey, Metadata, MetadataError, history, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
 from tigrislike.metadata.errors import NodeSkewed
@@ -39,10 +40,12 @@ from tigrislike.metadata.kv import (
     StoreSealed,
     open_engine,
 )
+from tigrislike.metadata.kv.observed import Kind, Observe, ObservedEngine
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat, OriginPlace
+from tigrislike.metadata.records import LIVE, Beat, Item, NodeSample, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
+from tigrislike.metrics import Snapshot
 from tigrislike.origin import Origin
 from tigrislike.origin.egress import Egress
 from tigrislike.origin.location import Location
@@ -62,7 +65,7 @@ from tigrislike.replication.origins import OpenOrigin, Origins
 from tigrislike.replication.peers import Peers
 from tigrislike.replication.putting import Putter
 from tigrislike.replication.rates import Rate
-from tigrislike.replication.reclaim import reclaim_tasks
+from tigrislike.replication.reclaim import ReclaimBlob, ReclaimContent, reclaim_tasks
 from tigrislike.replication.regional import PROBE_S, Regional
 from tigrislike.replication.repair import Drain, Repair, Return, watch_for_dead
 from tigrislike.replication.replicate import Copying, Hold, Release, Replicate
@@ -112,6 +115,7 @@ class Node:
         blocks: BlockStore,
         regional: Regional,
         clock: SteadyClock,
+        row: Row | None = None,
     ) -> None:
         self.settings = settings
         self.engine = engine
@@ -127,6 +131,8 @@ class Node:
         self._joined = False
         self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
+        self._row = row
+        self._consumer: Consumer | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -138,7 +144,7 @@ class Node:
         open_source: OpenSource | None = None,
         open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
-        counters: Counters | None = None,
+        row: Row | None = None,
         clock: SteadyClock | None = None,
     ) -> AsyncIterator[Node]:
         """A node for the length of a `with` block, its directories and master key made at first start.
@@ -148,7 +154,7 @@ class Node:
             open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
             open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
-            counters: where its block store counts.
+            row: where this process counts.
             clock: what the processes of the node go by.
 
         Raises:
@@ -170,11 +176,13 @@ class Node:
             fill_timeout_s=settings.fill_timeout_s,
             verify=settings.verify,
             verified=verified,
-            counters=counters,
+            counters=row.counters if row is not None else None,
         )
         try:
             clock = clock or SteadyClock()
             engine = await open_engine(settings.metadata, clock=clock)
+            if row is not None:
+                engine = ObservedEngine(engine, _noting(row))
             try:
                 metadata = await Metadata.open(
                     engine,
@@ -207,7 +215,7 @@ class Node:
                         contextlib.aclosing(origins),
                         contextlib.aclosing(regional),
                     ):
-                        node = cls(settings, engine, metadata, blocks, regional, clock)
+                        node = cls(settings, engine, metadata, blocks, regional, clock, row)
                         await regional.members.refresh()
                         blocks.fill_from(regional.source if open_source is None else open_source(node))
                         try:
@@ -308,6 +316,19 @@ class Node:
             )
             self._refused_step_ns = step_ns
 
+    def counted(self) -> Iterator[tuple[Column, int]]:
+        """What this process has counted so far of databases, origins and work owed, for `Row.tell`."""
+        yield ("database_unreachable_processes",), int(self.metadata.outage.certain)
+        origins = self.regional.origins.counted()
+        for name, field in _ORIGIN_COUNTS.items():
+            yield (name,), origins[field]
+        for failure in ORIGIN_FAILURES:
+            yield ("origin_request_failures", failure), origins[failure]
+        if self._consumer is not None:
+            for result in RESULTS:
+                for task, count in getattr(self._consumer.worked, result).items():
+                    yield ("task_runs", task, result), count
+
     def regional_duties(self) -> list[Duty]:
         """What each process of the node does to know the others."""
         return [
@@ -316,11 +337,25 @@ class Node:
             ("demand", self.regional.demand.flush, FLUSH_S),
         ]
 
-    async def work(self, stop: Stop, epochs: Epochs) -> None:
-        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own."""
+    async def work(self, stop: Stop, epochs: Epochs, table: Table) -> None:
+        """Do this node's background work until `stop` is set: one task per duty, each with a pace of its own.
+
+        Args:
+            table: what all processes of the node count in.
+        """
+
+        known = asyncio.Event()
+        consumer = self._consumer = self.consumer()
 
         async def beat() -> None:
             await self.beat(epochs.current)
+            if not known.is_set():
+                await self.regional.members.refresh()
+                known.set()
+
+        async def consume() -> None:
+            await known.wait()  # else what has waited for a node of this region is put off, for want of one
+            await consumer.run()
 
         duties: list[Duty] = [
             ("beat", beat, BEAT_S),
@@ -329,9 +364,10 @@ class Node:
             ("old demand", self._forget_demand, _DEMAND_LOOK_S),
             ("dead nodes", self._watch_for_dead, _DEAD_LOOK_S),
             ("queue sample", self._sample_queue, surveying.SAMPLE_NS / 1e9),
+            ("history", partial(self.note_history, table), history.SAMPLE_S),
             ("cache usage", self._look_at_cache, _CACHE_LOOK_S),
             ("sweep", self._sweep, self.settings.sweep_interval_s),
-            ("queue", self.consumer().run, 0.0),
+            ("queue", consume, 0.0),
             ("log delivery", self.log_delivery().run, min(LOOK_S, self.settings.server_log_interval_s)),
             ("checkpoint", self.engine.checkpoint, _CHECKPOINT_INTERVAL_S),
             ("reconcile", self._reconcile, _RECONCILE_LOOK_S),
@@ -398,7 +434,12 @@ class Node:
             tasks,
             workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
+            on_done=self._on_done,
         )
+
+    def _on_done(self, item: Item) -> None:
+        if self._row is not None:
+            self._row.timer("task_delay_seconds", item.task)(max(0, self.metadata.now_ns() - item.enqueued_ns))
 
     async def _watch_for_dead(self) -> None:
         """Have copied again what nodes held that have been dead for too long."""
@@ -406,6 +447,23 @@ class Node:
 
     async def _sample_queue(self) -> None:
         await self.metadata.background(surveying.sample, self.metadata.context)
+
+    async def note_history(self, table: Table) -> None:
+        """Keep what this node has counted until now, for plots."""
+        snapshot = Snapshot(table)
+        totals = snapshot.totals
+        sample = NodeSample(
+            self.metadata.now_ns(),
+            table.since_ns,
+            *snapshot.traffic(),
+            totals.hits,
+            totals.misses,
+            totals.fills,
+            totals.fill_bytes,
+            totals.evicted_bytes,
+            *self._cache_usage,
+        )
+        await self.metadata.background(history.note, self.metadata.context, sample)
 
     async def _look_at_cache(self) -> None:
         """What beats say of the cache."""
@@ -466,6 +524,72 @@ class Node:
 
 
 OpenSource = Callable[[Node], BlobSource]
+
+TASKS: Final = tuple(
+    task.name
+    for task in (
+        ReclaimContent,
+        ReclaimBlob,
+        Replicate,
+        Hold,
+        Release,
+        Decay,
+        Warm,
+        Repair,
+        Return,
+        Restore,
+        Drain,
+        FollowPolicy,
+        Mirror,
+        OpenRegion,
+        Migrate,
+        WriteBack,
+        Discard,
+    )
+)
+"""The kinds of work that a node does."""
+
+_ORIGIN_COUNTS: Final = {
+    "origin_calls": "calls",
+    "origin_requests": "requests",
+    "origin_retries": "retries",
+    "origin_retries_denied": "retries_denied",
+    "origin_hedges": "hedges",
+    "origin_hedges_won": "hedges_won",
+    "origin_hedges_denied": "hedges_denied",
+    "origin_breaker_openings": "opened",
+    "origin_left_alone": "left_alone",
+    "origin_read_bytes": "bytes_read",
+    "origin_written_bytes": "bytes_written",
+    "origin_running_requests": "running",
+    "origin_waiting_requests": "waiting",
+    "origin_breakers_open": "state",
+}
+"""Metrics of origins, and the fields of `Origins.counted` that they show."""
+
+
+def _noting(row: Row) -> Observe:
+    """What counts transactions in a row."""
+    timers = {kind: row.timer("database_seconds", kind) for kind in DATABASE_KINDS}
+
+    def note(kind: Kind, name: str, took_ns: int, error: EngineError | None) -> None:
+        timers[kind](took_ns)
+        if error is not None:
+            row.add("database_errors", _kind_of(error))
+
+    return note
+
+
+def _kind_of(error: EngineError) -> str:
+    return next((label for kind, label in _ENGINE_ERRORS.items() if isinstance(error, kind)), OTHER)
+
+
+_ENGINE_ERRORS: Final[dict[type[EngineError], str]] = {
+    EngineUnavailable: "unavailable",
+    AmbiguousCommit: "ambiguous",
+    RetryableError: "retryable",
+    StoreSealed: "sealed",
+}
 
 
 def queue_parameters(settings: Settings) -> QueueParameters:

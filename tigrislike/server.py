@@ -18,24 +18,28 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
+from cryptography.x509 import load_pem_x509_certificate
 from starlette.applications import Starlette
 
 from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
+from tigrislike.counting import Column, Row, Table
 from tigrislike.logs import AccessLog, Record, setup_logging
 from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.kv import SteadyClock
-from tigrislike.metrics import Metrics, Row, Table
-from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, Duty, Node, OpenSource, repeating
+from tigrislike.metrics import Look, Metrics, Reading
+from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, TASKS, Duty, Node, OpenSource, repeating
 from tigrislike.replication.epochs import Epochs
+from tigrislike.s3api.errors import ERRORS
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
@@ -47,6 +51,7 @@ _LOG = logging.getLogger("tigrislike.server")
 # A thread that computes delays the event loop by at most this much (CPython's default is 5 ms).
 _SWITCH_INTERVAL_S = 0.0005
 _CLEANUP_TIMEOUT_S = 5.0
+_LAG_INTERVAL_S = 0.25
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104  # and what a client on this machine uses
 # A page of a listing is some ten thousand objects and no cycle: with CPython's default of 700 it would be searched for
 # garbage many times over while it is built, which costs a third of the whole request.
@@ -96,7 +101,7 @@ class Shared:
         return cls(
             LoadTable(settings.workers),
             Verified.shared(),
-            Table(1 + settings.workers, [*operations, "PostObject"]),
+            Table(1 + settings.workers, [*operations, "PostObject"], ERRORS, TASKS),
             Epochs(),
             SteadyClock(),
             SlowRequests(settings.workers, settings.slow_request_s),
@@ -111,7 +116,7 @@ class Shared:
             policy=settings.cache_policy,
             open_source=open_source,
             verified=self.verified,
-            counters=row.counters,
+            row=row,
             clock=self.clock,
         )
 
@@ -322,8 +327,10 @@ async def worker(
     lifeline: int,
 ) -> int:
     """Answer requests until told to stop."""
+    from tigrislike.admin import gauges
     from tigrislike.admin.desk import Desk
     from tigrislike.admin.serving import admin_routes
+    from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
     from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
 
@@ -334,16 +341,18 @@ async def worker(
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
-        metrics = Metrics(shared.metrics, node.blocks)
         desk = Desk(
             node.metadata,
             settings,
             members=node.regional.members,
             blocks=node.blocks,
-            metrics=metrics,
             slow=shared.slow,
         )
-        admin = admin_routes(desk)
+        looks = {"database": gauges.database(node.metadata), "store": gauges.store(desk)}
+        if settings.tls_cert is not None:
+            looks["certificate"] = certificate(settings.tls_cert)
+        metrics = desk.metrics = Metrics(shared.metrics, node.blocks, looks, {"buckets": gauges.buckets(desk)})
+        operators = [*admin_routes(desk), *console_routes(desk)]
         server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
         app = create_app(
             metadata=node.metadata,
@@ -354,14 +363,16 @@ async def worker(
             receive_copy=node.regional.receiver.receive,
             regional=node.regional,
             server_log=server_log,
-            also=() if settings.admin_listen else admin,
+            also=() if settings.admin_listen else operators,
         )
-        served = list(zip(listeners, (app, Starlette(routes=admin)), strict=False))
+        desk.gateway = app.gateway
+        served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
             ("logged buckets", server_log.look, LOOK_S),
             ("server log", server_log.flush, FLUSH_S),
             *node.regional_duties(),
+            *counting(row, "worker", node.counted),
         ]
 
         def note(record: Record) -> None:
@@ -464,15 +475,43 @@ async def agent(
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            node = await stack.enter_async_context(shared.open_node(settings, open_source, shared.metrics.row(0)))
+            row = shared.metrics.row(0)
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
             await node.join(shared.endpoint)
             root = await node.ensure_root()
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
         announce({"access_key_id": root.key_id, "secret_access_key": root.secret})
-        await node.work(stop, shared.epochs)
+        async with repeating(counting(row, "agent", node.counted)):
+            await node.work(stop, shared.epochs, shared.metrics)
     return 0
+
+
+def certificate(path: Path) -> Look:
+    """What the metrics say of the certificate that this process serves: as it is now, for it is not read again."""
+    expires_s = load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+
+    async def look() -> list[Reading]:
+        return [("tls_certificate_expiry_timestamp_seconds", (), expires_s)]
+
+    return look
+
+
+def counting(row: Row, process: str, counted: Callable[[], Iterable[tuple[Column, int]]]) -> list[Duty]:
+    """The duties of a process that keep its row up to date: what others count, and how late its event loop is."""
+    loop = asyncio.get_running_loop()
+    late = row.timer("event_loop_lag_seconds", process)
+
+    async def tell() -> None:
+        row.tell(counted())
+
+    async def lag() -> None:
+        due_s = loop.time() + _LAG_INTERVAL_S
+        await asyncio.sleep(_LAG_INTERVAL_S)
+        late(max(0, int((loop.time() - due_s) * 1e9)))
+
+    return [("counts", tell, HIT_INTERVAL_S), ("lag", lag, 0.0)]
 
 
 def _on_lifeline(loop: asyncio.AbstractEventLoop, lifeline: int, stop: Callable[[], None]) -> None:
@@ -500,6 +539,7 @@ def _preload() -> None:
 
     None of it may start a thread or open anything: both do not survive a fork.
     """
+    import tigrislike.console.serving
     import tigrislike.s3api.app  # noqa: F401
 
     gc.collect()

@@ -75,6 +75,16 @@ def test_a_node_counts_once_it_is_seen_to_beat() -> None:
     play(story)
 
 
+def test_a_node_takes_what_waited_for_it_at_its_first_look() -> None:
+    async def story(it: World) -> None:
+        await it.members.refresh()
+        assert [each.node for each in it.members.chosen(CONTENT, "here")] == [NODE], (
+            "it runs, so it need not be seen to"
+        )
+
+    play(story)
+
+
 def test_regions_are_known_as_soon_as_they_have_a_node() -> None:
     async def story(it: World) -> None:
         assert it.metadata.regions.known == {"here"}

@@ -30,12 +30,11 @@ from tests.bytecache.faults import FailNth, HookedFileSystem
 from tests.nodes import RunningNode, running_node
 from tests.server.test_serve import until, workers
 from tigrislike.bytecache import BlockStore
-from tigrislike.bytecache.cache import Usage
-from tigrislike.bytecache.filesystem import Space
-from tigrislike.bytecache.scrub import ScrubState
 from tigrislike.bytecache.statistics import COUNTED, FILL_BOUNDS_S, GAUGES, Counters
+from tigrislike.counting import NO_OPERATION, STATUSES, Table, class_of
+from tigrislike.families import LEVELS, TOTALS
 from tigrislike.logs import Record
-from tigrislike.metrics import _GAUGES, _TOTALS, NO_OPERATION, STATUSES, Metrics, Snapshot, Table, unlinked_bytes
+from tigrislike.metrics import Metrics, Snapshot, unlinked_bytes
 from tigrislike.s3api.errors import ERRORS, S3Error
 from tigrislike.s3api.protocol import load_protocol
 
@@ -128,34 +127,18 @@ def test_threads_of_a_process_lose_no_count() -> None:
 
 
 def test_every_counter_of_the_block_store_is_shown() -> None:
-    assert set(_TOTALS) | set(_GAUGES) | {"fill_ns"} == set(COUNTED)
-    assert set(_GAUGES) == GAUGES
+    assert set(TOTALS) | set(LEVELS) | {"fill_ns"} == set(COUNTED)
+    assert set(LEVELS) == GAUGES
     table = Table(2, [])
     for index in range(2):
         table.row(index).counters.add(**{name: 1000 + at for at, name in enumerate(COUNTED)})
     found = samples(Snapshot(table).render("")[0].decode())
     for at, name in enumerate(COUNTED):
-        if name in _TOTALS:
-            shown, _, labels = _TOTALS[name]
+        if name in TOTALS:
+            shown, labels = TOTALS[name]
             assert found[f"tigrislike_{shown}_total", tuple(labels.items())] == 2 * (1000 + at)
-        elif name in _GAUGES:
-            assert found[f"tigrislike_{_GAUGES[name][0]}", ()] == 2 * (1000 + at)
-
-
-def test_the_page_in_the_docs_names_what_is_shown_and_nothing_else() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "cache.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"tigrislike_[a-z_]+", text)) - {"tigrislike_"}
-    table = Table(1, [])
-    snapshot = Snapshot(table)
-    snapshot.usage(Usage(1, 0, 0, 0, 0, 0, True, "s3fifo"))
-    snapshot.space(Space(2, 1))
-    snapshot.scrub(ScrubState(completed_ns=1))
-    snapshot.gauge("unlinked_open_bytes", "", 0)
-    shown = {
-        family.name + ("_total" if family.type == "counter" else "")
-        for family in text_string_to_metric_families(snapshot.render("")[0].decode())
-    }
-    assert named == shown - {"tigrislike_build_info"}
+        elif name in LEVELS:
+            assert found[f"tigrislike_{LEVELS[name]}", ()] == 2 * (1000 + at)
 
 
 def test_an_unknown_name_is_no_counter() -> None:
@@ -232,7 +215,7 @@ def scrape(node: RunningNode, accept: str = "") -> str:
 
 def whole_page(node: RunningNode) -> str:
     """The page with all its gauges: a node that waits long for its disk, or for a busy machine, leaves them out."""
-    while "tigrislike_cache_blocks" not in (text := scrape(node)):  # the last that it finds out
+    while re.search(r"tigrislike_part_answers{[^}]*} 0", text := scrape(node)):
         pass
     return text
 
@@ -249,44 +232,73 @@ def s3(node: RunningNode) -> Any:
 
 
 class Tally:
-    """What one client has asked for: (operation, status) -> requests; operation -> bytes sent and received."""
+    """What clients have asked for and got: (operation, status) -> requests; operation -> bytes of bodies sent and
+    received; error code -> requests."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
 
     def add(self, other: Tally) -> None:
         self.requests += other.requests
         self.sent += other.sent
         self.received += other.received
+        self.errors += other.errors
+
+    def watch(self, client: Any) -> None:
+        """Count what a client of boto3 sends and is answered."""
+
+        def on_request(request: Any, event_name: str, **_: Any) -> None:
+            length = request.headers.get("Content-Length", 0)
+            self.sent[event_name.rpartition(".")[2]] += int(length)
+
+        def on_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: Any) -> None:
+            status = http_response.status_code
+            self.requests[model.name, status] += 1
+            if model.name != "HeadObject":
+                self.received[model.name] += int(http_response.headers.get("content-length", 0))
+            if status >= 400:
+                self.errors[parsed["Error"]["Code"] if model.name != "HeadObject" else "NoSuchKey"] += 1
+
+        client.meta.events.register("before-send.s3", on_request)
+        client.meta.events.register("after-call.s3", on_answer)
+
+
+PART_BYTES = 5 * 1024 * 1024
 
 
 def load(node: RunningNode, bucket: str, seed: int) -> Tally:
-    """A client that puts, reads, misses, lists and deletes; sizes inline and in blocks, cold and warm."""
+    """A client that puts, reads, misses, copies, lists and deletes, and uploads in parts; sizes inline and in blocks,
+    cold and warm."""
     tally = Tally()
     client = s3(node)
+    tally.watch(client)
     random = Random(seed)
     for turn in range(8):
         key = f"{seed}/{turn}"
         size = random.choice([0, 1, 5_000, 20_000, 300_000, 9_000_000 if turn == 0 else 1_000_000])
         client.put_object(Bucket=bucket, Key=key, Body=random.randbytes(size))
-        tally.requests["PutObject", 200] += 1
-        tally.sent["PutObject"] += size
         for _ in range(random.randrange(4)):
-            body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            tally.requests["GetObject", 200] += 1
-            tally.received["GetObject"] += len(body)
+            assert len(client.get_object(Bucket=bucket, Key=key)["Body"].read()) == size
         if size:
-            body = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={size // 2}-")["Body"].read()
-            tally.requests["GetObject", 206] += 1
-            tally.received["GetObject"] += len(body)
+            client.get_object(Bucket=bucket, Key=key, Range=f"bytes={size // 2}-")["Body"].read()
         with pytest.raises(ClientError):
             client.head_object(Bucket=bucket, Key=f"{key}/none")
-        tally.requests["HeadObject", 404] += 1
+        with pytest.raises(ClientError):
+            client.get_object(Bucket=bucket, Key=f"{key}/none")
+        client.copy_object(Bucket=bucket, Key=f"{key}/copy", CopySource={"Bucket": bucket, "Key": key})
+        client.list_objects_v2(Bucket=bucket, Prefix=f"{seed}/")
         if turn % 3 == 0:
             client.delete_object(Bucket=bucket, Key=key)
-            tally.requests["DeleteObject", 204] += 1
+    upload = client.create_multipart_upload(Bucket=bucket, Key=f"{seed}/parts")["UploadId"]
+    named = {"Bucket": bucket, "Key": f"{seed}/parts", "UploadId": upload}
+    parts = [
+        {"PartNumber": n, "ETag": client.upload_part(**named, PartNumber=n, Body=random.randbytes(size))["ETag"]}
+        for n, size in ((1, PART_BYTES), (2, 100))
+    ]
+    client.complete_multipart_upload(**named, MultipartUpload={"Parts": parts})
     return tally
 
 
@@ -300,6 +312,8 @@ def counted(found: Samples) -> Tally:
             tally.sent[label["operation"]] = int(value)
         elif name == "tigrislike_response_body_bytes_total":
             tally.received[label["operation"]] = int(value)
+        elif name == "tigrislike_errors_total":
+            tally.errors[label["code"]] = int(value)
     return tally
 
 
@@ -316,8 +330,17 @@ def agrees(node: RunningNode, expected: Tally) -> bool:
     return (
         requests == dict(expected.requests)
         and sent == {of: expected.sent[of] for of in operations}
-        and received | {"HeadObject": 0} == {of: expected.received[of] for of in operations}
+        and received == {of: expected.received[of] for of in operations}
+        and told.errors == expected.errors
     )
+
+
+def timed(found: Samples, of: str) -> tuple[float, float]:
+    """Requests of a class, as its histogram has them, and how many of them took longer than any bound but the last."""
+    labels = ("class", of)
+    count = found["tigrislike_request_seconds_count", (labels,)]
+    assert found["tigrislike_request_seconds_bucket", (labels, ("le", "+Inf"))] == count
+    return count, found["tigrislike_request_seconds_sum", (labels,)]
 
 
 def test_three_workers_add_up_to_what_the_clients_counted_and_outlive_a_worker(tmp_path: Path) -> None:
@@ -332,6 +355,11 @@ def test_three_workers_add_up_to_what_the_clients_counted_and_outlive_a_worker(t
             until(lambda: agrees(node, expected))
             for _ in range(6):
                 assert agrees(node, expected), "each worker tells the same, however often it is asked"
+            found = samples(scrape(node))
+            for of in ("read", "write", "list", "delete"):
+                wanted = sum(n for (operation, _), n in expected.requests.items() if class_of(operation) == of)
+                count, total_s = timed(found, of)
+                assert (count, total_s > 0) == (wanted, True)
 
         serve_four_clients(0)
         killed = min(workers(node))
@@ -347,7 +375,8 @@ def test_three_workers_add_up_to_what_the_clients_counted_and_outlive_a_worker(t
         found = samples(whole_page(node))
         written = found["tigrislike_blocks_written_bytes_total", ()]
         read = found["tigrislike_blocks_read_bytes_total", ()]
-        assert 0 < written < expected.sent["PutObject"], "what is small lies beside its record"
+        sent = expected.sent["PutObject"] + expected.sent["UploadPart"]
+        assert 0 < written < sent, "what is small lies beside its record"
         assert 0 < read <= expected.received["GetObject"]
         assert 0 < found["tigrislike_sendfile_bytes_total", ()] <= read
         assert found["tigrislike_uploads", ()] == found["tigrislike_open_blocks", ()] == 0
@@ -416,7 +445,7 @@ def test_a_disk_that_does_not_answer_costs_the_gauges_only(
     found = asyncio.run(main())
     assert ("tigrislike_block_hits_total", ()) in found
     assert ("tigrislike_cache_blocks", ()) not in found
-    assert "metrics without gauges" in caplog.text
+    assert "metrics without those of the disk" in caplog.text
 
 
 def test_a_disk_that_hangs_does_not_hang_the_page(
@@ -441,7 +470,7 @@ def test_a_disk_that_hangs_does_not_hang_the_page(
                 found = samples(page.decode())
                 assert ("tigrislike_block_hits_total", ()) in found
                 assert ("tigrislike_cache_blocks", ()) not in found
-            assert "metrics without gauges: TimeoutError" in caplog.text
+            assert "metrics without those of the disk: TimeoutError" in caplog.text
             assert len(hanging) <= 1, "it is asked again while it has not answered"
             released.set()
             monkeypatch.setattr("tigrislike.metrics._STORE_ANSWERS_S", 60.0)

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, STUCK, WHY, Scene, built
-from tests.nodes import RunningNode, running_node
+from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, POISONED_KEY, STUCK, WHY, Scene, built
+from tests.admin.stage import staged
+from tests.nodes import RunningNode
 from tests.server.test_cli import tigris
 
 pytestmark = pytest.mark.sqlite
@@ -148,44 +149,57 @@ def test_a_key_of_a_profile_is_made_used_rotated_and_revoked(store: RunningNode,
 
 @pytest.mark.slow
 def test_the_scene_is_solved_from_the_command_line_alone(tmp_path: Path) -> None:
-    """The oldest stuck item is found, why it is stuck is read, it is retried and drains; then the stuck region gets a
-    node, and drains too."""
-    data_dir = tmp_path / "data"
-
-    async def make() -> Scene:
-        async with built(data_dir, SEED + 1, flood=300) as (scene, _):
-            return scene
-
-    scene = asyncio.run(make())
-    with running_node(data_dir, f"--region={HERE}", "--workers=2") as node:
-        stage = Stage(data_dir, node, scene)
+    """The oldest stuck item is found, why it is stuck is read, it is retried and drains; the flood is seen and made to
+    wait; the stuck region gets a node, and drains too; the migration goes on and ends."""
+    with staged(tmp_path, SEED + 1) as live:
+        scene, node = live.scene, live.node
+        stage = Stage(live.data_dir, node, scene)
         overview = stage.json("top")
         assert overview["health"] == "stuck"
         regions = {row["region"]: row for row in overview["regions"]}
         assert "1 dead letters" in regions[HERE]["why"]
         assert "no node is alive" in regions[STUCK]["why"]
+        assert (regions[BUSY]["alive"], regions[BUSY]["depth"]) == (1, scene.flood + 24)
 
         dead = stage.lines("queue", "dead")
         oldest = max(dead, key=lambda row: row["age_s"])
         assert oldest["age_s"] > 5 * 3600
         shown = stage.json("queue", "show", oldest["item"])
         assert [attempt["error"] for attempt in shown["history"]] == [WHY] * 3
+        before = len(live.origin.requests)
         assert "retried" in stage.run("queue", "retry", oldest["item"])
         drained(lambda: "NoSuchItem" in stage_error(stage, "queue", "show", oldest["item"]))
-        here = {row["name"]: row for row in stage.json("queue", "ls", "--by", "region")["groups"]}[HERE]
-        assert (here["dead"], here["failing"]) == (0, 0), "what only failed once was tried again by itself"
+        assert any(request.key == POISONED_KEY for request in live.origin.requests[before:]), "its bytes are here now"
+        drained(lambda: _of(stage, "region", HERE)["failing"] == 0)
+        assert _of(stage, "region", HERE)["dead"] == 0, "what only failed once was tried again by itself"
+
+        flooding = max(stage.json("queue", "ls", "--by", "bucket")["groups"], key=lambda row: row["depth"])
+        assert flooding["name"] == FLOOD
+        stage.run("queue", "pause", "--zone", f"{BUSY}/{FLOOD}")
+        assert stage.json("queue", "show", f"{BUSY}/{FLOOD}")["paused"]
+        stage.run("queue", "resume", "--zone", f"{BUSY}/{FLOOD}")
 
         zones = stage.json("queue", "ls", "--by", "zone", "--sort", "oldest", "--limit", "1")
         assert zones["zones"][0]["zone"] == scene.stuck_zone
-        with running_node(
-            tmp_path / "second",
-            f"--region={STUCK}",
-            f"--metadata=sqlite://{data_dir}/metadata.db",
-            f"--master-key-file={data_dir}/master.key",
-        ):
-            drained(lambda: stage.json("queue", "show", scene.stuck_zone)["depth"] == 0)
-        actions = [json.loads(row.arguments)["item"] for row in audit_of(node) if row.action == "retry"]
-        assert actions == [oldest["item"]]
+        with live.second():
+            drained(lambda: _of(stage, "region", STUCK)["depth"] == 0)
+
+        beside = Stage(live.data_dir)
+        _, standing = beside.lines("origin", "show", MODELS)
+        assert (standing["looked"], standing["walked"]) == (len(live.origin.objects) // 2, False)
+        (waiting,) = stage.lines("queue", "items", "--task", "migrate")
+        assert (waiting["item"], waiting["state"]) == (scene.migrate, "delayed")
+        assert "retried" in stage.run("queue", "retry", waiting["item"])
+        over = beside.json("origin", "migrate", MODELS, "--wait")
+        assert (over["looked"], over["failed"], over["fetching"]) == (len(live.origin.objects), 0, 0)
+        compared = ("origin", "report", MODELS, "--allow-private-origins", "--output", str(tmp_path / "report.parquet"))
+        assert beside.json(*compared)["differ"] == 0
+        actions = [(row.action, json.loads(row.arguments)) for row in audit_of(node)]
+        assert [at["item"] for action, at in actions if action == "retry"] == [scene.migrate, oldest["item"]]
+
+
+def _of(stage: Stage, by: str, name: str) -> Any:
+    return {row["name"]: row for row in stage.json("queue", "ls", "--by", by)["groups"]}[name]
 
 
 def stage_error(stage: Stage, *words: str) -> str:

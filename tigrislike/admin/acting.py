@@ -25,9 +25,9 @@ from .queues import (
     last_error,
     pack_cursor,
     parse_item,
-    read_sums,
     resolve_zone,
     scan,
+    tasks,
     unpack_cursor,
 )
 from .stores import KeyRow, key_row
@@ -157,15 +157,11 @@ async def set_paused(
         what = [(Pausable.ZONE, await resolve_zone(desk, name))]
     elif kind == "region":
         what = [(Pausable.DESTINATION, destination) for destination in await destinations_of(desk, name)]
-    elif name not in await _tasks(desk) and paused:
+    elif name not in await tasks(desk) and paused:
         raise AdminError("NoSuchTask", f"there is no task {name!r}: nothing of it was ever owed", 404)
     for each in what:
         await (desk.metadata.queue.pause if paused else desk.metadata.queue.resume)(*each)
     return PauseChanged(kind, name, paused)
-
-
-async def _tasks(desk: Desk) -> set[str]:
-    return {task for by_task in (await read_sums(desk)).sums.values() for task in by_task}
 
 
 # --- keys

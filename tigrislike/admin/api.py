@@ -21,7 +21,7 @@ from tigrislike.metadata import MetadataError, auditing
 from tigrislike.metadata.kv import AmbiguousCommit, EngineError
 from tigrislike.metadata.records import Audit
 
-from . import acting, overview, queues, stores
+from . import acting, history, migrations, overview, queues, replicas, stores
 from .desk import AdminError, Desk
 from .queues import ItemFilter, Limit, Sort, State
 
@@ -141,6 +141,16 @@ class InventoryArgs(BucketArgs, frozen=True, kw_only=True):
     limit: Limit = 100
 
 
+class HistoryArgs(Args, frozen=True, kw_only=True):
+    span_s: Annotated[int, Meta(ge=60, le=3 * 86400, description="Seconds until now.")] = 3600
+    node: Annotated[str, Meta(max_length=32, pattern="^[0-9a-f]*$", description="A node's id.")] | None = None
+
+
+class ObjectArgs(BucketArgs, frozen=True, kw_only=True):
+    key: Annotated[str, Meta(min_length=1, max_length=1024)]
+    version: Annotated[str, Meta(max_length=32, pattern=_PRINTABLE)] | None = None
+
+
 class CreateKeyArgs(Args, frozen=True, kw_only=True):
     bucket: Name = ""
     admin: bool = False
@@ -176,6 +186,17 @@ class Endpoint:
     @property
     def mutates(self) -> bool:
         return self.method != "GET"
+
+    def arguments(self, given: dict[str, Any], *, strict: bool = True) -> Args:
+        """What it is given, checked; where not `strict`, text becomes the number or the truth that it spells.
+
+        Raises:
+            AdminError: InvalidArgument.
+        """
+        try:
+            return msgspec.convert(given, self.args, strict=strict)
+        except msgspec.ValidationError as error:
+            raise AdminError("InvalidArgument", str(error)) from None
 
 
 def _endpoints() -> list[Endpoint]:
@@ -329,6 +350,22 @@ def _endpoints() -> list[Endpoint]:
             lambda desk, _: stores.caches(desk),
         ),
         get(
+            "migrations",
+            "migrations",
+            "Buckets that look through to a shadow, and how far each shadow was adopted.",
+            Nothing,
+            migrations.Migrations,
+            lambda desk, _: migrations.migrations(desk),
+        ),
+        get(
+            "history",
+            "history",
+            "Each node's cache and throughput over the last time.",
+            HistoryArgs,
+            history.History,
+            lambda desk, args: history.over_time(desk, span_s=args.span_s, node=args.node),
+        ),
+        get(
             "buckets",
             "buckets",
             "Buckets: sizes, policies, work owed for them.",
@@ -353,6 +390,14 @@ def _endpoints() -> list[Endpoint]:
             lambda desk, args: stores.inventory(
                 desk, args.bucket, prefix=args.prefix, versions=args.versions, cursor=args.cursor, limit=args.limit
             ),
+        ),
+        get(
+            "object",
+            "buckets/{bucket}/object",
+            "The replica map of an object: who holds each of its versions, who is to, and what is owed for it.",
+            ObjectArgs,
+            replicas.ReplicaMap,
+            lambda desk, args: replicas.replica_map(desk, args.bucket, args.key, args.version),
         ),
         get(
             "keys",

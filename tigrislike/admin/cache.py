@@ -185,7 +185,7 @@ async def present(node: Node, target: Target) -> AsyncGenerator[Presence, None]:
     pins = await _pins(node.blocks)
     async with aclosing(objects(node, target)) as found:
         async for stored in found:
-            yield await asyncio.to_thread(_look, node.blocks, stored, pins)
+            yield await asyncio.to_thread(presence, node.blocks, stored, pins)
 
 
 async def warm(node: Node, target: Target, progress: Callable[[int], None] = lambda size: None) -> Warmed:
@@ -331,7 +331,7 @@ async def _together(jobs: Iterable[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _look(blocks: BlockStore, stored: Stored, pins: frozenset[bytes]) -> Presence:
+def presence(blocks: BlockStore, stored: Stored, pins: frozenset[bytes]) -> Presence:
     layout, block_size = blocks.layout, blocks.block_size
     home = cached = total = here = 0
     for blob_id, size in stored.blobs:

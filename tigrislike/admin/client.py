@@ -47,11 +47,7 @@ class LocalApi:
 
     async def call(self, name: str, **arguments: Any) -> Any:
         endpoint = ENDPOINTS[name]
-        try:
-            args = msgspec.convert(_given(arguments), endpoint.args)
-        except msgspec.ValidationError as error:
-            raise AdminError("InvalidArgument", str(error)) from None
-        return await perform(self.desk, endpoint, args, self._actor)
+        return await perform(self.desk, endpoint, endpoint.arguments(_given(arguments)), self._actor)
 
 
 @contextlib.asynccontextmanager

@@ -23,6 +23,7 @@ from tigrislike.replication.membership import DEAD_AFTER_S, Members
 if TYPE_CHECKING:
     from tigrislike.bytecache import BlockStore
     from tigrislike.metrics import Metrics
+    from tigrislike.s3api.app import Gateway
     from tigrislike.slow import SlowRequests
 
 _ROWS: Final = 500
@@ -121,7 +122,12 @@ class Desk:
     Args:
         members: what this process sees of the others; None where it has not watched them.
         blocks, metrics, slow: this node's, where there is one.
+
+    Attributes:
+        gateway: this process's front door, where there is one, for those who look at objects.
     """
+
+    gateway: Gateway | None = None
 
     def __init__(
         self,

@@ -272,6 +272,11 @@ async def read_sums(desk: Desk) -> Sums:
     return await desk.metadata.engine.read(read, desk.metadata.context)
 
 
+async def tasks(desk: Desk) -> set[str]:
+    """The kinds of work that was ever owed to anybody there is."""
+    return {task for by_task in (await read_sums(desk)).sums.values() for task in by_task}
+
+
 def load_of(
     counts: Counts, since_ns: int | None, now_ns: int, before: Counts | None = None, elapsed_s: float = 0.0
 ) -> dict[str, float | int | None]:

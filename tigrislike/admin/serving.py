@@ -129,7 +129,7 @@ async def _arguments(request: Request, endpoint: Endpoint, found: dict[str, str]
     """What the endpoint is given, checked. Raises AdminError: InvalidArgument; S3Error: of the body."""
     payload = Payload(request.receive, request.headers, verified)
     if not endpoint.mutates:
-        return _converted(endpoint, {**request.query, **found}, strict=False)
+        return endpoint.arguments({**request.query, **found}, strict=False)
     if request.query:
         raise AdminError("InvalidArgument", "this takes no query, but a JSON object")
     if request.headers.get("x-amz-content-sha256") == "UNSIGNED-PAYLOAD":
@@ -142,14 +142,7 @@ async def _arguments(request: Request, endpoint: Endpoint, found: dict[str, str]
         raise AdminError("InvalidArgument", f"the body is no JSON: {error}") from None
     if not isinstance(given, dict) or given.keys() & found.keys():
         raise AdminError("InvalidArgument", "the body is to be an object of what the path does not say")
-    return _converted(endpoint, {**given, **found}, strict=True)
-
-
-def _converted(endpoint: Endpoint, given: dict[str, Any], *, strict: bool) -> Args:
-    try:
-        return msgspec.convert(given, endpoint.args, strict=strict)
-    except msgspec.ValidationError as error:
-        raise AdminError("InvalidArgument", str(error)) from None
+    return endpoint.arguments({**given, **found})
 
 
 def _json(status: int, body: Any, headers: dict[str, str]) -> Response:

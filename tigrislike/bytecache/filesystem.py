@@ -25,6 +25,10 @@ class Space(NamedTuple):
     total_bytes: int
     available_bytes: int
 
+    def reserve(self, wanted_bytes: int) -> int:
+        """What is left free where so much is wanted: a tenth of the size at most, so that one default suits all."""
+        return min(wanted_bytes, self.total_bytes // 10)
+
 
 class FileSystem:
     """The real one. Methods raise OSError as the system calls do."""

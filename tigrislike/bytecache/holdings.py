@@ -175,8 +175,7 @@ class Holdings:
         """How much the filesystem lacks of having `wanted_bytes` beyond the reserve and what fills will write."""
         space = self.fs.space(self.layout.root)
         self._see(space.available_bytes)
-        # A tenth of the volume at most, so that the default suits a small one too.
-        reserve = min(self._reserve_bytes, space.total_bytes // 10)
+        reserve = space.reserve(self._reserve_bytes)
         return wanted_bytes + rows.held_bytes(FILLING) + reserve - space.available_bytes
 
     def relieve(self, rows: Rows, wanted_bytes: int) -> int:

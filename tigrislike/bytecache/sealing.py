@@ -166,8 +166,7 @@ class Disk:
     def _refusal(self, wanted_bytes: int) -> DiskFull | None:
         """What there is to say against so many bytes more."""
         space = self.fs.space(self.layout.root)
-        # A tenth of the volume at most, so that the default suits a small one too.
-        reserve = min(self.reserve_bytes, space.total_bytes // 10)
+        reserve = space.reserve(self.reserve_bytes)
         if space.available_bytes - wanted_bytes >= reserve:
             return None
         return DiskFull(

@@ -217,6 +217,11 @@ class BlockStore:
         """From now on fetch blocks that are not here, or are damaged, from `source`; None: from nowhere."""
         self._fills.source = source
 
+    @property
+    def reserve_bytes(self) -> int:
+        """Free space that uploads and fills may not use, on a filesystem that is large enough (`Space.reserve`)."""
+        return self._disk.reserve_bytes
+
     def statistics(self) -> Statistics:
         return self.counters.snapshot(direct_io=self._disk.direct)
 

@@ -214,6 +214,7 @@ class Keyspace:
         self.queue_sums = queue + pack_text("sum")
         self.queue_samples = queue + pack_text("sample")
         self.audits = family("audit")
+        self.histories = family("history")
         self.in_bucket = functools.lru_cache(4096)(functools.partial(BucketKeys, self))
 
     # -- contents and blobs (ids are 16 random bytes)
@@ -385,6 +386,16 @@ class Keyspace:
 
     def queue_failing_key(self, zone: bytes, enqueued_ns: int, item_id: bytes) -> bytes:
         return self.queue_failing + pack_bytes(zone) + pack_int(enqueued_ns) + pack_bytes(item_id)
+
+    # -- what nodes counted
+
+    def history(self, step_s: int, slot: int, node_id: bytes) -> bytes:
+        return self.histories + pack_int(step_s) + pack_int(slot) + pack_bytes(node_id)
+
+    def history_range(self, step_s: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """The rows of the slots from `first` up to, not including, `end`."""
+        prefix = self.histories + pack_int(step_s)
+        return prefix + pack_int(first), prefix + pack_int(end)
 
     # -- what operators did
 

@@ -663,17 +663,22 @@ class Counts(Struct, frozen=True):
     def of(cls, counted: Mapping[str, int]) -> Counts:
         """From what is stored, where each event adds to one counter: beside those named here runs `begun`, given up for
         another end than done or failed (`returned`), and causes `dropped` in place of being done."""
-
-        def stored(name: str) -> int:
-            return counted.get(name, 0)
-
-        enqueued, done, failed = stored("enqueued"), stored("done"), stored("failed")
-        waiting = enqueued - done - stored("dropped")
-        leased = stored("begun") - done - failed - stored("returned")
-        return cls(waiting, enqueued, done, failed, stored("dead"), leased, stored("failing"))
+        stored = counted.get
+        enqueued, done, failed = stored("enqueued", 0), stored("done", 0), stored("failed", 0)
+        waiting = enqueued - done - stored("dropped", 0)
+        leased = stored("begun", 0) - done - failed - stored("returned", 0)
+        return cls(waiting, enqueued, done, failed, stored("dead", 0), leased, stored("failing", 0))
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__struct_fields__))
+        return Counts(
+            self.waiting + other.waiting,
+            self.enqueued + other.enqueued,
+            self.done + other.done,
+            self.failed + other.failed,
+            self.dead + other.dead,
+            self.leased + other.leased,
+            self.failing + other.failing,
+        )
 
 
 class Claimed(Struct, frozen=True):
@@ -742,6 +747,27 @@ class Beat(Struct, frozen=True, array_like=True):
     cache_capacity: int = -1
 
 
+class NodeSample(Struct, frozen=True, array_like=True):
+    """``history / step, slot, node``: what a node had counted at `at_ns` since `since_ns`, when it started: requests of
+    clients and how many of them failed (status 500 and more), bytes of bodies, blocks found on its disk and not, blocks
+    fetched, bytes fetched and evicted. The last two are what its cache held then, and may hold (-1: what the disk
+    has room for)."""
+
+    at_ns: int
+    since_ns: int
+    requests: int = 0
+    failed: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    fills: int = 0
+    fill_bytes: int = 0
+    evicted_bytes: int = 0
+    cache_used: int = 0
+    cache_capacity: int = -1
+
+
 class Cluster(Struct, frozen=True, array_like=True):
     """``meta / cluster``: the keyspace's format version, and which cluster this is (`number` 0 to 255 goes into
     stamps)."""
@@ -797,5 +823,6 @@ pointer = Codec(Pointer)
 node = Codec(Node)
 beat = Codec(Beat)
 audit = Codec(Audit)
+node_sample = Codec(NodeSample)
 cluster = Codec(Cluster)
 master_state = Codec(MasterState)

@@ -46,9 +46,10 @@ from .protocol import Attributes, Buffer, Origin, OriginObject, OriginPage, Writ
 RETRIES: Final = 0.2
 """Retries for each call, beyond RETRIES_AT_LEAST: what Finagle allows, and twice what one failure in ten asks for."""
 RETRIES_AT_LEAST: Final = 10.0
-HEDGES: Final = 0.03
-"""Second requests for each call: a hundredth is what p99 promises, more is an origin that became slow altogether."""
-HEDGES_AT_LEAST: Final = 3.0
+HEDGES: Final = 0.01
+"""Second requests for each call: a hundredth is what p99 promises, more is an origin that became slow altogether, or a
+line that is full, and then they cost what they are to save."""
+HEDGES_AT_LEAST: Final = 1.0
 HEDGED_AFTER_S: Final = 0.01
 """And no sooner: a busy event loop looks like a slow origin, and there is nothing to gain."""
 BACK_OFF_S: Final = 0.1

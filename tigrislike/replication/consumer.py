@@ -34,7 +34,7 @@ from tigrislike.metadata.kv import AmbiguousCommit, EngineUnavailable, Retryable
 from tigrislike.metadata.kv.engine import Watch
 from tigrislike.metadata.leasing import Batch
 from tigrislike.metadata.queue import Queue
-from tigrislike.metadata.records import Claimed
+from tigrislike.metadata.records import Claimed, Item
 
 from .tasks import NotNow, Task
 
@@ -79,6 +79,7 @@ class Consumer:
         destinations: of 16 bytes each; they take turns.
         workers: how many items run at a time, at most; never fewer than there are tasks.
         gate: says whether now is a time to work.
+        on_done: told of each item that is done.
         sleep: waits for seconds, between extensions of leases; for tests, which do not.
     """
 
@@ -90,6 +91,7 @@ class Consumer:
         *,
         workers: int = WORKERS,
         gate: Gate = lambda: contextlib.nullcontext(True),
+        on_done: Callable[[Item], None] = lambda _: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
@@ -100,6 +102,7 @@ class Consumer:
         self._unknown = _Lane(None, queue.parameters.batch)
         self.workers = max(workers, len(self._lanes))
         self._gate = gate
+        self._on_done = on_done
         self._sleep = sleep
         self._rng = rng or random.Random()
         self._leases = _Leases(queue)
@@ -390,6 +393,8 @@ class Consumer:
             effect = await self._leases.while_held(claimed, asyncio.ensure_future(task.run(claimed.item)))
             ended = await self._queue.finish(claimed, effect)
             (self.worked.done if ended else self.worked.lost)[name] += 1
+            if ended:
+                self._on_done(claimed.item)
         except _LeaseLost:
             self.worked.lost[name] += 1
         except (StoreSealed, EngineUnavailable, RetryableError):

@@ -97,11 +97,13 @@ class Members:
     def _seen(self, node: Node, beat: Beat | None, now_s: float, excused_s: float) -> Member:
         old = self._members.get(node.node)
         beat = beat or Beat(0, 0)
-        seen_s, moving = now_s, False
+        seen_s = now_s
+        # This node runs, or nobody would look: what has waited for it need not wait until it has seen itself beat.
+        moving = node.node == self.own
         if old is not None:
             moved = beat.count != old.count
             seen_s = now_s if moved else old.seen_s + excused_s
-            moving = old.moving or moved
+            moving = moving or old.moving or moved
         dead = now_s - seen_s > self._dead_after_s
         return Member(
             node.node,

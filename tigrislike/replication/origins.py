@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Final, Protocol
 
 from tigrislike.bytecache import SourceUnavailable
@@ -27,6 +29,7 @@ from tigrislike.origin import (
     OriginRefused,
     OriginUnavailable,
 )
+from tigrislike.origin.resilient import Resilient
 
 log = logging.getLogger("tigrislike.replication")
 
@@ -65,7 +68,6 @@ class _Opened:
         self.origin = origin
         self.looked_s = 0.0
         self.uses = 0
-        self.replaced = False
 
 
 class Origins:
@@ -83,6 +85,8 @@ class Origins:
         self._clock_s = clock_s
         self._opened: dict[bytes, _Opened] = {}
         self._opening: dict[bytes, asyncio.Lock] = {}
+        self._replaced: list[_Opened] = []  # and still in use
+        self._gone: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def using(self, origin_id: bytes) -> AsyncIterator[Origin]:
@@ -133,15 +137,27 @@ class Origins:
             if opened is None or opened.place != place:
                 fresh = _Opened(place, self._open_origin(place))
                 if opened is not None:
-                    opened.replaced = True
+                    self._replaced.append(opened)
                     await self._close_if_done(opened)
                 self._opened[origin_id] = opened = fresh
             opened.looked_s = looked_s
             return opened
 
     async def _close_if_done(self, opened: _Opened) -> None:
-        if opened.replaced and not opened.uses:
+        if opened in self._replaced and not opened.uses:
+            self._replaced.remove(opened)
+            self._gone.update(_counted(opened.origin))
+            for level in ("running", "waiting", "state"):
+                del self._gone[level]
             await opened.origin.close()
+
+    def counted(self) -> Counter[str]:
+        """What this process has had to do with origins: the sums of their `resilient.Statistics`, by field, and as
+        `state`, how many are left alone."""
+        total = Counter(self._gone)
+        for opened in (*self._opened.values(), *self._replaced):
+            total.update(_counted(opened.origin))
+        return total
 
     async def read(self, elsewhere: Elsewhere, size: int, start: int, stop: int) -> AsyncGenerator[Buffer, None]:
         """Bytes `start` to `stop` of a blob of `size` bytes, from where an origin has it.
@@ -170,6 +186,13 @@ class Origins:
 
     async def aclose(self) -> None:
         """Close every origin; what is under way fails."""
-        opened, self._opened = list(self._opened.values()), {}
+        opened, self._opened = [*self._opened.values(), *self._replaced], {}
         for each in opened:
             await each.origin.close()
+
+
+def _counted(origin: Origin) -> Counter[str]:
+    if not isinstance(origin, Resilient):
+        return Counter()
+    found = asdict(origin.statistics())
+    return Counter({**found, "state": int(found["state"] != "closed")})

@@ -39,6 +39,14 @@ _UNVERIFIED_PART = 8  # they may have this part of everything, 1/8, so that ever
 _RETRY_AFTER_S = "1"
 
 
+class Refused(S3Error):
+    """SlowDown, and which `bound` was met: ``requests``, those of one ``key``, or ``memory`` for bodies."""
+
+    def __init__(self, bound: str) -> None:
+        super().__init__("SlowDown", headers={"retry-after": _RETRY_AFTER_S})
+        self.bound = bound
+
+
 class Admission:
     """The admission state of one process.
 
@@ -82,7 +90,7 @@ class Admission:
             A permit to hold while the request runs: `async with` waits for its turn, `with` takes none.
 
         Raises:
-            S3Error: SlowDown.
+            Refused.
         """
         share = min(self.max_requests_per_key, max(1, self.max_requests // self._touch(key_id)))
         return self._let_in(key_id, content_length, share, self.max_body_memory_bytes // 2)
@@ -97,7 +105,7 @@ class Admission:
             A permit to hold, by `with`, until the signature has been checked.
 
         Raises:
-            S3Error: SlowDown, also where others that are not verified yet hold the share of all of them.
+            Refused: also where others that are not verified yet hold the share of all of them.
         """
         share = max(1, self.max_requests // _UNVERIFIED_PART)
         return self._let_in(_UNVERIFIED, content_length, share, self.max_body_memory_bytes // _UNVERIFIED_PART)
@@ -115,7 +123,8 @@ class Admission:
         if self.requests >= self.max_requests or key.requests >= share or memory_full:
             if not key.requests:
                 del self._keys[key_id]
-            raise S3Error("SlowDown", headers={"retry-after": _RETRY_AFTER_S})
+            bound = "requests" if self.requests >= self.max_requests else "key" if key.requests >= share else "memory"
+            raise Refused(bound)
         key.requests += 1
         key.memory_bytes += memory
         self.requests += 1

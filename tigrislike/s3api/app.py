@@ -33,19 +33,28 @@ from tigrislike.metrics import Metrics
 from tigrislike.replication.epochs import Epochs
 from tigrislike.replication.origins import MovedAtOrigin
 from tigrislike.replication.regional import Regional
-from tigrislike.s3api.admission import Admission
+from tigrislike.s3api.admission import Admission, Refused
 from tigrislike.s3api.authentication import authenticate
-from tigrislike.s3api.authorisation import authorise_bucket, authorise_name, authorise_service
+from tigrislike.s3api.authorisation import Identity, authorise_bucket, authorise_name, authorise_service
 from tigrislike.s3api.context import Context, Services
 from tigrislike.s3api.errors import S3Error, error_document, error_json
 from tigrislike.s3api.extensions import SERVED_FROM
 from tigrislike.s3api.internal import ReceiveCopy, internal_route
-from tigrislike.s3api.operations import load_operations
+from tigrislike.s3api.operations import Input, Output, load_operations
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.post import is_form, post_object
 from tigrislike.s3api.protocol import Operation, load_protocol
 from tigrislike.s3api.reading import Buffer, open_extent, read_extents, segments_of, send_pieces
-from tigrislike.s3api.request import MAX_KEY_BYTES, Receive, Request, Scope, Send, bucket_of_host, new_request_id
+from tigrislike.s3api.request import (
+    MAX_KEY_BYTES,
+    Message,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    bucket_of_host,
+    new_request_id,
+)
 from tigrislike.s3api.server_log import NOTE, ServerLog
 from tigrislike.s3api.service import service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
@@ -64,6 +73,10 @@ RETRY_AFTER_S = 1
 # Up to this size a stored object is read and written in one go when it is in the page cache; sendfile gains nothing.
 INLINE_SEND_BYTES = 256 * 1024
 
+# Where the console is at the same origin, no object is a page of that origin: it runs no script, and is taken for
+# nothing but what its Content-Type says. No request can set these two, so that what is added is all there is.
+_GUARDS = ((b"content-security-policy", b"sandbox"), (b"x-content-type-options", b"nosniff"))
+
 _XML = (b"content-type", b"application/xml")
 _JSON = (b"content-type", b"application/json")
 
@@ -79,7 +92,7 @@ def create_app(
     regional: Regional | None = None,
     server_log: ServerLog | None = None,
     also: Sequence[Route] = (),
-) -> Starlette:
+) -> S3Application:
     """The application over an open node's parts; they stay the caller's to close.
 
     Args:
@@ -104,17 +117,20 @@ class S3Application(Starlette):
 
     def __init__(self, gateway: Gateway, routes: list[Route]) -> None:
         super().__init__(routes=routes)
-        self._gateway = gateway
+        self.gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._gateway.is_own(scope):
-            await self._gateway(scope, receive, send)
+        if scope["type"] == "http" and not self.gateway.is_own(scope):
+            await self.gateway(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
 class Gateway:
-    """The ASGI callable that speaks S3: one request in, one response out."""
+    """The ASGI callable that speaks S3: one request in, one response out.
+
+    `respond` and `call` are for those in this process who know already on whose behalf they ask (the console).
+    """
 
     def __init__(self, services: Services) -> None:
         settings = services.settings
@@ -128,6 +144,7 @@ class Gateway:
         self._server_log = services.server_log
         self._logged: Mapping[str, object] = services.server_log.logged if services.server_log is not None else {}
         self._served_here = (SERVED_FROM, services.metadata.context.home.region.encode())
+        self._guards = () if settings.admin_listen else _GUARDS
 
     def is_own(self, scope: Scope) -> bool:
         """Whether a request addresses one of the service's own paths, on the service's own host."""
@@ -141,6 +158,33 @@ class Gateway:
         request = Request(scope, receive, new_request_id())
         request.notes["request_id"] = request.request_id
         await self._respond(request, send)
+
+    async def respond(self, identity: Identity, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request of somebody who is known already: `scope` has no signature, and names bucket and key in its
+        path. Everything else is as for any request, errors too."""
+        request = Request(scope, receive, new_request_id())
+        request.notes["access_key"] = identity.key_id
+        request.identity = identity
+        await self._respond(request, send)
+
+    async def call(self, identity: Identity, scope: Scope, name: str, members: Input) -> Output:
+        """Perform an operation without a body for somebody who is known already, from members to members.
+
+        Args:
+            scope: of the request that this is part of, whose access record is to name the operation.
+
+        Raises:
+            S3Error, MetadataError, EngineError: what else would be an error document.
+        """
+        operation = self._protocol[name]
+        assert not operation.streams_body, f"{name} takes a body"
+        request = Request(scope, _nothing, new_request_id())
+        request.identity, request.bucket, request.key = identity, members.get("Bucket", ""), members.get("Key", "")
+        request.notes.update(operation=name, access_key=identity.key_id)
+        await self._metadata.refresh()
+        bucket = await self._authorise(request, operation)
+        async with self._admission.admit(identity.key_id, 0):
+            return await self._handlers[name](Context(self._services, request, bucket, None), members)
 
     async def _respond(self, request: Request, send: Send) -> None:
         try:
@@ -321,6 +365,7 @@ class Gateway:
 
     async def _send(self, request: Request, status: int, headers: Headers, body: Body, send: Send) -> None:
         headers.append((b"x-amz-request-id", request.request_id.encode()))
+        headers.extend(self._guards)
         if self._logged and (noted := request.notes.get(NOTE)) is not None:
             noted.answered(headers)
         try:
@@ -378,6 +423,8 @@ class Gateway:
     async def _refuse(self, request: Request, exception: Exception, send: Send) -> None:
         error = S3Error.of(exception)
         request.notes["error"] = error.code
+        if isinstance(error, Refused):
+            request.notes["refused"] = error.bound
         if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
             log.error(
                 "request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception
@@ -387,6 +434,7 @@ class Gateway:
         ]
         headers.extend(_version_headers(exception))
         headers.append((b"x-amz-request-id", request.request_id.encode()))
+        headers.extend(self._guards)
         if error.status == 503 and not _has(headers, b"retry-after"):
             after_s = math.ceil(getattr(exception, "retry_after_s", 0.0))
             headers.append((b"retry-after", str(max(after_s, RETRY_AFTER_S)).encode()))
@@ -403,6 +451,11 @@ class Gateway:
             noted.answered(headers)
         await send({"type": "http.response.start", "status": error.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _nothing() -> Message:
+    """The `receive` of a request without a body."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 Header = tuple[bytes, bytes]

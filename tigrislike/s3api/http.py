@@ -352,6 +352,7 @@ class HttpProtocol(asyncio.Protocol):
         self._read_head(exchange, parser.get_http_version(), parser.should_upgrade())
         exchange.keep_alive = exchange.keep_alive and parser.should_keep_alive() and not self.front.draining
         if self.refused:
+            exchange.notes["refused"] = "connections"
             raise S3Error("SlowDown", headers={"retry-after": "1"})
         if self.current is None:
             self.current = exchange

@@ -2,14 +2,17 @@
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
 be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more.
-`/_tigrislike/metrics` is for Prometheus. Management calls are signed with a root key, like any S3 request, and refused
-in the same XML.
+`/_tigrislike/metrics` is for Prometheus, and for anybody where no token is asked for. Management calls are signed with
+a root key, like any S3 request, and refused in the same XML.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
+import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +30,8 @@ from tigrislike.s3api.operations.settings import ShadowBucket, place_of, try_out
 from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request, new_request_id
 from tigrislike.s3api.sigv4 import claim
+
+log = logging.getLogger("tigrislike.s3api")
 
 _MAX_DOCUMENT = 64 * 1024
 _READY_S = 2.0  # for each part: a balancer gives up soon, and a node this slow is not ready
@@ -65,7 +70,10 @@ def service_routes(services: Services) -> list[Route]:
 
     async def metrics(http: HttpRequest) -> Response:
         assert services.metrics is not None
-        page, content_type = await services.metrics.page(http.headers.get("accept", ""))
+        tokens = services.settings.metrics_auth
+        if tokens is not None and not _holds(http.headers.get("authorization", ""), read_tokens(tokens)):
+            return Response("a bearer token is needed\n", 401, {"www-authenticate": "Bearer"}, "text/plain")
+        page, content_type = await services.metrics.page(http.headers.get("accept", ""), naming=tokens is not None)
         return Response(page, media_type=content_type)
 
     async def storage(request: Request, payload: Payload) -> dict[str, Any]:
@@ -111,6 +119,23 @@ def _noted(
         return await endpoint(http)
 
     return noting
+
+
+def read_tokens(path: Path) -> list[bytes]:
+    """The tokens in the file of ``--metrics-auth``: none where it cannot be read. It is read each time, so that one can
+    be replaced while nodes run."""
+    try:
+        return path.read_bytes().split()
+    except OSError as error:
+        log.error("nobody may read the metrics: %s", error)
+        return []
+
+
+def _holds(authorization: str, tokens: list[bytes]) -> bool:
+    """Whether an Authorization header has one of the tokens. Takes as long whatever it has."""
+    scheme, _, given = authorization.partition(" ")
+    held = [hmac.compare_digest(given.strip().encode(), token) for token in tokens]
+    return scheme.lower() == "bearer" and any(held)
 
 
 async def _body_sha256(request: Request) -> str:
