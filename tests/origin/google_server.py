@@ -19,7 +19,7 @@ import json
 import re
 import sys
 import time
-from base64 import urlsafe_b64decode
+from base64 import b64decode, b64encode, urlsafe_b64decode
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,12 +27,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from awscrt import checksums
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 
 BUCKET = "elsewhere"
-SCOPES = {f"https://www.googleapis.com/auth/{scope}" for scope in ("devstorage.full_control", "cloud-platform")}
+SCOPES = {f"https://www.googleapis.com/auth/{scope}" for scope in ("devstorage.full_control", "devstorage.read_write")}
 MIN_PART_BYTES = 5 << 20
 MAX_NAME_BYTES = 1024
 
@@ -46,6 +47,7 @@ class Object:
     body: bytes
     etag: str
     kept: dict[str, str]
+    digests: str
     generation: int = field(default_factory=lambda: next(generations))
     modified_s: float = field(default_factory=time.time)
 
@@ -90,7 +92,11 @@ class Handler(BaseHTTPRequestHandler):
         self.query = {name: found[0] for name, found in parse_qs(parts.query, keep_blank_values=True).items()}
         bucket, _, name = parts.path.removeprefix("/").partition("/")
         self.name = unquote(name)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        length = int(self.headers.get("Content-Length", "0"))
+        self.body = self.rfile.read(length)
+        if len(self.body) < length:  # whoever sent it has gone
+            self.close_connection = True
+            return None
         if not bucket:
             return self._answer(200, body=json.dumps(asked).encode())
         asked.append(self.headers.get("Authorization", ""))
@@ -115,10 +121,15 @@ class Handler(BaseHTTPRequestHandler):
     # -- objects
 
     def _put(self) -> None:
+        digest = hashlib.md5(self.body).digest()
+        given = self.headers.get("Content-MD5")
+        if given is not None and b64decode(given) != digest:
+            raise Refused(400, "BadDigest", "The Content-MD5 you specified did not match what was received.")
         if "uploadId" in self.query:
             self._upload().parts[int(self.query["partNumber"])] = self.body
-            return self._answer(200, {"ETag": _quoted(hashlib.md5(self.body).hexdigest())})
-        return self._keep(Object(self.body, hashlib.md5(self.body).hexdigest(), self._told()))
+            return self._answer(200, {"ETag": _quoted(digest.hex())})
+        digests = f"crc32c={_crc32c(self.body)},md5={b64encode(digest).decode()}"
+        return self._keep(Object(self.body, digest.hex(), self._told(), digests))
 
     def _keep(self, made: Object, document: str = "") -> None:
         if not self.name or "\r" in self.name or "\n" in self.name or self.name in (".", ".."):
@@ -220,11 +231,12 @@ class Handler(BaseHTTPRequestHandler):
         if any(len(body) < MIN_PART_BYTES for body in bodies[:-1]):
             raise Refused(400, "EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size.")
         del uploads[self.query["uploadId"]]
-        # The ETag of such an object is no MD5, and what it is nobody says.
-        etag = f"{binascii.crc32(b''.join(bodies)):08x}-{len(bodies)}"
+        # Such an object has no MD5, and what its ETag is nobody says.
+        whole = b"".join(bodies)
+        etag = f"{binascii.crc32(whole):08x}-{len(bodies)}"
         named = f"<Bucket>{BUCKET}</Bucket><Key>{escape(self.name)}</Key><ETag>&quot;{etag}&quot;</ETag>"
         document = f"<CompleteMultipartUploadResult>{named}</CompleteMultipartUploadResult>"
-        return self._keep(Object(b"".join(bodies), etag, upload.kept), document)
+        return self._keep(Object(whole, etag, upload.kept, f"crc32c={_crc32c(whole)}"), document)
 
     def _upload(self) -> Upload:
         upload = uploads.get(self.query["uploadId"])
@@ -288,7 +300,9 @@ class Handler(BaseHTTPRequestHandler):
     ) -> None:
         self.send_response(status)
         for name, value in (headers or {}).items():
-            self.send_header(name, value)
+            # Digests come as several headers of one name.
+            for one in value.split(",") if name == "x-goog-hash" else [value]:
+                self.send_header(name, one)
         if in_chunks:
             self.send_header("Transfer-Encoding", "chunked")
             body = f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
@@ -327,7 +341,12 @@ def _version(of: Object) -> dict[str, str]:
         "ETag": _quoted(of.etag),
         "x-goog-generation": str(of.generation),
         "x-goog-metageneration": "1",
+        "x-goog-hash": of.digests,
     }
+
+
+def _crc32c(body: bytes) -> str:
+    return b64encode(checksums.crc32c(body).to_bytes(4, "big")).decode()
 
 
 def _quoted(etag: str) -> str:

@@ -23,7 +23,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from bench import processes, stores
 from tests.clients.environments import REPOSITORY, prepared
@@ -157,7 +157,7 @@ def google(directory: Path) -> Iterator[GoogleServer]:
         yield GoogleServer(f"http://127.0.0.1:{port}", service_account_key(account, key))
 
 
-def service_account_key(account: str, key: rsa.RSAPrivateKey, **fields: str) -> str:
+def service_account_key(account: str, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> str:
     """A service account's key, as Google gives it to people."""
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -170,7 +170,6 @@ def service_account_key(account: str, key: rsa.RSAPrivateKey, **fields: str) -> 
             "private_key": private.decode(),
             "client_email": account,
             "token_uri": "https://oauth2.googleapis.com/token",
-            **fields,
         }
     )
 
