@@ -365,7 +365,7 @@ async def worker(
             server_log=server_log,
             also=() if settings.admin_listen else operators,
         )
-        desk.gateway = app.gateway
+        desk.gateway, desk.presences = app.gateway, node.regional.presences
         served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
