@@ -17,6 +17,7 @@ from tigrislike.metadata.owed import destination_of
 from tigrislike.metadata.records import DRAINING, REMOVED
 
 from .desk import Desk, Names
+from .durations import spelled
 from .queues import GroupRow, Load, Paused, Sums, age_s, group_load, paused, read_sums
 
 LATE_S: Final = 60.0
@@ -233,7 +234,7 @@ def _region(
     if everything_paused:
         why.append("it is paused")
     if age >= LATE_S:
-        why.append(f"something has been due for {age:,.0f} s")
+        why.append(f"something has been due for {spelled(age)}")
     if load["dead"]:
         why.append(f"{load['dead']:,} dead letters")
     if load["failing"]:
