@@ -152,8 +152,8 @@ class Console:
             return RedirectResponse(url("/"), 308)
         if path.startswith("/static/"):
             return self._file(exchange)
-        page, params = self._matched(exchange.method, path)
         exchange.session = await self._sessions.current(exchange.cookie) if exchange.cookie else None
+        page, params = self._matched(exchange.method, path)
         if page.needs_key and exchange.session is None:
             raise SignedOut(over=bool(exchange.cookie))
         form = await self._checked_form(exchange, page) if page.method == "POST" else {}
