@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
 from cryptography.x509 import load_pem_x509_certificate
-from starlette.applications import Starlette
 
 from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
@@ -45,6 +44,9 @@ from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
 from tigrislike.slow import SlowRequests
 from tigrislike.supervisor import Role, Supervisor
+
+if TYPE_CHECKING:
+    from tigrislike.tracing import Tracing
 
 _LOG = logging.getLogger("tigrislike.server")
 
@@ -109,7 +111,7 @@ class Shared:
         )
 
     def open_node(
-        self, settings: Settings, open_source: OpenSource | None, row: Row
+        self, settings: Settings, open_source: OpenSource | None, row: Row, tracing: Tracing | None
     ) -> contextlib.AbstractAsyncContextManager[Node]:
         return Node.opened(
             settings,
@@ -117,6 +119,7 @@ class Shared:
             open_source=open_source,
             verified=self.verified,
             row=row,
+            tracing=tracing,
             clock=self.clock,
         )
 
@@ -138,7 +141,7 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
     Raises:
         BindError: the address is taken, or not this machine's.
     """
-    setup_logging(settings.log_level, "supervisor")
+    setup_logging(settings.log_level, "supervisor", settings.log_format)
     _raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
     try:
@@ -333,11 +336,13 @@ async def worker(
     from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
     from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
+    from tigrislike.s3api.service import ServiceApplication
 
     row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
+        tracing = await open_tracing(settings, f"worker {index}", stack)
         try:
-            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row, tracing))
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
@@ -366,7 +371,8 @@ async def worker(
             also=() if settings.admin_listen else operators,
         )
         desk.gateway = app.gateway
-        served = list(zip(listeners, (app, Starlette(routes=operators)), strict=False))
+        apps: list[Any] = [app, ServiceApplication(routes=operators)]
+        served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
             ("logged buckets", server_log.look, LOOK_S),
@@ -474,9 +480,10 @@ async def agent(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        tracing = await open_tracing(settings, "agent", stack)
         try:
             row = shared.metrics.row(0)
-            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row, tracing))
             await node.join(shared.endpoint)
             root = await node.ensure_root()
         except NODE_REFUSES as error:
@@ -486,6 +493,15 @@ async def agent(
         async with repeating(counting(row, "agent", node.counted)):
             await node.work(stop, shared.epochs, shared.metrics)
     return 0
+
+
+async def open_tracing(settings: Settings, process: str, stack: contextlib.AsyncExitStack) -> Tracing | None:
+    """What this process traces with, closed by `stack`; None where nothing is traced, and nothing for it imported."""
+    if not settings.otel_endpoint:
+        return None
+    from tigrislike.tracing import Tracing
+
+    return await stack.enter_async_context(contextlib.aclosing(Tracing.of(settings, process)))
 
 
 def certificate(path: Path) -> Look:
@@ -521,7 +537,7 @@ def _on_lifeline(loop: asyncio.AbstractEventLoop, lifeline: int, stop: Callable[
 
 
 def _run(name: str, settings: Settings, main: Any) -> int:
-    setup_logging(settings.log_level, name)
+    setup_logging(settings.log_level, name, settings.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result: int = runner.run(main)

@@ -75,7 +75,8 @@ class Html(HTMLParser):
             self.links.append(given["href"])
         if tag == "form":
             self.forms.append(Form(given.get("method", "get"), given["action"]))
-        if tag in ("input", "select") and "name" in given and "form" in self._open:
+        unticked = given.get("type") == "checkbox" and "checked" not in given
+        if tag in ("input", "select") and "name" in given and "form" in self._open and not unticked:
             self.forms[-1].fields[given["name"]] = given.get("value", "")
         if tag not in _VOID:
             self._open.append(tag)

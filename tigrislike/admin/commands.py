@@ -28,7 +28,7 @@ from tigrislike.metadata.kv import EngineError
 
 from .client import Api, RemoteApi, local
 from .desk import AdminError
-from .durations import spelled
+from .wording import duration
 
 Command = Callable[[Api], Awaitable[int]]
 
@@ -176,8 +176,8 @@ def plain(text: str) -> Text:
 
 
 def ago(seconds: float | None) -> str:
-    """A duration as people read it."""
-    return "-" if seconds is None else spelled(seconds)
+    """How long; a dash where there is nothing."""
+    return "-" if seconds is None else duration(seconds)
 
 
 def rate(per_second: float | None) -> str:

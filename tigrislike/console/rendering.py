@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tigrislike.admin.durations import spelled
+from tigrislike.admin.wording import duration
 
 from .page import segment, url
 from .preview import visible
@@ -133,7 +133,7 @@ def size(value: int | float | None) -> str:
 
 def age(seconds: float | None) -> str:
     """How long; a dash where there is nothing."""
-    return NONE if seconds is None else spelled(seconds)
+    return NONE if seconds is None else duration(seconds)
 
 
 def time(at_s: float | None) -> Markup | str:

@@ -349,7 +349,12 @@ class Console:
             if code == "InternalError":
                 message = "Something went wrong here that nobody foresaw. The log says more."
                 log.error(
-                    "request %s %s %r failed", exchange.request_id, exchange.method, exchange.path, exc_info=exception
+                    "request %s %s %r failed",
+                    exchange.request_id,
+                    exchange.method,
+                    exchange.path,
+                    exc_info=exception,
+                    extra={"request_id": exchange.request_id},
                 )
         if status == 503:
             headers["Retry-After"] = "1"
