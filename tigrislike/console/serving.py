@@ -120,8 +120,8 @@ class Console:
             Page("POST", "/sign-out", "", self._sign_out),
             Page("POST", "/theme", "", self._set_theme),
         ]
-        nav = [(page.nav, page.path) for page in PAGES if page.nav]
-        self._templates = Templates(self._static, nav=nav, themes=_THEMES)
+        self._nav = [(page.nav, page.path) for page in PAGES if page.nav]
+        self._templates = Templates(self._static, nav=self._nav)
 
     async def answer(self, http: Request) -> Response:
         exchange = _Exchange(http)
@@ -152,8 +152,8 @@ class Console:
             return RedirectResponse(url("/"), 308)
         if path.startswith("/static/"):
             return self._file(exchange)
-        page, params = self._matched(exchange.method, path)
         exchange.session = await self._sessions.current(exchange.cookie) if exchange.cookie else None
+        page, params = self._matched(exchange.method, path)
         if page.needs_key and exchange.session is None:
             raise SignedOut(over=bool(exchange.cookie))
         form = await self._checked_form(exchange, page) if page.method == "POST" else {}
@@ -234,9 +234,10 @@ class Console:
 
     def _given(self, exchange: _Exchange) -> dict[str, Any]:
         """What every page is given."""
-        session = exchange.session
+        session, here = exchange.session, exchange.path
         return {
             "session": session,
+            "place": max((to for _, to in self._nav if here == to or here.startswith(to + "/")), key=len, default=""),
             "csrf": self._sessions.token(session) if session is not None else "",
             "here": exchange.path,
             "address": exchange.address,
