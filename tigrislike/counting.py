@@ -38,6 +38,7 @@ SERVICE_OPERATIONS: Final = (
     "PeerPing",
     "PeerCopy",
     "PeerHome",
+    "PeerPresence",
     "Admin",
     "Console",
 )

@@ -370,7 +370,7 @@ async def worker(
             server_log=server_log,
             also=() if settings.admin_listen else operators,
         )
-        desk.gateway = app.gateway
+        desk.gateway, desk.presences = app.gateway, node.regional.presences
         apps: list[Any] = [app, ServiceApplication(routes=operators)]
         served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
