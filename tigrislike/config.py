@@ -715,6 +715,12 @@ class Settings:
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."
     )
+    log_format: str = _setting(
+        "text",
+        _parse_choice("text", "json"),
+        "How the node's own messages are written to standard error: `text`, or `json`, an object a line, as the access "
+        "log is.",
+    )
     log_level: str = _setting(
         "info", _parse_choice("debug", "info", "warning", "error"), "Least severe of the node's own messages to print."
     )

@@ -1,8 +1,8 @@
 """What a node writes about itself: its own messages, and one access record per request.
 
-Messages go through the standard `logging` package to standard error, one line each. Access records take
-another way, because the logging package would cost as much as the request itself: the event loop formats a line
-(about 2 us) and appends it; a writer thread hands what has gathered to the kernel several times a second.
+Messages go through the standard `logging` package to standard error, as text, or as a JSON object a line. Access
+records take another way, because the logging package would cost as much as the request itself: the event loop formats a
+line (about 2 us) and appends it; a writer thread hands what has gathered to the kernel several times a second.
 
 Guarantees: the event loop never waits for the log's reader; records of one worker come out in order; no line is
 cut by another process's (whole lines, in writes that a pipe keeps together); signatures in query strings are
@@ -11,6 +11,7 @@ not written. When the reader falls behind, records are dropped and their number 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
@@ -33,19 +34,50 @@ _PIPE_BUF = 4096  # POSIX: writes of at most this many bytes to a pipe are not i
 Record = tuple[int, str, str, bytes, bytes, int, int, int, int, dict[str, Any]]
 
 
-def setup_logging(level: str, role: str) -> None:
-    """Send this process's messages to standard error, marked with its role (`supervisor`, `agent`, `worker 3`)."""
+def setup_logging(level: str, role: str, format_: str = "text") -> None:
+    """Send this process's messages to standard error, marked with its role (`supervisor`, `agent`, `worker 3`): as
+    text, or as ``json``, where warnings of Python's become messages too, so that each line is an object."""
     handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter(
-        f"%(asctime)s.%(msecs)03dZ %(levelname)s {role} [%(process)d] %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
-    )
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(_JsonFormatter(role) if format_ == "json" else _text_formatter(role))
+    logging.captureWarnings(format_ == "json")
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # uvicorn reports its own life cycle at this level; the supervisor says the same in fewer words.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, root.level))
+
+
+def _text_formatter(role: str) -> logging.Formatter:
+    formatter = logging.Formatter(
+        f"%(asctime)s.%(msecs)03dZ %(levelname)s {role} [%(process)d] %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    return formatter
+
+
+class _JsonFormatter(logging.Formatter):
+    """An object on one line. One about a request names it, where whoever logs it gives `extra` a `request_id`."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time_ns": round(record.created * 1e9),
+            "level": record.levelname.lower(),
+            "role": self._role,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        request_id = getattr(record, "request_id", None)
+        if request_id is not None:
+            line["request_id"] = request_id
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        # Whatever a message is made of: a lone surrogate is written as what stands for it.
+        return json.dumps(line)
 
 
 class AccessLog:

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 import uvloop
 from cryptography.x509 import load_pem_x509_certificate
-from starlette.applications import Starlette
 
 from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
@@ -142,7 +141,7 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
     Raises:
         BindError: the address is taken, or not this machine's.
     """
-    setup_logging(settings.log_level, "supervisor")
+    setup_logging(settings.log_level, "supervisor", settings.log_format)
     _raise_descriptor_limit()
     listener = bind(settings.host, settings.port)
     try:
@@ -337,6 +336,7 @@ async def worker(
     from tigrislike.console.serving import console_routes
     from tigrislike.s3api.app import create_app
     from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
+    from tigrislike.s3api.service import ServiceApplication
 
     row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
@@ -371,7 +371,7 @@ async def worker(
             also=() if settings.admin_listen else operators,
         )
         desk.gateway = app.gateway
-        apps: list[Any] = [app, Starlette(routes=operators)]
+        apps: list[Any] = [app, ServiceApplication(routes=operators)]
         served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
@@ -537,7 +537,7 @@ def _on_lifeline(loop: asyncio.AbstractEventLoop, lifeline: int, stop: Callable[
 
 
 def _run(name: str, settings: Settings, main: Any) -> int:
-    setup_logging(settings.log_level, name)
+    setup_logging(settings.log_level, name, settings.log_format)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result: int = runner.run(main)

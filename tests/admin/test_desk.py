@@ -65,7 +65,7 @@ def test_the_overview_says_what_is_wrong_and_where(kind: str, tmp_path: Path) ->
         assert oldest.age_s == pytest.approx(4 * 3600, abs=5)
         assert regions[HERE].dead == 1
         assert regions[HERE].failing == 1
-        assert "1 dead letters" in regions[HERE].why
+        assert "1 dead letter" in regions[HERE].why
         assert (regions[BUSY].nodes, regions[BUSY].alive) == (1, 1)
         assert regions[BUSY].depth == made.flood + 8 * 3
         assert regions[BUSY].oldest_s == pytest.approx(18, abs=5)

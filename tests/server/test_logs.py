@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.wire import Answer, Caller, exchange
+from tests.nodes import running_node
 from tigrislike import logs
-from tigrislike.logs import AccessLog, Record, format_record, redacted
+from tigrislike.logs import AccessLog, Record, format_record, redacted, setup_logging
 
 
 def record(query: bytes = b"", path: bytes = b"/b/k") -> Record:
@@ -49,6 +55,86 @@ def test_a_record_is_one_json_line() -> None:
 @pytest.mark.parametrize("name", ["X-Amz-Signature", "X-Amz-Security-Token", "Signature", "x-amz-signature"])
 def test_signatures_are_not_written(name: str) -> None:
     assert redacted(f"a=1&{name}=s3cr3t&b=2".encode()) == f"a=1&{name}=...&b=2"
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_messages_are_objects_on_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging("debug", "worker 3", "json")
+    log = logging.getLogger("tigrislike.test")
+    log.warning("two\nlines, %s and \udcff", '"quotes"', extra={"request_id": "3E57427F33A59F07"})
+    try:
+        raise ValueError("why")
+    except ValueError:
+        log.exception("it failed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.warn("old", stacklevel=1)
+    said, failed, warned = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert said["message"] == 'two\nlines, "quotes" and \udcff'
+    assert (said["level"], said["role"], said["logger"], said["pid"]) == (
+        "warning",
+        "worker 3",
+        "tigrislike.test",
+        os.getpid(),
+    )
+    assert said["request_id"] == "3E57427F33A59F07"
+    assert abs(said["time_ns"] - time.time_ns()) < 60 * 10**9
+    assert "ValueError: why" in failed["exception"]
+    assert "request_id" not in failed
+    assert "UserWarning: old" in warned["message"]
+
+
+FAILING = """
+from tigrislike.s3api.operations import HANDLERS, load_operations
+load_operations()
+async def failing(ctx, inp):
+    raise ZeroDivisionError("nobody foresaw this")
+HANDLERS["GetBucketLocation"] = failing
+from tigrislike.cli import main
+main()
+"""
+
+
+def test_every_line_of_a_node_is_an_object_and_a_request_is_found_by_its_id(tmp_path: Path) -> None:
+    errors = tmp_path / "stderr"
+    command = ["bash", "-c", f'exec "$0" -c "$1" serve "${{@:2}}" 2>{errors}', sys.executable, FAILING]
+    answers: dict[str, Answer] = {}
+    with running_node(tmp_path / "data", "--log-format=json", "--log-level=debug", command=command) as node:
+        caller = Caller(node)
+        answers["made"] = caller.send("PUT", "/bucket")
+        answers["absent"] = caller.send("GET", "/bucket/absent")
+        answers["failed"] = caller.send("GET", "/bucket?location")
+        answers["refused"] = exchange(node, "GET", "/bucket", {"host": "localhost"})
+        answers["malformed"] = exchange(node, "GET", "/bucket", {"host": "localhost", "content-length": "-1"})
+        for path in ("healthz", "readyz", "_tigrislike/metrics", "_tigrislike/nothing", "_tigrislike/admin/v1/queue"):
+            answers[path] = exchange(node, "GET", f"/{path}", {"host": "localhost"})
+        answers["storage"] = caller.send("POST", "/_tigrislike/storage", body=b"{}")
+        answers["operator"] = caller.send("GET", "/_tigrislike/admin/v1/overview")
+    assert {name: answer.status for name, answer in answers.items() if answer.status >= 500} == {"failed": 500}
+    lines = [json.loads(line) for line in errors.read_text().splitlines()]
+    requests = {line["request_id"]: line for line in lines if "method" in line}
+    messages = [line for line in lines if "method" not in line]
+    assert all({"time_ns", "level", "role", "pid", "logger", "message"} <= set(line) for line in messages)
+    assert {line["role"] for line in messages} >= {"supervisor", "agent"}
+    assert len(requests) == len([line for line in lines if "method" in line]), "each request has an id of its own"
+    for name, answer in answers.items():
+        assert requests[answer.headers["x-amz-request-id"]]["status"] == answer.status, name
+    failed = answers["failed"]
+    assert failed.error["RequestId"] == failed.headers["x-amz-request-id"]
+    (message,) = [line for line in messages if line.get("request_id") == failed.headers["x-amz-request-id"]]
+    assert message["level"] == "error"
+    assert "ZeroDivisionError: nobody foresaw this" in message["exception"]
+    assert b"nobody foresaw this" not in failed.body
 
 
 def test_records_come_out_in_order_and_close_waits_for_the_last(tmp_path: Path) -> None:

@@ -133,6 +133,14 @@ class BucketArgs(Args, frozen=True, kw_only=True):
     bucket: Name
 
 
+class InventoryArgs(BucketArgs, frozen=True, kw_only=True):
+    prefix: Annotated[str, Meta(max_length=512)] = ""
+    versions: Annotated[bool, Meta(description="Every version and delete marker, not current objects alone.")] = False
+    # A key and a version of it are in it.
+    cursor: Annotated[str, Meta(max_length=2048, pattern="^[A-Za-z0-9_-]*$")] | None = None
+    limit: Limit = 100
+
+
 class HistoryArgs(Args, frozen=True, kw_only=True):
     span_s: Annotated[int, Meta(ge=60, le=3 * 86400, description="Seconds until now.")] = 3600
     node: Annotated[str, Meta(max_length=32, pattern="^[0-9a-f]*$", description="A node's id.")] | None = None
@@ -372,6 +380,16 @@ def _endpoints() -> list[Endpoint]:
             BucketArgs,
             stores.BucketShown,
             lambda desk, args: stores.show_bucket(desk, args.bucket),
+        ),
+        get(
+            "inventory",
+            "buckets/{bucket}/inventory",
+            "What a bucket holds, in order of keys.",
+            InventoryArgs,
+            stores.InventoryPage,
+            lambda desk, args: stores.inventory(
+                desk, args.bucket, prefix=args.prefix, versions=args.versions, cursor=args.cursor, limit=args.limit
+            ),
         ),
         get(
             "object",

@@ -63,7 +63,9 @@ class AdminApi:
             error = S3Error.of(exception)
             if error.code == "InternalError":
                 what = request.request_id, request.method, request.raw_path
-                log.error("request %s %s %r failed", *what, exc_info=exception)
+                log.error(
+                    "request %s %s %r failed", *what, exc_info=exception, extra={"request_id": request.request_id}
+                )
             headers = {"Retry-After": "1"} if error.status == 503 else {}
             message = str(exception) if isinstance(exception, EngineError) else error.message
             return self._refusal(request, error.status, error.code, message, headers)

@@ -16,6 +16,7 @@ from msgspec import Struct
 from tigrislike.bytecache import BytesError
 from tigrislike.config import Settings, options
 from tigrislike.metadata import Bucket, MetadataError, auditing
+from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.owed import DESTINATION_BYTES
@@ -23,6 +24,7 @@ from tigrislike.metadata.records import REMOVED, AccessRecord, Counts, ObjectVer
 from tigrislike.metadata.records import content as content_codec
 from tigrislike.metadata.records import object_version as version_codec
 from tigrislike.metrics import Snapshot
+from tigrislike.replication.inventory_format import Row, row_of
 from tigrislike.slow import SlowRequest
 
 from .desk import AdminError, Desk, Look
@@ -80,6 +82,14 @@ class BucketShown(BucketRow, frozen=True, kw_only=True):
     shadow: bool
     backing: bool
     work: dict[str, int]
+
+
+class InventoryPage(Struct, frozen=True):
+    """What a bucket holds, a page of it. `owner` is its owner's canonical id."""
+
+    owner: str
+    objects: list[Row]
+    cursor: str | None
 
 
 class KeyRow(Struct, frozen=True):
@@ -338,6 +348,26 @@ async def _cache_here(desk: Desk) -> CacheHere | None:
 
 
 # --- keys
+
+
+async def inventory(
+    desk: Desk, name: str, *, prefix: str = "", versions: bool = False, cursor: str | None = None, limit: int = 100
+) -> InventoryPage:
+    """What a bucket holds, as its inventory shows it. Raises NoSuchBucket, AdminError (cursor)."""
+    metadata = desk.metadata
+    await metadata.refresh()
+    bucket = await metadata.bucket(name)
+    after, version = unpack_cursor(cursor, tuple[str, str]) if cursor is not None else ("", "")
+    owner = canonical_id(bucket.owner)
+    if versions:
+        page = await metadata.list_versions(bucket, prefix, "", after, version, limit)
+        rows = [row_of(entry.key, entry.version, entry.latest) for entry in page.entries]
+        following = (page.next_key_marker, page.next_version_id_marker) if page.truncated else None
+    else:
+        objects = await metadata.list_objects(bucket, prefix, "", after, limit)
+        rows = [row_of(key, summary, True) for key, summary in objects.entries]
+        following = (objects.last, "") if objects.truncated else None
+    return InventoryPage(owner, rows, None if following is None else pack_cursor(following))
 
 
 async def keys(desk: Desk, *, cursor: str | None = None, limit: int = 100) -> KeyPage:

@@ -178,3 +178,20 @@ def buckets_show(
 ) -> None:
     """One bucket, and which regions hold its objects."""
     stores(settings, endpoint, lambda commands: commands.bucket(name, as_json))
+
+
+@command(buckets, "inventory", DATABASE)
+def buckets_inventory(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Name of the bucket.", metavar="NAME")],
+    file: Annotated[Path, typer.Argument(help="The Parquet file to write; a new one.", metavar="FILE")],
+    *,
+    prefix: Annotated[str, typer.Option(help="Objects whose keys begin so.", metavar="PREFIX")] = "",
+    versions: Annotated[
+        bool, typer.Option("--versions", help="Every version and delete marker, not current objects alone.")
+    ] = False,
+    endpoint: ENDPOINT = None,
+    as_json: AS_JSON = False,
+) -> None:
+    """Write what a bucket holds to a Parquet file, with the columns of an S3 inventory."""
+    stores(settings, endpoint, lambda commands: commands.inventory(name, file, prefix, versions, as_json))

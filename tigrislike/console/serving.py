@@ -277,6 +277,7 @@ class Console:
             return Shown({"next": after, "key_id": key_id, "why": why}, 429, headers)
         session = await self._sessions.sign_in(key_id, visit.form.get("secret", "").strip())
         if session is None:
+            log.warning("somebody at %s failed to sign in", visit.actor.where)
             why = "This key and secret do not open the console."
             return Shown({"next": after, "key_id": key_id, "why": why}, 403)
         self._attempts.give_back(visit.actor.where)
@@ -347,7 +348,12 @@ class Console:
             if code == "InternalError":
                 message = "Something went wrong here that nobody foresaw. The log says more."
                 log.error(
-                    "request %s %s %r failed", exchange.request_id, exchange.method, exchange.path, exc_info=exception
+                    "request %s %s %r failed",
+                    exchange.request_id,
+                    exchange.method,
+                    exchange.path,
+                    exc_info=exception,
+                    extra={"request_id": exchange.request_id},
                 )
         if status == 503:
             headers["Retry-After"] = "1"

@@ -31,7 +31,7 @@ from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import Inventory as Record
 from tigrislike.metadata.records import InventoryFile, Item
 
-from .inventory_format import CSV, PARQUET, Place, Plan, Row, encoder_of, manifest_of, place_of, symlink_of
+from .inventory_format import CSV, PARQUET, Place, Plan, Row, encoder_of, manifest_of, place_of, row_of, symlink_of
 from .putting import Putter
 from .tasks import NotNow
 
@@ -217,12 +217,12 @@ class Rows:
         metadata, plan = self._metadata, self._plan
         if plan.versions:
             page = await metadata.list_versions(self._bucket, plan.prefix, "", self.after, self.version, limit)
-            rows = [Row(entry.key, entry.version, entry.latest) for entry in page.entries]
+            rows = [row_of(entry.key, entry.version, entry.latest) for entry in page.entries]
             self.after, self.version = page.next_key_marker, page.next_version_id_marker
             self.more = page.truncated
         else:
             objects = await metadata.list_objects(self._bucket, plan.prefix, "", self.after, limit)
-            rows = [Row(key, summary, True) for key, summary in objects.entries]
+            rows = [row_of(key, summary, True) for key, summary in objects.entries]
             self.after, self.more = objects.last, objects.truncated
         return rows
 

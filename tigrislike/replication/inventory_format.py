@@ -26,12 +26,34 @@ PARQUET: Final = "Parquet"
 FORMATS: Final = (CSV, PARQUET)
 
 
-class Row(NamedTuple):
-    """A version of an object, as a listing shows it."""
+class Row(Struct, frozen=True):
+    """A version of an object, as a listing shows it; `modified_ms` is in Unix milliseconds. A delete marker has neither
+    size nor what is told of bytes."""
 
     key: str
-    summary: ObjectSummary
+    version_id: str
     latest: bool
+    delete_marker: bool
+    size: int
+    modified_ms: int
+    etag: str
+    storage_class: str
+    checksum_algorithm: str
+
+
+def row_of(key: str, version: ObjectSummary, latest: bool) -> Row:
+    """The row of a version."""
+    return Row(
+        key,
+        version.version_id,
+        latest,
+        version.delete_marker,
+        version.size,
+        version.stamp // 1_000_000,
+        version.etag,
+        version.storage_class,
+        version.checksum_algorithm,
+    )
 
 
 class Column(NamedTuple):
@@ -63,7 +85,7 @@ class Plan(Struct, frozen=True):
 
 def _of_object(value: Callable[[Row, Plan], Any]) -> Callable[[Row, Plan], Any]:
     """A value that delete markers have not."""
-    return lambda row, plan: None if row.summary.delete_marker else value(row, plan)
+    return lambda row, plan: None if row.delete_marker else value(row, plan)
 
 
 _ALWAYS: Final = (
@@ -71,21 +93,21 @@ _ALWAYS: Final = (
     Column("Key", "key", "required string", lambda row, plan: row.key),
 )
 _OF_VERSIONS: Final = (
-    Column("VersionId", "version_id", "string", lambda row, plan: row.summary.version_id),
+    Column("VersionId", "version_id", "string", lambda row, plan: row.version_id),
     Column("IsLatest", "is_latest", "boolean", lambda row, plan: row.latest),
-    Column("IsDeleteMarker", "is_delete_marker", "boolean", lambda row, plan: row.summary.delete_marker),
+    Column("IsDeleteMarker", "is_delete_marker", "boolean", lambda row, plan: row.delete_marker),
 )
 _OPTIONAL: Final = (
-    Column("Size", "size", "int64", _of_object(lambda row, plan: row.summary.size)),
-    Column("LastModifiedDate", "last_modified_date", "timestamp", lambda row, plan: row.summary.stamp // 1_000_000),
-    Column("ETag", "e_tag", "string", _of_object(lambda row, plan: row.summary.etag)),
-    Column("StorageClass", "storage_class", "string", _of_object(lambda row, plan: row.summary.storage_class)),
+    Column("Size", "size", "int64", _of_object(lambda row, plan: row.size)),
+    Column("LastModifiedDate", "last_modified_date", "timestamp", lambda row, plan: row.modified_ms),
+    Column("ETag", "e_tag", "string", _of_object(lambda row, plan: row.etag)),
+    Column("StorageClass", "storage_class", "string", _of_object(lambda row, plan: row.storage_class)),
     # An ETag with a dash is that of a multipart upload: a copy of such an object has one of its own.
     Column(
         "IsMultipartUploaded",
         "is_multipart_uploaded",
         "boolean",
-        _of_object(lambda row, plan: "-" in row.summary.etag),
+        _of_object(lambda row, plan: "-" in row.etag),
     ),
     Column("ReplicationStatus", "replication_status", "string", lambda row, plan: None),
     Column("EncryptionStatus", "encryption_status", "string", _of_object(lambda row, plan: "NOT-SSE")),
@@ -93,7 +115,7 @@ _OPTIONAL: Final = (
         "ChecksumAlgorithm",
         "checksum_algorithm",
         "string",
-        _of_object(lambda row, plan: row.summary.checksum_algorithm or None),
+        _of_object(lambda row, plan: row.checksum_algorithm or None),
     ),
     Column("ObjectOwner", "object_owner", "string", lambda row, plan: plan.owner),
 )

@@ -19,7 +19,6 @@ import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
-from starlette.applications import Starlette
 from starlette.routing import Route
 
 from tigrislike.bytecache import BlobReader, BlockStore, BytesError, Segment
@@ -56,7 +55,7 @@ from tigrislike.s3api.request import (
     new_request_id,
 )
 from tigrislike.s3api.server_log import NOTE, ServerLog
-from tigrislike.s3api.service import service_routes
+from tigrislike.s3api.service import ServiceApplication, service_routes
 from tigrislike.s3api.sigv4 import Claim, claim
 
 log = logging.getLogger("tigrislike.s3api")
@@ -109,7 +108,7 @@ def create_app(
     return S3Application(Gateway(services), routes)
 
 
-class S3Application(Starlette):
+class S3Application(ServiceApplication):
     """Starlette for the service's own paths; every other request is S3 and goes to the gateway at once.
 
     Starlette's middleware and routing would cost a tenth of a small GET, and S3's routing is not by path.
@@ -427,7 +426,12 @@ class Gateway:
             request.notes["refused"] = error.bound
         if error.status >= 500 and error.code not in ("SlowDown", "NotImplemented", "ServiceUnavailable"):
             log.error(
-                "request %s %s %r failed", request.request_id, request.method, request.raw_path, exc_info=exception
+                "request %s %s %r failed",
+                request.request_id,
+                request.method,
+                request.raw_path,
+                exc_info=exception,
+                extra={"request_id": request.request_id},
             )
         headers: Headers = [
             (name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()

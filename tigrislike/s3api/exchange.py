@@ -116,7 +116,14 @@ class Exchange:
             self.connection.transport.abort()
             raise
         except Exception:
-            _LOG.exception("%s %r failed", self.method, self.scope["raw_path"])
+            request_id = self.notes.setdefault("request_id", self.connection.front.new_request_id())
+            _LOG.exception(
+                "request %s %s %r failed",
+                request_id,
+                self.method,
+                self.scope["raw_path"],
+                extra={"request_id": request_id},
+            )
             if not self.done and not self._nobody_listens():
                 self._fail()
         finally:
@@ -319,7 +326,7 @@ class Exchange:
 
     def answer(self, error: S3Error) -> None:
         """Write an error document as the whole response. The caller decides what becomes of the connection."""
-        request_id = self.connection.front.new_request_id()
+        request_id = self.notes.setdefault("request_id", self.connection.front.new_request_id())
         resource = urllib.parse.unquote(self.scope["raw_path"].decode("latin-1"))
         body = error_document(error.code, error.message, resource, request_id, error.extra)
         self.head = b""
@@ -337,7 +344,6 @@ class Exchange:
         head, self.head = self.head, b""
         self.connection.transport.write(head + body)
         self.done = True
-        self.notes.setdefault("request_id", request_id)
         self.notes["error"] = error.code
         self._record()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -29,13 +30,32 @@ from tigrislike.s3api.context import Services
 from tigrislike.s3api.errors import S3Error, error_document
 from tigrislike.s3api.operations.settings import ShadowBucket, place_of, try_out
 from tigrislike.s3api.payload import Payload
-from tigrislike.s3api.request import Request, new_request_id
+from tigrislike.s3api.request import Message, Receive, Request, Scope, Send, new_request_id
 from tigrislike.s3api.sigv4 import claim
 
 log = logging.getLogger("tigrislike.s3api")
 
 _MAX_DOCUMENT = 64 * 1024
 _READY_S = 2.0  # for each part: a balancer gives up soon, and a node this slow is not ready
+
+
+class ServiceApplication(Starlette):
+    """Routes of the service's own. Each request has an id, which its answer and the access log name: the one that its
+    endpoint gave it, or else one made here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        notes = scope.get("access", {})
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ())]
+                given = next((value.decode() for name, value in headers if name.lower() == b"x-amz-request-id"), "")
+                request_id = notes.setdefault("request_id", given or new_request_id())
+                if not given:
+                    message["headers"] = [*headers, (b"x-amz-request-id", request_id.encode())]
+            await send(message)
+
+        await super().__call__(scope, receive, named)
 
 
 class StorageRequest(msgspec.Struct, forbid_unknown_fields=True):
