@@ -545,6 +545,7 @@ TASKS: Final = tuple(
         Migrate,
         WriteBack,
         Discard,
+        Inventory,
     )
 )
 """The kinds of work that a node does."""

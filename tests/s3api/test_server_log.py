@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ class Rows:
         return self.rows
 
 
-def log_of(spool: Spool, *rows: Logging) -> tuple[ServerLog, Any]:
+def log_of(spool: Spool, *rows: Logging, **more: Any) -> tuple[ServerLog, Any]:
     database: Any = Rows(*(rows or (Logging(BUCKET, "logged", "root", "target"),)))
     metadata: Metadata = database
-    return ServerLog(metadata, spool, lambda account: f"<{account}>"), database
+    return ServerLog(metadata, spool, lambda account: f"<{account}>", **more), database
 
 
 def request(path: str = "/logged/key", **headers: str) -> Request:
@@ -142,17 +143,21 @@ def test_a_request_across_midnight_belongs_to_the_day_on_which_it_came(tmp_path:
     asyncio.run(story())
 
 
+def dropped_of(text: str) -> int:
+    """How many lines a message says were dropped."""
+    (number,) = re.findall(r"(\d+) lines dropped", text)
+    return int(number)
+
+
 def test_a_flood_is_dropped_and_counted_and_other_buckets_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
         monkeypatch.setattr(server_log, "MOST_PENDING_BYTES", 3000)
         other = bytes(16)
-        log, _ = log_of(
-            Spool(tmp_path, 4000),
-            Logging(BUCKET, "logged", "root", "target"),
-            Logging(other, "quiet", "root", "target"),
-        )
+        counted: list[tuple[str, int]] = []
+        rows = [Logging(id_, name, "root", "target") for id_, name in ((BUCKET, "logged"), (other, "quiet"))]
+        log, _ = log_of(Spool(tmp_path, 4000), *rows, count=lambda result, lines: counted.append((result, lines)))
         await log.look()
 
         def ask(path: str) -> None:
@@ -165,6 +170,7 @@ def test_a_flood_is_dropped_and_counted_and_other_buckets_are_not(
         ask("/quiet/key")
         with caplog.at_level(logging.WARNING):
             await log.flush()
+        assert counted == [("taken", 101 - dropped_of(caplog.text)), ("dropped", dropped_of(caplog.text))]
         kept = len((tmp_path / BUCKET.hex() / "2023-11-14").read_text().splitlines())
         assert f"{100 - kept} lines dropped" in caplog.text
         assert len((tmp_path / other.hex() / "2023-11-14").read_text().splitlines()) == 1
