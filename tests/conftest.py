@@ -3,9 +3,10 @@ need one. And the rule that no test is skipped unless the project says so."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,23 @@ def either_store(request: pytest.FixtureRequest) -> RunningNode:
     """The test runs twice: over http and over https."""
     node: RunningNode = request.getfixturevalue("store" if request.param == "http" else "tls_store")
     return node
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where a test fails, what its fixtures' nodes wrote last is told too."""
+    report = yield
+    if report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if not dataclasses.is_dataclass(value):
+                continue
+            for node in [value, *(getattr(value, each.name) for each in dataclasses.fields(value))]:
+                if isinstance(node, RunningNode):
+                    lines = node.log.read_text(errors="replace").splitlines()[-40:]
+                    report.sections.append((f"Log of {name}, {node.endpoint}", "\n".join(lines)))
+    return report
 
 
 # -- Skips -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -151,6 +152,17 @@ def _parse_endpoint(text: str) -> str:
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("expected a URL of scheme, host and port only")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _parse_collector(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("expected a URL such as http://127.0.0.1:4318")
+    if parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(
+            "expected a URL of scheme, host, port and path; credentials go into OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    return text.rstrip("/")
 
 
 def _parse_address(text: str) -> str:
@@ -687,6 +699,19 @@ class Settings:
         name="server-log-spool",
         shown="64MiB",
     )
+    otel_endpoint: str = _setting(
+        "",
+        _parse_collector,
+        "URL of an OpenTelemetry collector (OTLP over HTTP) that gets traces of requests and of work owed; needs the "
+        "packages of tigrislike[otel].",
+        shown="no traces",
+    )
+    otel_trust_callers: bool = _setting(
+        False,
+        _parse_switch,
+        "Continue the traces that callers have begun (traceparent), for all callers are trusted; else they are linked.",
+        shown="no",
+    )
     access_log: str = _setting(
         "-", _text, "Where one JSON line per request goes: `-` is standard error, else a file, or `off`."
     )
@@ -828,9 +853,15 @@ def _check_together(settings: Settings) -> None:
             "FoundationDB, so that every node has the same one"
         )
     _check_queue(settings)
+    if settings.otel_endpoint and not _has_opentelemetry():
+        raise ConfigError("setting otel-endpoint needs OpenTelemetry: install tigrislike[otel]")
     if settings.inline_bytes > 90_000:
         # One database value holds at most 100,000 bytes on every engine.
         raise ConfigError(f"setting inline-size: {settings.inline_bytes} bytes: at most 90000 fit beside a record")
+
+
+def _has_opentelemetry() -> bool:
+    return all(find_spec(name) is not None for name in ("opentelemetry", "google.protobuf", "requests"))
 
 
 def _check_queue(settings: Settings) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tigrislike.bytecache import BlockStore, BytesError
 from tigrislike.bytecache.filesystem import FileSystem, sync_directory
@@ -75,6 +75,9 @@ from tigrislike.replication.tasks import Task
 from tigrislike.replication.warming import Warm
 from tigrislike.replication.write_back import Discard, WriteBack
 
+if TYPE_CHECKING:
+    from tigrislike.tracing import Tracing
+
 _LOG = logging.getLogger("tigrislike.node")
 
 _CHECKPOINT_INTERVAL_S = 5.0
@@ -133,6 +136,7 @@ class Node:
         self._supervisor = os.getppid()
         self._row = row
         self._consumer: Consumer | None = None
+        self.tracing: Tracing | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -145,6 +149,7 @@ class Node:
         open_origin: OpenOrigin | None = None,
         verified: Verified | None = None,
         row: Row | None = None,
+        tracing: Tracing | None = None,
         clock: SteadyClock | None = None,
     ) -> AsyncIterator[Node]:
         """A node for the length of a `with` block, its directories and master key made at first start.
@@ -155,6 +160,7 @@ class Node:
             open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
             verified: what the processes of the node share of what they have verified.
             row: where this process counts.
+            tracing: what it traces with.
             clock: what the processes of the node go by.
 
         Raises:
@@ -183,6 +189,8 @@ class Node:
             engine = await open_engine(settings.metadata, clock=clock)
             if row is not None:
                 engine = ObservedEngine(engine, _noting(row))
+            if tracing is not None:
+                engine = ObservedEngine(engine, tracing.transaction)
             try:
                 metadata = await Metadata.open(
                     engine,
@@ -217,7 +225,11 @@ class Node:
                     ):
                         node = cls(settings, engine, metadata, blocks, regional, clock, row)
                         await regional.members.refresh()
-                        blocks.fill_from(regional.source if open_source is None else open_source(node))
+                        source = regional.source if open_source is None else open_source(node)
+                        if tracing is not None:
+                            node.tracing, peers.tell = tracing, tracing.outgoing
+                            source = tracing.source(source, regional.source.served_from)
+                        blocks.fill_from(source)
                         try:
                             yield node
                         finally:
@@ -431,7 +443,7 @@ class Node:
         return Consumer(
             metadata.queue,
             [blocks.node_id, region_destination(self.settings.region), ANYBODY],
-            tasks,
+            tasks if self.tracing is None else list(map(self.tracing.task, tasks)),
             workers=self.settings.queue_workers,
             gate=lambda: passing(self.settings.cache_dir),
             on_done=self._on_done,

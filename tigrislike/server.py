@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
@@ -44,6 +44,9 @@ from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
 from tigrislike.slow import SlowRequests
 from tigrislike.supervisor import Role, Supervisor
+
+if TYPE_CHECKING:
+    from tigrislike.tracing import Tracing
 
 _LOG = logging.getLogger("tigrislike.server")
 
@@ -108,7 +111,7 @@ class Shared:
         )
 
     def open_node(
-        self, settings: Settings, open_source: OpenSource | None, row: Row
+        self, settings: Settings, open_source: OpenSource | None, row: Row, tracing: Tracing | None
     ) -> contextlib.AbstractAsyncContextManager[Node]:
         return Node.opened(
             settings,
@@ -116,6 +119,7 @@ class Shared:
             open_source=open_source,
             verified=self.verified,
             row=row,
+            tracing=tracing,
             clock=self.clock,
         )
 
@@ -336,8 +340,9 @@ async def worker(
 
     row = shared.metrics.row(1 + index)
     async with contextlib.AsyncExitStack() as stack:
+        tracing = await open_tracing(settings, f"worker {index}", stack)
         try:
-            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row, tracing))
         except NODE_REFUSES as error:
             _LOG.error("cannot open the store: %s", error)
             return 1
@@ -371,7 +376,8 @@ async def worker(
             also=() if settings.admin_listen else operators,
         )
         desk.gateway = app.gateway
-        served = list(zip(listeners, (app, ServiceApplication(routes=operators)), strict=False))
+        apps: list[Any] = [app, ServiceApplication(routes=operators)]
+        served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),
             ("logged buckets", server_log.look, LOOK_S),
@@ -479,9 +485,10 @@ async def agent(
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_reader(lifeline, _on_lifeline, loop, lifeline, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        tracing = await open_tracing(settings, "agent", stack)
         try:
             row = shared.metrics.row(0)
-            node = await stack.enter_async_context(shared.open_node(settings, open_source, row))
+            node = await stack.enter_async_context(shared.open_node(settings, open_source, row, tracing))
             await node.join(shared.endpoint)
             root = await node.ensure_root()
         except NODE_REFUSES as error:
@@ -491,6 +498,15 @@ async def agent(
         async with repeating(counting(row, "agent", node.counted)):
             await node.work(stop, shared.epochs, shared.metrics)
     return 0
+
+
+async def open_tracing(settings: Settings, process: str, stack: contextlib.AsyncExitStack) -> Tracing | None:
+    """What this process traces with, closed by `stack`; None where nothing is traced, and nothing for it imported."""
+    if not settings.otel_endpoint:
+        return None
+    from tigrislike.tracing import Tracing
+
+    return await stack.enter_async_context(contextlib.aclosing(Tracing.of(settings, process)))
 
 
 def certificate(path: Path) -> Look:

@@ -43,13 +43,13 @@ class Stage:
 
 
 @contextlib.contextmanager
-def staged(folder: Path, seed: int, *flags: str, flood: int = 300) -> Iterator[Stage]:
-    """The scene for the length of a `with` block; `flags` are the node's. Prints the seed."""
+def staged(folder: Path, seed: int, *flags: str, flood: int = 300, facts_to: Path | None = None) -> Iterator[Stage]:
+    """The scene for the length of a `with` block; `flags` and `facts_to` are the node's. Prints the seed."""
     data_dir = folder / "data"
     with (
         running_lying(seed) as origin,
         _made(data_dir, seed, origin, flood) as scene,
-        running_node(data_dir, f"--region={HERE}", "--allow-private-origins", *flags) as node,
+        running_node(data_dir, f"--region={HERE}", "--allow-private-origins", *flags, facts_to=facts_to) as node,
     ):
         yield Stage(data_dir, scene, node, origin)
 

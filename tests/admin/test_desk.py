@@ -13,14 +13,16 @@ import pytest
 from tests.admin import scene
 from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, STUCK, WHY, Scene
 from tests.metadata.world import MASTER, both_engines, open_world
-from tigrislike.admin import acting, overview, queues, stores
+from tigrislike.admin import acting, gauges, overview, queues, stores
 from tigrislike.admin.api import ENDPOINTS, Actor, perform
 from tigrislike.admin.client import LocalApi, every
 from tigrislike.admin.desk import AdminError, Desk
 from tigrislike.admin.queues import ItemFilter
 from tigrislike.config import Settings
 from tigrislike.metadata import surveying
-from tigrislike.metadata.kv import ManualClock
+from tigrislike.metadata.context import Context
+from tigrislike.metadata.kv import ManualClock, Transaction
+from tigrislike.metadata.records import LOST
 
 Story = Callable[[Desk, Scene, ManualClock], Awaitable[None]]
 
@@ -63,7 +65,7 @@ def test_the_overview_says_what_is_wrong_and_where(kind: str, tmp_path: Path) ->
         assert oldest.age_s == pytest.approx(4 * 3600, abs=5)
         assert regions[HERE].dead == 1
         assert regions[HERE].failing == 1
-        assert "1 dead letters" in regions[HERE].why
+        assert "1 dead letter" in regions[HERE].why
         assert (regions[BUSY].nodes, regions[BUSY].alive) == (1, 1)
         assert regions[BUSY].depth == made.flood + 8 * 3
         assert regions[BUSY].oldest_s == pytest.approx(18, abs=5)
@@ -74,6 +76,44 @@ def test_the_overview_says_what_is_wrong_and_where(kind: str, tmp_path: Path) ->
         assert not nodes[made.nodes["stuck"].hex()].alive
         assert nodes[made.nodes["busy"].hex()].alive
         assert [row.region for row in (await overview.regions(desk)).regions] == [BUSY, HERE, STUCK, "anybody"]
+
+    play(kind, tmp_path, story)
+
+
+@both_engines
+def test_the_metrics_say_what_the_overview_says(kind: str, tmp_path: Path) -> None:
+    async def short_and_lost(tr: Transaction, ctx: Context) -> None:
+        for content in (b"1" * 16, b"2" * 16):
+            tr.set(ctx.keys.short(content), b"")
+        tr.set(ctx.keys.home(LOST, b"3" * 16), b"")
+
+    async def story(desk: Desk, made: Scene, clock: ManualClock) -> None:
+        shown = await overview.overview(desk)
+        await desk.metadata.engine.transact(short_and_lost, desk.metadata.context)
+        readings = list(await gauges.store(desk)())
+        values = {(name, labels): value for name, labels, value in readings}
+        assert len(values) == len(readings)
+
+        def told(name: str, region: str) -> float:
+            return sum(value for (of, labels), value in values.items() if of == name and labels[0] == region)
+
+        for row in shown.regions:
+            assert told("queue_items", row.region) == row.depth
+            assert told("queue_failing_items", row.region) == row.failing
+            assert told("queue_in_flight_items", row.region) == row.in_flight
+            assert told("queue_dead_letters", row.region) == row.dead
+            assert told("queue_oldest_due_seconds", row.region) == pytest.approx(row.oldest_s or 0.0, abs=5)
+            assert told("region_nodes", row.region) == row.nodes
+            assert told("region_alive_nodes", row.region) == row.alive
+        assert told("queue_oldest_due_seconds", "anybody") == 0
+        assert values["queue_dead_letters", (HERE, "replicate")] == 1
+        stuck, busy = (made.nodes[name].hex() for name in ("stuck", "busy"))
+        assert (values["node_alive", (stuck, STUCK)], values["node_alive", (busy, BUSY)]) == (False, True)
+        assert values["node_beat_age_seconds", (stuck, STUCK)] > 3600
+        assert (values["short_contents", ()], values["lost_contents", ()]) == (2, 1)
+
+        named = {labels[0]: value for name, labels, value in await gauges.buckets(desk)() if name == "bucket_objects"}
+        assert named == {bucket.name: bucket.objects for bucket in (await stores.buckets(desk)).buckets}
 
     play(kind, tmp_path, story)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from tests.console.inside import ask, signed_in
 from tests.metadata.world import open_world
 from tigrislike.admin import overview, queues
 from tigrislike.admin.desk import Desk
 from tigrislike.config import Settings
+from tigrislike.console.serving import Console
 from tigrislike.metadata import Metadata, owed
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.homes import region_destination
@@ -106,6 +108,15 @@ def test_pages_are_as_fast_as_with_few(tmp_path: Path, capsys: pytest.CaptureFix
             await queues.zones(desk)
             told["zones, after a look"] = await fastest_s(lambda: queues.zones(desk))
             assert told["zones, after a look"] < 0.3
+            cookie = await signed_in(metadata)
+            for path, limit_s in {"/": 0.2, "/queue/items": 0.3, f"/queue/zones/{zone}": 0.3}.items():
+                console = Console(Desk(metadata, settings))
+
+                async def page(console: Console = console, path: str = path) -> None:
+                    assert (await ask(console, path, cookie)).status_code == 200
+
+                told[f"page {path[:14]}"] = await fastest_s(page)
+                assert told[f"page {path[:14]}"] < limit_s
             shown = await overview.overview(desk)
             assert shown.queue.depth == ITEMS
             assert [row.region for row in shown.regions] == sorted(REGIONS)

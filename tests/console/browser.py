@@ -76,7 +76,8 @@ class Html(HTMLParser):
             self.links.append(given["href"])
         if tag == "form":
             self.forms.append(Form(given.get("method", "get"), given["action"]))
-        if tag in ("input", "select") and "name" in given and "form" in self._open:
+        unticked = given.get("type") == "checkbox" and "checked" not in given
+        if tag in ("input", "select") and "name" in given and "form" in self._open and not unticked:
             self.forms[-1].fields[given["name"]] = given.get("value", "")
         if tag not in _VOID:
             self._open.append(tag)
@@ -97,7 +98,7 @@ class Html(HTMLParser):
 
 def check_page(text: str) -> Html:
     html = Html(text)
-    assert html.title.endswith(" · tigrislike")
+    assert html.title.endswith(" · tigrislike"), f"{html.title!r}: {text[:1500]}"
     assert len(html.title) > len(" · tigrislike")
     assert html.tags.count("h1") == 1, html.title
     assert html.tags.count("main") == 1

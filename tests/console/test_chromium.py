@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 from tests.admin.scene import BUSY, FLOOD, MODELS, POISONED_KEY, STUCK, WHY
 from tests.admin.stage import Stage, staged
 from tests.clients.environments import Client, client
+from tests.nodes import RunningNode
 from tigrislike.console.views import PAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.sqlite, pytest.mark.timeout(600)]
@@ -23,14 +28,65 @@ pytestmark = [pytest.mark.slow, pytest.mark.sqlite, pytest.mark.timeout(600)]
 SEED = int.from_bytes(os.urandom(4), "big")
 CHROMIUM = Path("/usr/bin/chromium")
 PROGRAM = "console_chromium.py"
+GALLERY = "gallery"
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     if not CHROMIUM.exists():
         pytest.skip(f"Debian's chromium is not installed: there is no {CHROMIUM}")
-    with staged(tmp_path_factory.mktemp("stage"), SEED, flood=1000) as stage:
+    with staged(tmp_path_factory.mktemp("stage"), SEED, "--slow-request=1ms", flood=1000) as stage:
+        furnish(stage.node)
         yield stage
+
+
+def s3_of(node: RunningNode) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=node.endpoint,
+        aws_access_key_id=node.access_key_id,
+        aws_secret_access_key=node.secret_access_key,
+        region_name="auto",
+    )
+
+
+def furnish(node: RunningNode) -> None:
+    """A bucket of everything that the console shows differently."""
+    s3 = s3_of(node)
+    s3.create_bucket(Bucket=GALLERY)
+    s3.put_bucket_versioning(Bucket=GALLERY, VersioningConfiguration={"Status": "Enabled"})
+    s3.put_object(Bucket=GALLERY, Key="notes/readme.txt", Body=b"As it was.\n")
+    s3.put_object(Bucket=GALLERY, Key="notes/readme.txt", Body="Models and how they were made. \N{MICRO SIGN}\n" * 40)
+    s3.put_object(Bucket=GALLERY, Key="notes/gone.txt", Body=b"gone")
+    s3.delete_object(Bucket=GALLERY, Key="notes/gone.txt")
+    s3.put_object(Bucket=GALLERY, Key="plot.png", Body=picture(), ContentType="image/png", Metadata={"made-by": "us"})
+    s3.put_object(Bucket=GALLERY, Key="weights.safetensors", Body=tensors())
+    s3.put_object(Bucket=GALLERY, Key="raw.bin", Body=bytes(range(256)) * 4)
+    s3.put_object(Bucket=GALLERY, Key="page.html", Body=b"<h1>Hello</h1>", ContentType="text/html")
+    s3.put_object(Bucket=GALLERY, Key="a b/\N{SNOWMAN} <i>&'\".txt", Body=b"odd")
+    s3.close()
+
+
+def picture() -> bytes:
+    """A PNG of 64 by 64 pixels, in one colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = (b"\0" + b"\x1a\x4f\xc4" * 64) * 64
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def tensors() -> bytes:
+    """A safetensors file. https://github.com/huggingface/safetensors#format"""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for number in range(12):
+        at = [number * 256, (number + 1) * 256]
+        header[f"model.layers.{number}.attention.weight"] = {"dtype": "F16", "shape": [8, 16], "data_offsets": at}
+    told = json.dumps(header).encode()
+    return struct.pack("<Q", len(told)) + told + bytes(12 * 256)
 
 
 @pytest.fixture
@@ -68,6 +124,38 @@ def pages(stage: Stage) -> dict[str, str]:
         "slow": "/slow",
         "settings": "/settings",
         "audit": "/audit",
+        "caches": "/caches",
+        "throughput": "/throughput",
+        "migrations": "/migrations",
+        "keys": "/keys",
+        "ask-create-key": "/keys/create",
+        "ask-rotate-key": f"/keys/{stage.node.access_key_id}/rotate",
+        "ask-revoke-key": f"/keys/{stage.node.access_key_id}/revoke",
+        "ask-revoke-no-key": "/keys/nobody/revoke",
+        "buckets": "/buckets",
+        "no-buckets": "/buckets?prefix=mars",
+        "bucket": f"/buckets/{GALLERY}",
+        "bucket-of-a-migration": f"/buckets/{MODELS}?prefix=checkpoints%2F",
+        "bucket-folder": f"/buckets/{GALLERY}?prefix=notes%2F",
+        "no-bucket": "/buckets/nothing-like-it",
+        "empty-bucket": f"/buckets/{FLOOD}",
+        "about-bucket": f"/buckets/{GALLERY}/about",
+        "about-migrating-bucket": f"/buckets/{MODELS}/about",
+        "versions": f"/buckets/{GALLERY}/versions",
+        "object-text": f"/buckets/{GALLERY}/object?key=notes%2Freadme.txt",
+        "object-gone": f"/buckets/{GALLERY}/object?key=notes%2Fgone.txt",
+        "object-image": f"/buckets/{GALLERY}/object?key=plot.png",
+        "object-tensors": f"/buckets/{GALLERY}/object?key=weights.safetensors",
+        "object-bytes": f"/buckets/{GALLERY}/object?key=raw.bin",
+        "object-html": f"/buckets/{GALLERY}/object?key=page.html",
+        "object-odd": f"/buckets/{GALLERY}/object?key=a%20b%2F%E2%98%83%20%3Ci%3E%26'%22.txt",
+        "object-migrated": f"/buckets/{MODELS}/object?key={POISONED_KEY.replace('/', '%2F')}",
+        "no-object": f"/buckets/{GALLERY}/object?key=nothing",
+        "no-image": f"/buckets/{GALLERY}/raw?show=image&key=page.html",
+        "replicas": f"/buckets/{MODELS}/replicas?key={POISONED_KEY.replace('/', '%2F')}",
+        "replicas-inline": f"/buckets/{GALLERY}/replicas?key=notes%2Freadme.txt",
+        "link": f"/buckets/{GALLERY}/link?key=plot.png",
+        "ask-delete": f"/buckets/{GALLERY}/delete?key=plot.png",
         "nothing": "/no/such/page",
         "ask-retry": f"/queue/items/{item}/retry",
         "ask-drop": f"/queue/items/{item}/drop",
@@ -88,10 +176,11 @@ def dialogs(stage: Stage) -> dict[str, tuple[str, str]]:
         "dialog-delay": (f"/queue/items/{scene.migrate}", "Delay"),
         "dialog-retry-dead": ("/queue/dead", "Retry all"),
         "dialog-pause": (f"/queue/zones/{scene.stuck_zone}", "Pause zone"),
+        "dialog-delete": (f"/buckets/{GALLERY}/object?key=plot.png", "Delete"),
     }
 
 
-MAIN = ("overview", "queue", "zone", "item", "dead", "nodes")
+MAIN = ("overview", "zone", "item", "bucket", "object-tensors", "replicas", "migrations", "throughput")
 """What the documentation shows."""
 
 

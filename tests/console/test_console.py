@@ -526,7 +526,10 @@ def test_attempts_are_bounded_for_each_client(apart: Apart) -> None:
     assert "Too many attempts" in answer.html.text
     assert 0 < int(answer.headers["retry-after"]) <= 30
     assert browser.get("/").status == 200, "whoever is signed in stays so"
-    assert "wrong-secret" not in apart.node.log.read_text()
+    log = apart.node.log.read_text()
+    assert "somebody at 127.0.0.1 failed to sign in" in log
+    assert f"{apart.node.access_key_id} signed in from 127.0.0.1" in log
+    assert "wrong-secret" not in log
 
 
 # --- and in the log

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from tests.admin import scene
@@ -21,10 +21,10 @@ from tigrislike.config import Settings
 from tigrislike.console import rendering, serving
 from tigrislike.console.page import Page, Visit
 from tigrislike.console.serving import Console
-from tigrislike.console.session import Sessions
 from tigrislike.metadata.kv import EngineUnavailable
 
-from .browser import POLICY, check_page
+from .browser import check_page
+from .inside import ask, signed_in, text_of
 
 SETTINGS = Settings(region=HERE)
 
@@ -36,46 +36,9 @@ def play(folder: Path, story: Callable[[Console, str], Awaitable[None]], made: l
         async with open_world("memory", folder) as metadata:
             if made is not None:
                 made.append(await scene.build(metadata.engine, MASTER, 1, flood=30))
-            key = await metadata.create_access_key("root", admin=True)
-            sessions = Sessions(metadata, 3600.0)
-            session = await sessions.sign_in(key.key_id, key.secret)
-            assert session is not None
-            await story(Console(Desk(metadata, SETTINGS)), sessions.cookie(session))
+            await story(Console(Desk(metadata, SETTINGS)), await signed_in(metadata))
 
     asyncio.run(main())
-
-
-async def ask(
-    console: Console, path: str, cookie: str = "", method: str = "GET", body: Any = None, **more: str
-) -> Response:
-    headers = [(b"cookie", f"tigrislike-console={cookie}".encode()), (b"host", b"here"), (b"origin", b"http://here")]
-    headers += [(name.replace("_", "-").encode(), value.encode()) for name, value in more.items()]
-    if body is not None:
-        headers.append((b"content-type", b"application/x-www-form-urlencoded"))
-    where, _, query = path.partition("?")
-
-    async def receive() -> Any:
-        if isinstance(body, Exception):
-            raise body
-        return {"type": "http.request", "body": body or b""}
-
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": where,
-        "path_params": {"rest": where},
-        "query_string": query.encode(),
-        "headers": headers,
-        "scheme": "http",
-        "client": None,
-    }
-    response = await console.answer(Request(scope, receive))
-    assert {name: response.headers[name] for name in POLICY} == POLICY
-    return response
-
-
-def text_of(response: Response) -> str:
-    return bytes(response.body).decode()
 
 
 def page_of(view: Callable[[Visit], Awaitable[Any]], **options: Any) -> Page:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.origin import servers
-from tests.origin.servers import S3Server
+from tests.origin.servers import GoogleServer, S3Server
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +19,10 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GoogleServer]:
+    with servers.google(tmp_path_factory.mktemp("google")) as server:
         yield server

@@ -152,7 +152,7 @@ def asyncio_run(main: Any) -> None:
 
 OK = answer(b"hello", "200 OK", b'ETag: "e"', b"Last-Modified: Sun, 29 Nov 2026 10:41:43 GMT")
 
-# The three clients: aiohttp for S3 and HTTP, obstore behind the proxy.
+# The two clients: aiohttp for S3, HTTP and Google, obstore behind the proxy.
 CLIENTS = [
     lambda host, port: (f"http://{host}:{port}/folder", {}),
     lambda host, port: ("s3://bucket", {"endpoint": f"http://{host}:{port}"}),

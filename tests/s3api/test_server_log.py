@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,38 @@ def test_a_flood_is_dropped_and_counted_and_other_buckets_are_not(
                     ask("/logged/key")
         assert "10 lines dropped" in caplog.text, "the spool has no room either"
 
+    asyncio.run(story())
+
+
+def test_a_flush_that_is_cancelled_loses_nothing(tmp_path: Path) -> None:
+    """As when a worker ends: its last flush comes while another one has just been cut off."""
+
+    class Slow(Spool):
+        def append(self, bucket: bytes, day: str, records: bytes | bytearray) -> bool:
+            assert going.wait(30)
+            return super().append(bucket, day, records)
+
+    async def story() -> None:
+        log, _ = log_of(Slow(tmp_path, 1 << 20))
+        await log.look()
+
+        def ask() -> None:
+            made = request()
+            log.note(made)
+            log.take(over(made))
+
+        ask()
+        first = asyncio.ensure_future(log.flush())
+        await asyncio.sleep(0)
+        ask()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        going.set()
+        await log.flush()
+        assert len((tmp_path / BUCKET.hex() / "2023-11-14").read_text().splitlines()) == 2
+
+    going = threading.Event()
     asyncio.run(story())
 
 

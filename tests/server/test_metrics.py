@@ -111,6 +111,29 @@ def test_what_processes_count_adds_up_and_outlives_them() -> None:
         assert found["tigrislike_response_body_bytes_total", (("operation", "GetObject"),)] == 300
 
 
+def test_what_other_parts_count_goes_on_after_a_restart_and_what_they_hold_does_not() -> None:
+    table = Table(2, [], ["NoSuchKey"], ["warm"])
+
+    def told() -> dict[str, float]:
+        text = Snapshot(table).render("")[0].decode()
+        return {name: value for (name, _), value in samples(text).items()}
+
+    for round_ in (1, 2):
+        rows = [table.row(0), table.row(1)]
+        for calls in (5, 7):
+            for row in rows:
+                row.tell([(("origin_calls",), calls), (("origin_running_requests",), 3)])
+                row.tell([(("task_runs", "warm", "done"), calls), (("task_runs", "unheard of", "done"), 1)])
+        assert told()["tigrislike_origin_calls_total"] == 2 * 7 * round_
+        assert told()["tigrislike_origin_running_requests"] == 6
+        sums = dict(table.sums().of("task_runs"))
+        assert (sums["warm", "done"], sums["other", "done"]) == ([2 * 7 * round_], [2 * round_])
+        table.absent(0)
+        assert told()["tigrislike_origin_running_requests"] == 3
+        table.absent(1)
+        assert told()["tigrislike_origin_running_requests"] == 0
+
+
 def test_threads_of_a_process_lose_no_count() -> None:
     table = Table(1, [])
     counters = table.row(0).counters

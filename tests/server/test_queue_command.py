@@ -157,7 +157,7 @@ def test_the_scene_is_solved_from_the_command_line_alone(tmp_path: Path) -> None
         overview = stage.json("top")
         assert overview["health"] == "stuck"
         regions = {row["region"]: row for row in overview["regions"]}
-        assert "1 dead letters" in regions[HERE]["why"]
+        assert "1 dead letter" in regions[HERE]["why"]
         assert "no node is alive" in regions[STUCK]["why"]
         assert (regions[BUSY]["alive"], regions[BUSY]["depth"]) == (1, scene.flood + 24)
 

@@ -28,6 +28,7 @@ from tigrislike.metadata.kv import EngineError
 
 from .client import Api, RemoteApi, local
 from .desk import AdminError
+from .wording import duration
 
 Command = Callable[[Api], Awaitable[int]]
 
@@ -175,13 +176,8 @@ def plain(text: str) -> Text:
 
 
 def ago(seconds: float | None) -> str:
-    """A duration as people read it."""
-    if seconds is None:
-        return "-"
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:,.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+    """How long; a dash where there is nothing."""
+    return "-" if seconds is None else duration(seconds)
 
 
 def rate(per_second: float | None) -> str:

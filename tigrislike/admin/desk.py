@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -162,6 +162,18 @@ class Desk:
         if known is not None and not fresh and self._clock_s() - known.at_s < _NAMES_S:
             return known
         nodes = await self.metadata.nodes()
+        buckets: dict[bytes, str] = {}
+        page, after = await self.metadata.list_buckets(None)
+        while True:
+            buckets |= {bucket.id: bucket.name for bucket in page}
+            if not after:
+                break
+            page, after = await self.metadata.list_buckets(None, after=after)
+        self._names = Names(self._clock_s(), self.places(nodes), buckets, nodes)
+        return self._names
+
+    def places(self, nodes: Sequence[tuple[Node, Beat | None]]) -> dict[bytes, Place]:
+        """Whoever something can be owed to, by destination, given the nodes of the store."""
         regions = {self.settings.region, *self.metadata.regions.known, *(node.region for node, _ in nodes)} - {""}
         for _, members in self.settings.geographies:
             regions.update(members)
@@ -172,15 +184,7 @@ class Desk:
         for node, _ in nodes:
             if node.state != REMOVED:
                 places[node.node] = Place(node.node, "node", node.node.hex(), node.region)
-        buckets: dict[bytes, str] = {}
-        page, after = await self.metadata.list_buckets(None)
-        while True:
-            buckets |= {bucket.id: bucket.name for bucket in page}
-            if not after:
-                break
-            page, after = await self.metadata.list_buckets(None, after=after)
-        self._names = Names(self._clock_s(), places, buckets, nodes)
-        return self._names
+        return places
 
     def is_alive(self, node: Node, beat: Beat | None) -> bool:
         """Whether a node shows life: as this process has seen it, or else by the clocks of both machines."""

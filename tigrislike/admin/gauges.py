@@ -13,6 +13,7 @@ from typing import Final
 
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.context import Context
+from tigrislike.metadata.homes import ANYBODY
 from tigrislike.metadata.keyspace import subspace
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import DRAINING, LOST, REMOVED, Beat, Counts, Node
@@ -47,10 +48,11 @@ def store(desk: Desk, clock_s: Callable[[], float] = time.monotonic) -> Look:
     """The queue and the nodes."""
 
     async def look() -> list[Reading]:
-        nodes = [(node, beat) for node, beat in await desk.metadata.nodes() if node.state != REMOVED]
+        known = await desk.metadata.nodes()
+        nodes = [(node, beat) for node, beat in known if node.state != REMOVED]
         short, lost = await desk.metadata.engine.background.read(_endangered, desk.metadata.context)
         endangered: list[Reading] = [("short_contents", (), short), ("lost_contents", (), lost)]
-        return [*await _queue(desk), *endangered, *_nodes(desk, nodes)]
+        return [*await _queue(desk, nodes), *endangered, *_nodes(desk, nodes)]
 
     return _seldom(look, clock_s)
 
@@ -87,16 +89,24 @@ def _seldom(look: Callable[[], Awaitable[list[Reading]]], clock_s: Callable[[], 
     return looked
 
 
-async def _queue(desk: Desk) -> list[Reading]:
-    names, sums, oldest = await desk.names(), await read_sums(desk), await oldest_zones(desk)
+Nodes = list[tuple[Node, Beat | None]]
+
+
+async def _queue(desk: Desk, nodes: Nodes) -> list[Reading]:
+    sums, oldest, places = await read_sums(desk), await oldest_zones(desk), desk.places(nodes)
+
+    def region_of(destination: bytes) -> str:
+        place = places.get(destination)
+        return "unknown" if place is None else place.region or place.name
+
     totals: dict[tuple[str, str], Counts] = {}
-    ages_s = dict.fromkeys(["anybody", *names.regions], 0.0)
+    ages_s = dict.fromkeys([region_of(ANYBODY), *(node.region for node, _ in nodes)], 0.0)
     for destination, by_task in sums.sums.items():
-        region = names.place(destination).region or "anybody"
+        region = region_of(destination)
         for task, counts in by_task.items():
             totals[region, task] = totals.get((region, task), Counts()) + counts
     for destination, aged in oldest.items():
-        region = names.place(destination).region or "anybody"
+        region = region_of(destination)
         ages_s[region] = max([ages_s.get(region, 0.0), *(age_s(since_ns, sums.at_ns) for since_ns, _ in aged)])
     readings: list[Reading] = [("queue_oldest_due_seconds", (region,), age) for region, age in ages_s.items()]
     for labels, counts in totals.items():
@@ -116,7 +126,7 @@ async def _endangered(tr: Transaction, ctx: Context) -> tuple[int, int]:
     return len(await short), len(await lost)
 
 
-def _nodes(desk: Desk, known: list[tuple[Node, Beat | None]]) -> Iterator[Reading]:
+def _nodes(desk: Desk, known: Nodes) -> Iterator[Reading]:
     for region in sorted({node.region for node, _ in known}):
         mine = [each for each in known if each[0].region == region]
         yield "region_nodes", (region,), len(mine)

@@ -18,6 +18,7 @@ from tigrislike.metadata.records import DRAINING, REMOVED
 
 from .desk import Desk, Names
 from .queues import GroupRow, Load, Paused, Sums, age_s, group_load, paused, read_sums
+from .wording import counted, duration
 
 LATE_S: Final = 60.0
 """How long something may be due before its region wants attention, and `STUCK_S` before it is stuck."""
@@ -233,11 +234,11 @@ def _region(
     if everything_paused:
         why.append("it is paused")
     if age >= LATE_S:
-        why.append(f"something has been due for {age:,.0f} s")
+        why.append(f"something has been due for {duration(age)}")
     if load["dead"]:
-        why.append(f"{load['dead']:,} dead letters")
+        why.append(counted(load["dead"], "dead letter"))
     if load["failing"]:
-        why.append(f"{load['failing']:,} items fail")
+        why.append(counted(load["failing"], "item fails", "items fail"))
     depth = load["depth"] or 0
     stuck = age >= STUCK_S or bool(depth and region and not alive)
     row = {

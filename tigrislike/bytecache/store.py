@@ -234,8 +234,20 @@ class BlockStore:
         await self._run("checking the cache directory", self._check)
 
     def _check(self) -> None:
-        if os.statvfs(self.layout.incoming).f_flag & os.ST_RDONLY:
+        try:
+            flags = os.statvfs(self.layout.incoming).f_flag
+        except FileNotFoundError as error:  # which of a block would say something else
+            raise DiskFailed(f"{self.layout.incoming} is gone") from error
+        if flags & os.ST_RDONLY:
             raise DiskFailed(f"{self.layout.incoming} is on a filesystem mounted read-only")
+
+    async def check_room(self) -> None:
+        """See that uploads find room beside the reserve, or would once what can be evicted is.
+
+        Raises:
+            DiskFull, DiskFailed
+        """
+        await self._run("looking for room", self._disk.check, self.block_size)
 
     def create_blob(
         self, digest: Digest | None = None, *, beside: Digest | None = None, size: int | None = None

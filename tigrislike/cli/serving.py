@@ -76,6 +76,7 @@ def banner(ready: Ready, *, secret_is_ours: bool) -> str:
 tigrislike {__version__} is ready
   endpoint  {ready.endpoint}
   region    {ready.region} (clients may sign for any region)
+  console   {ready.admin_endpoint or ready.endpoint}/_tigrislike/console
 
 export AWS_ENDPOINT_URL={ready.endpoint}
 export AWS_ACCESS_KEY_ID={ready.access_key_id}

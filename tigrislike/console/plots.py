@@ -18,12 +18,14 @@ MAX_SERIES: Final = 6
 
 TABLE_ROWS: Final = 12
 
-_WIDTH: Final = 760
-_HEIGHT: Final = 220
-_LEFT: Final = 88
-_RIGHT: Final = 16
+# As wide as the columns of plots are at least, so that its text is of about its own size; on a phone that is larger.
+_WIDTH: Final = 520
+_HEIGHT: Final = 200
+_LEFT: Final = 104
+_RIGHT: Final = 12
 _TOP: Final = 12
 _BOTTOM: Final = 30
+_DAY_S: Final = 86400
 _DASHES: Final = ("", "7 3", "2 3", "10 3 2 3", "12 5", "4 2 4 6")
 
 
@@ -118,10 +120,11 @@ def _legend(place: int, series: Series) -> Legend:
 
 def _top(most: float, base: int) -> float:
     """The end of an axis that has `most` on it: 1, 2 or 5 times a power, so that quarters of it read well."""
-    if most <= 0 or not math.isfinite(most):
+    most = max(most, 4.0 if base == 2 else 0.0)  # there are no quarters of a byte
+    if most <= 0:
         return 1.0
     if base == 2:
-        unit = 1024.0 ** max(0, math.floor(math.log(most, 1024)))
+        unit = 1024.0 ** math.floor(math.log(most, 1024))
         steps = [2.0**power for power in range(11)]
     else:
         unit = 10.0 ** math.floor(math.log10(most))
@@ -140,10 +143,10 @@ def _levels(top: float, show: Callable[[float | None], str]) -> Iterator[Markup]
 
 
 def _times(begin: float, end: float) -> Iterator[Markup]:
-    form = "%H:%M" if end - begin <= 86400 else "%d %b %H:%M"
-    for quarter in range(5):
-        at = begin + (end - begin) * quarter / 4
-        anchor = "start" if quarter == 0 else "end" if quarter == 4 else "middle"
+    form, parts = ("%H:%M", 4) if end - begin <= _DAY_S else ("%d %b %H:%M", 2)
+    for part in range(parts + 1):
+        at = begin + (end - begin) * part / parts
+        anchor = "start" if part == 0 else "end" if part == parts else "middle"
         text = datetime.datetime.fromtimestamp(at, datetime.UTC).strftime(form)
         yield Markup('<text class="plot-label" x="{:.1f}" y="{}" text-anchor="{}">{}</text>').format(
             _x(at, begin, end), _HEIGHT - 8, anchor, text

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import functools
 import hashlib
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,6 +16,8 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
+
+from tigrislike.admin.wording import duration
 
 from .page import segment, url
 from .preview import visible
@@ -131,20 +132,8 @@ def size(value: int | float | None) -> str:
 
 
 def age(seconds: float | None) -> str:
-    """How long, in its two largest units: ``4 h 12 min``; a dash where there is nothing."""
-    if seconds is None:
-        return NONE
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (name, length), (below, part) in itertools.pairwise(units):
-        if whole >= length:
-            rest = whole % length // part
-            return f"{whole // length} {name}" + (f" {rest} {below}" if rest else "")
-    raise AssertionError("unreachable")
+    """How long; a dash where there is nothing."""
+    return NONE if seconds is None else duration(seconds)
 
 
 def time(at_s: float | None) -> Markup | str:

@@ -277,6 +277,7 @@ class Console:
             return Shown({"next": after, "key_id": key_id, "why": why}, 429, headers)
         session = await self._sessions.sign_in(key_id, visit.form.get("secret", "").strip())
         if session is None:
+            log.warning("somebody at %s failed to sign in", visit.actor.where)
             why = "This key and secret do not open the console."
             return Shown({"next": after, "key_id": key_id, "why": why}, 403)
         self._attempts.give_back(visit.actor.where)

@@ -1,8 +1,9 @@
-"""Stores that obstore has a client for: Google Cloud Storage, Azure Blob Storage, and directories of this machine.
+"""Stores that obstore has a client for: Azure Blob Storage, and directories of this machine.
 
 object_store, the library beneath, names an object by a path without empty, dotted or trailing parts, so that not every
-key has a name here: one that has none is refused, and no other object is taken for it. Nor does it know tags, Expires
-or checksums of what it reads. Its retries and the credentials that it finds in a machine's surroundings are turned off.
+key has a name here: one that has none is refused, and no other object is taken for it, but neither can a container that
+has such a one be listed. Nor does it know tags, Expires or checksums of what it reads, nor metadata beyond ASCII. Its
+retries and the credentials that it finds in a machine's surroundings are turned off.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-from obstore.store import AzureStore, GCSStore, LocalStore
+from obstore.exceptions import (
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import AzureStore, LocalStore
 
 from . import trees
 from .egress import Egress
@@ -51,25 +58,9 @@ _LOSES = frozenset({"tags", "headers.Expires", "headers.WebsiteRedirectLocation"
 # Of a file whose name is too long, or where a folder would have to be, or in a folder that is a file.
 _NO_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 
+_NOT_TEXT = "contained non UTF-8 characters"  # what object_store says of a header beyond ASCII
+
 Make = Callable[["ClientConfig"], Any]
-
-
-def open_google(location: Location, egress: Egress, timeouts: Timeouts) -> ObjectStoreOrigin:
-    """``gs://bucket/prefix``. `secret_key` is a service account's key, the JSON document; "" asks as anybody."""
-    bucket, prefix = bucket_and_prefix(location)
-    config: dict[str, Any] = {"bucket": bucket}
-    if location.secret_key:
-        config["service_account_key"] = location.secret_key
-    else:
-        # Writes are signed all the same, and would be with this machine's own credentials.
-        config |= {"skip_signature": True, "credential_provider": lambda: {"token": "nobody", "expires_at": None}}
-    if location.endpoint:
-        config["base_url"] = checked_url(location.endpoint)
-
-    def make(client: ClientConfig) -> GCSStore:
-        return GCSStore(**config, client_options=client, retry_config=_NO_RETRIES)
-
-    return ObjectStoreOrigin(f"gs://{bucket}/{prefix}", prefix, make, egress, timeouts, _LOSES)
 
 
 def open_azure(location: Location, egress: Egress, timeouts: Timeouts) -> ObjectStoreOrigin:
@@ -305,7 +296,9 @@ class ObjectStoreOrigin:
             return OriginMissing(told)
         if isinstance(error, PreconditionError):
             return OriginChanged(told)
-        if isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)):
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError, InvalidPathError)):
+            return OriginRefused(told)
+        if _NOT_TEXT in str(error):
             return OriginRefused(told)
         if isinstance(error, (ValueError, NotImplementedError)) and not isinstance(error, OSError):
             return OriginRefused(told)
@@ -350,7 +343,11 @@ def _attributes(attributes: Attributes) -> dict[str, str]:
     named = {_HEADERS[member]: value for member, value in attributes.headers.items() if member in _HEADERS}
     if attributes.content_type:
         named[_CONTENT_TYPE] = attributes.content_type
-    return {**attributes.metadata, **named}
+    told = {**attributes.metadata, **named}
+    # Beyond ASCII they would be written, and never be read again; and control characters end in a panic.
+    if odd := [name for name, value in told.items() if not (value.isascii() and value.isprintable())]:
+        raise OriginRefused(f"there are no headers here for what is in {', '.join(odd)[:_SHOWN]}")
+    return told
 
 
 def _harmless(text: str) -> str:

@@ -24,7 +24,7 @@ _HERE = {
     scheme: EntryPoint(scheme, f"tigrislike.origin.{target}", GROUP)
     for scheme, target in {
         "s3": "s3:S3Origin",
-        "gs": "objectstore:open_google",
+        "gs": "google:GoogleOrigin",
         "az": "objectstore:open_azure",
         "http": "http:HTTPOrigin",
         "https": "http:HTTPOrigin",

@@ -7,6 +7,9 @@ it reads). bench/README.md has what that costs.
 Large objects are written in parts. A part that fails is sent again here, for nobody else has it: the store behind it
 could otherwise never be written to while it refuses one request in ten. All else is tried once.
 
+What is S3's own (how requests are signed, what headers are called, which digests are told) is in members of `S3Origin`
+that begin with `_own`, for services that differ in nothing else.
+
 Source of what is asked and answered: the Amazon S3 API reference.
 """
 
@@ -19,7 +22,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import md5
-from typing import TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import unquote_plus, urlsplit
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
@@ -66,8 +69,15 @@ HEADERS = {
     "Expires": "expires",
     "WebsiteRedirectLocation": "x-amz-website-redirect-location",
 }
-_META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-"
+
+
+class Crc(NamedTuple):
+    """A checksum that a service computes of whole objects: `over` some bytes, going on from those before."""
+
+    name: str
+    length: int
+    over: Callable[[Any, int], int]
 
 
 class S3Origin:
@@ -76,6 +86,12 @@ class S3Origin:
     Options: ``addressing`` (``path`` or ``virtual``; virtual where there is no endpoint), ``session_token``, ``tags``
     (``no``: they are neither asked for nor written, for want of permission).
     """
+
+    _own_headers: ClassVar[Mapping[str, str]] = HEADERS
+    _own_prefix: ClassVar[str] = "x-amz-"
+    _own_head: ClassVar[Mapping[str, str]] = {"x-amz-checksum-mode": "ENABLED"}
+    _own_get: ClassVar[Mapping[str, str]] = {}
+    _own_crc: ClassVar[Crc] = Crc("CRC64NVME", 8, checksums.crc64nvme)
 
     def __init__(self, location: Location, egress: Egress, timeouts: Timeouts) -> None:
         self._bucket, self._prefix = bucket_and_prefix(location)
@@ -93,14 +109,14 @@ class S3Origin:
         self._signer = Signer(
             location.access_key, location.secret_key, region, location.options.get("session_token", "")
         )
-        self.name = f"s3://{self._bucket}/{self._prefix} at {parts.netloc}"
+        self.name = f"{location.scheme}://{self._bucket}/{self._prefix} at {parts.netloc}"
         self.loses: frozenset[str] = frozenset({"tags"} if location.options.get("tags") == "no" else ())
         self._transport = Transport(self.name, egress, timeouts)
 
     async def head(self, key: str) -> OriginObject:
         tags = asyncio.ensure_future(self._tags(key))
         try:
-            async with self._request("HEAD", key, headers={"x-amz-checksum-mode": "ENABLED"}) as answer:
+            async with self._request("HEAD", key, headers=self._own_head) as answer:
                 if answer.status != 200:
                     raise self._transport.failure(answer)
                 headers = lowered(answer.headers)
@@ -112,7 +128,7 @@ class S3Origin:
     async def read(self, key: str, start: int, stop: int, *, size: int, etag: str) -> AsyncIterator[Buffer]:
         if start == stop:
             return
-        headers = {"If-Match": f'"{etag}"', "Range": f"bytes={start}-{stop - 1}"}
+        headers = {"If-Match": f'"{etag}"', "Range": f"bytes={start}-{stop - 1}", **self._own_get}
         async with self._request("GET", key, headers=headers) as answer:
             if answer.status not in (200, 206):
                 raise await self._failure(answer)
@@ -146,7 +162,7 @@ class S3Origin:
         headers = self._put_headers(attributes)
         if size > WHOLE_BYTES:
             return await self._put_parts(key, pieces, size, headers)
-        feed = _Feed(pieces, size)
+        feed = _Feed(pieces, size, self._own_crc)
         with feed.its_own_failure():
             async with self._request(
                 "PUT", key, headers={**headers, "Content-Length": str(size)}, body=feed.all() if size else None
@@ -157,7 +173,7 @@ class S3Origin:
         if not size:
             await feed.end()
         etag = self._etag(told)
-        return Written(etag, self._verified(etag, feed.md5.hexdigest(), told.get(_CHECKSUM + "crc64nvme", ""), feed))
+        return Written(etag, self._verified(etag, feed.md5.hexdigest(), self._own_told_crc(told), feed))
 
     async def delete(self, key: str) -> None:
         async with self._request("DELETE", key) as answer:
@@ -191,15 +207,8 @@ class S3Origin:
         length = headers.get("content-length", "")
         if not length.isdigit():
             raise OriginBroken(f"{self.name} does not tell the size of {key!r}")
-        algorithm, checksum = next(
-            ((name[len(_CHECKSUM) :].upper(), value) for name, value in headers.items() if _is_checksum(name)), ("", "")
-        )
-        kind = headers.get("x-amz-checksum-type") or ("COMPOSITE" if "-" in checksum else "FULL_OBJECT")
-        etag = self._etag(headers)
-        encrypted = (
-            headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-            or "x-amz-server-side-encryption-customer-algorithm" in headers
-        )
+        etag, meta = self._etag(headers), self._own_prefix + "meta-"
+        algorithm, kind, checksum = self._own_checksum(headers)
         return OriginObject(
             key=key,
             size=int(length),
@@ -207,16 +216,31 @@ class S3Origin:
             modified_ns=http_time_ns(headers.get("last-modified")),
             attributes=Attributes(
                 content_type=headers.get("content-type", ""),
-                headers={member: headers[name] for member, name in HEADERS.items() if name in headers},
-                metadata={name[len(_META) :]: value for name, value in headers.items() if name.startswith(_META)},
+                headers={member: headers[name] for member, name in self._own_headers.items() if name in headers},
+                metadata={name[len(meta) :]: value for name, value in headers.items() if name.startswith(meta)},
                 tags=tags,
-                storage_class=headers.get("x-amz-storage-class", ""),
+                storage_class=headers.get(self._own_prefix + "storage-class", ""),
             ),
             checksum_algorithm=algorithm,
-            checksum_type=kind if algorithm else "",
+            checksum_type=kind,
             checksum=checksum,
-            md5=_is_md5(etag) and not encrypted,
+            md5=self._own_etag_is_md5(etag, headers),
         )
+
+    def _own_checksum(self, headers: Mapping[str, str]) -> tuple[str, str, str]:
+        """A checksum that an object is told to have: algorithm, type, value."""
+        for name, value in headers.items():
+            if _is_checksum(name):
+                kind = headers.get("x-amz-checksum-type") or ("COMPOSITE" if "-" in value else "FULL_OBJECT")
+                return name[len(_CHECKSUM) :].upper(), kind, value
+        return "", "", ""
+
+    def _own_etag_is_md5(self, etag: str, headers: Mapping[str, str]) -> bool:
+        encrypted = (
+            headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+            or "x-amz-server-side-encryption-customer-algorithm" in headers
+        )
+        return _is_md5(etag) and not encrypted
 
     def _etag(self, headers: Mapping[str, str]) -> str:
         etag = headers.get("etag", "").removeprefix("W/").strip('"')
@@ -260,15 +284,20 @@ class S3Origin:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def _put_headers(self, attributes: Attributes) -> dict[str, str]:
-        headers = {HEADERS[member]: value for member, value in attributes.headers.items()}
-        headers |= {_META + name: value for name, value in attributes.metadata.items()}
+        own, named = self._own_prefix, self._own_headers
+        headers = {named[member]: value for member, value in attributes.headers.items() if member in named}
+        headers |= {f"{own}meta-{name}": value for name, value in attributes.metadata.items()}
         if attributes.content_type:
             headers["content-type"] = attributes.content_type
         if attributes.tags and "tags" not in self.loses:
-            headers["x-amz-tagging"] = encoded_query(attributes.tags.items())
-        if attributes.storage_class not in ("", "STANDARD"):
-            headers["x-amz-storage-class"] = attributes.storage_class
+            headers[own + "tagging"] = encoded_query(attributes.tags.items())
+        if self._own_stores(attributes.storage_class):
+            headers[own + "storage-class"] = attributes.storage_class
         return headers
+
+    def _own_stores(self, storage_class: str) -> bool:
+        """Whether there is such a storage class, beside the one that goes without saying."""
+        return storage_class not in ("", "STANDARD")
 
     async def _put_parts(self, key: str, pieces: AsyncIterator[Buffer], size: int, headers: dict[str, str]) -> Written:
         part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
@@ -279,7 +308,7 @@ class S3Origin:
                 self.name, await self._transport.document(answer, _MAX_DOCUMENT), "InitiateMultipartUploadResult"
             )
         upload = _text(begun, "UploadId")
-        feed = _Feed(pieces, size)
+        feed = _Feed(pieces, size, self._own_crc)
         try:
             digests, etags = await self._send_parts(key, upload, feed, size, part_bytes)
             etag, checksum = await self._complete(key, upload, etags)
@@ -326,7 +355,7 @@ class S3Origin:
         return await _tried(send)
 
     async def _complete(self, key: str, upload: str, etags: Sequence[str]) -> tuple[str, str]:
-        """The object's ETag and its CRC64NVME, which may be ""."""
+        """The object's ETag and its CRC, which may be ""."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>&quot;{escape(etag)}&quot;</ETag></Part>"
             for number, etag in enumerate(etags, 1)
@@ -340,9 +369,9 @@ class S3Origin:
                 if answer.status != 200:
                     raise await self._failure(answer)
                 document = await self._transport.document(answer, _MAX_DOCUMENT)
+                told = lowered(answer.headers)
             done = _parsed(self.name, document, "CompleteMultipartUploadResult")
-            full = _text(done, "ChecksumType") != "COMPOSITE"
-            return self._etag({"etag": _text(done, "ETag")}), _text(done, "ChecksumCRC64NVME") if full else ""
+            return self._etag({"etag": _text(done, "ETag")}), self._own_told_crc(told, done)
 
         return await _tried(complete)
 
@@ -352,8 +381,15 @@ class S3Origin:
 
     def _verified(self, etag: str, expected_etag: str, checksum: str, feed: _Feed) -> bool:
         if checksum and checksum != (computed := feed.checksum):
-            raise OriginBroken(f"{self.name} has bytes of CRC64NVME {checksum} where {computed} was written")
+            told = f"{self._own_crc.name} {checksum}"
+            raise OriginBroken(f"{self.name} has bytes of {told} where {computed} was written")
         return etag == expected_etag or bool(checksum)
+
+    def _own_told_crc(self, headers: Mapping[str, str], done: Element | None = None) -> str:
+        """The CRC of a whole object that was written, as the answer tells it; "" where it does not."""
+        if done is None:
+            return headers.get(_CHECKSUM + "crc64nvme", "")
+        return _text(done, "ChecksumCRC64NVME") if _text(done, "ChecksumType") != "COMPOSITE" else ""
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -370,11 +406,19 @@ class S3Origin:
         """The answer for a key, or for the bucket where that is None."""
         if key == "":
             raise OriginRefused("an object without a name is none")
-        path = self._base + encoded_path(self._prefix + key if key is not None else "")
+        path = self._base + (self._own_path(self._prefix + key) if key is not None else "")
         parameters = encoded_query((query or {}).items())
-        signed = self._signer.signed(method, self._host, path, parameters, headers or {})
+        signed = self._own_signed(method, path, parameters, headers or {})
         url = f"{self._root}{path}?{parameters}" if parameters else self._root + path
         return self._transport.request(method, url, signed, body=body, read_timeout_s=read_timeout_s)
+
+    def _own_path(self, name: str) -> str:
+        """The name of an object, encoded. Raises OriginRefused where it can be none."""
+        return encoded_path(name)
+
+    def _own_signed(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """`headers` and those that authenticate the request; path and query are encoded."""
+        return self._signer.signed(method, self._host, path, query, headers)
 
     async def _failure(self, answer: aiohttp.ClientResponse) -> OriginError:
         """What an answer that is no success means."""
@@ -396,18 +440,19 @@ class S3Origin:
 class _Feed:
     """Pieces of a body on their way: counted, hashed, and told apart from the request when they fail by themselves."""
 
-    def __init__(self, pieces: AsyncIterator[Buffer], size: int) -> None:
+    def __init__(self, pieces: AsyncIterator[Buffer], size: int, crc: Crc) -> None:
         self._pieces = pieces
         self._left = size
         self._over: bytes = b""  # of a piece, what did not fit into the last part
+        self._compute = crc
         self._crc = 0
         self._failed: BaseException | None = None
         self.md5 = md5()
 
     @property
     def checksum(self) -> str:
-        """CRC64NVME of what went out, as S3 writes it."""
-        return b64encode(self._crc.to_bytes(8, "big")).decode()
+        """The CRC of what went out, in base64."""
+        return b64encode(self._crc.to_bytes(self._compute.length, "big")).decode()
 
     async def all(self) -> AsyncIterator[bytes]:
         """Everything, MD5 included."""
@@ -436,7 +481,7 @@ class _Feed:
                 self._over = bytes(piece[room:])
                 piece = piece[:room]
             part += piece
-        self._crc = await asyncio.to_thread(checksums.crc64nvme, part, self._crc)
+        self._crc = await asyncio.to_thread(self._compute.over, part, self._crc)
         return memoryview(part)
 
     async def end(self) -> None:
@@ -467,7 +512,7 @@ class _Feed:
 
     def _digest(self, piece: bytes) -> None:
         self.md5.update(piece)
-        self._crc = checksums.crc64nvme(piece, self._crc)
+        self._crc = self._compute.over(piece, self._crc)
 
 
 async def _tried(attempt: Callable[[], Awaitable[T]]) -> T:

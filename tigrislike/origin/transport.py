@@ -204,5 +204,8 @@ def header_text(value: str) -> str:
 
 
 def lowered(headers: Mapping[str, Any]) -> dict[str, str]:
-    """Headers by name in lower case, values as text."""
-    return {name.lower(): header_text(value) for name, value in headers.items()}
+    """Headers by name in lower case, values as text; those that come several times as the one list that they are."""
+    told: dict[str, list[str]] = {}
+    for name, value in headers.items():
+        told.setdefault(name.lower(), []).append(header_text(value))
+    return {name: ", ".join(values) for name, values in told.items()}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -97,6 +97,8 @@ class Peers:
         source_address: str = "",
         connections: int = CONNECTIONS,
     ) -> None:
+        self.tell: Callable[[], dict[str, str]] = dict
+        """Further headers of each request, which nobody rests anything on."""
         self._key = key
         self._node = node
         self._signer = Signer(key)
@@ -242,7 +244,7 @@ class Peers:
     ) -> tuple[aiohttp.ClientResponse, bytes]:
         """An answer that the peer has given to this request, and its document."""
         signature = self._signer.sign(peer.node, epoch, method, path, ranges)
-        headers = {REQUEST_HEADER: str(signature)}
+        headers = {REQUEST_HEADER: str(signature), **self.tell()}
         if ranges:
             headers["Range"] = ranges
         with _translated(peer):

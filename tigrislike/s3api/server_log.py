@@ -95,6 +95,7 @@ class ServerLog:
         self._spool = spool
         self._canonical = canonical
         self._pending: dict[tuple[bytes, str], bytearray] = {}
+        self._writing: asyncio.Future[None] | None = None
 
     async def look(self) -> None:
         """Learn which buckets are logged. Raises EngineError."""
@@ -128,19 +129,25 @@ class ServerLog:
             self._dropped += 1
 
     async def flush(self) -> None:
-        """Append what has gathered to the spool."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, {}
-        dropped, self._dropped = self._dropped, 0
-        taken, left = await asyncio.to_thread(self._append, pending)
-        dropped += left
+        """Append what has gathered to the spool. Where this is cancelled, what is under way is not, and the next one
+        waits for it."""
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._pending:
+            pending, self._pending = self._pending, {}
+            self._writing = asyncio.ensure_future(self._write(pending))
+            await asyncio.shield(self._writing)
+
+    async def _write(self, pending: Mapping[tuple[bytes, str], bytearray]) -> None:
+        before, self._dropped = self._dropped, 0
+        taken, dropped = await asyncio.to_thread(self._append, pending)
+        dropped += before
         self._count("taken", taken)
         self._count("dropped", dropped)
         if dropped:
             log.warning("the log of requests: %d lines dropped, more came than is taken", dropped)
 
-    def _append(self, pending: Mapping[tuple[bytes, str], bytes | bytearray]) -> tuple[int, int]:
+    def _append(self, pending: Mapping[tuple[bytes, str], bytearray]) -> tuple[int, int]:
         """How many lines found room, and how many did not."""
         taken = dropped = 0
         for (bucket, day), lines in pending.items():

@@ -1,7 +1,8 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
-be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more.
+be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more. A node
+whose disk is full is ready, and says so: it refuses writes, and goes on reading.
 `/_tigrislike/metrics` is for Prometheus, and for anybody where no token is asked for. Management calls are signed with
 a root key, like any S3 request, and refused in the same XML.
 """
@@ -75,18 +76,13 @@ def service_routes(services: Services) -> list[Route]:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_: HttpRequest) -> Response:
-        problems: dict[str, str] = {}
-        for part, check in (("database", services.metadata.ping), ("cache", services.blocks.check)):
-            try:
-                async with asyncio.timeout(_READY_S):
-                    await check()
-            except Exception as error:  # whatever it is, the balancer must hear that this node cannot serve
-                problems[part] = type(error).__name__
+        problems = await found_wanting(("database", services.metadata.ping), ("cache", services.blocks.check))
         if services.regional is not None and (state := services.regional.members.own_state) != UP:
             problems["node"] = state
-        return JSONResponse(
-            {"status": "failing", **problems} if problems else {"status": "ok"}, 503 if problems else 200
-        )
+        if problems:
+            return JSONResponse({"status": "failing", **problems}, 503)
+        # It goes on reading, which a balancer must not keep it from: the other nodes may have no more room.
+        return JSONResponse({"status": "ok", **await found_wanting(("disk", services.blocks.check_room))})
 
     async def metrics(http: HttpRequest) -> Response:
         assert services.metrics is not None
@@ -127,6 +123,21 @@ def service_routes(services: Services) -> list[Route]:
     if services.metrics is not None:
         routes.append(Route("/_tigrislike/metrics", _noted("Metrics", metrics)))
     return routes
+
+
+async def found_wanting(*parts: tuple[str, Callable[[], Awaitable[None]]]) -> dict[str, str]:
+    """What is wrong with which parts, asked one after the other. Whatever it is, a balancer must hear of it; of errors
+    their kind is told, for their texts may name what lies on this machine."""
+    problems: dict[str, str] = {}
+    for part, check in parts:
+        try:
+            async with asyncio.timeout(_READY_S):
+                await check()
+        except TimeoutError:
+            problems[part] = f"no answer within {_READY_S:g} s"
+        except Exception as error:
+            problems[part] = type(error).__name__
+    return problems
 
 
 def _noted(

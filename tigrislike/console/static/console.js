@@ -16,8 +16,11 @@ const live = {
     if (!shown) return;
     const bar = document.createElement("p");
     bar.className = "live-bar";
-    bar.innerHTML = "<span></span><button type='button' class='quiet'></button>";
-    [this.label, this.button] = bar.children;
+    this.label = document.createElement("span");
+    this.button = document.createElement("button");
+    this.button.type = "button";
+    this.button.className = "quiet";
+    bar.append(this.label, " ", this.button);
     shown.before(bar);
     this.button.addEventListener("click", () => {
       this.paused = !this.paused;
@@ -187,5 +190,9 @@ if (theme) {
     fetch(theme.form.action, { method: "POST", body: new URLSearchParams(new FormData(theme.form)), redirect: "manual" });
   });
 }
+
+// Where the places to go to are a row that scrolls, the present one is in sight.
+const place = document.querySelector(".places [aria-current]");
+if (place) place.closest("nav").scrollLeft = place.offsetLeft - innerWidth / 3;
 
 live.start();
