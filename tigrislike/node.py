@@ -432,7 +432,7 @@ class Node:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
-            Mirror(metadata, blocks, origins),
+            Mirror(metadata, blocks, origins, Rate(self.settings.mirror_rate)),
             OpenRegion(metadata),
             Restore(metadata, members),
             Migrate(metadata, origins, self.regional.shadows.find),
