@@ -358,7 +358,12 @@ async def worker(
             looks["certificate"] = certificate(settings.tls_cert)
         metrics = desk.metrics = Metrics(shared.metrics, node.blocks, looks, {"buckets": gauges.buckets(desk)})
         operators = [*admin_routes(desk), *console_routes(desk)]
-        server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
+        server_log = ServerLog(
+            node.metadata,
+            node.log_spool,
+            canonical_id,
+            lambda result, lines: row.add("server_log_lines", result, amount=lines),
+        )
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
