@@ -163,6 +163,7 @@ def test_each_request_to_any_worker_has_one_line(node: RunningNode, s3: Any) -> 
     assert {line.key for line in lines} == {str(number) for number in range(300)}
 
 
+@pytest.mark.slow
 def test_tls_and_an_anonymous_read_are_told(tmp_path: Path, certificate: tuple[Path, Path, Path]) -> None:
     cert, key, authority = certificate
     flags = (QUICK, f"--tls-cert={cert}", f"--tls-key={key}")
@@ -234,6 +235,7 @@ def test_a_bucket_may_be_its_own_target_and_deliveries_are_not_logged(node: Runn
     }
 
 
+@pytest.mark.slow
 def test_what_was_logged_before_logging_was_switched_off_is_delivered(tmp_path: Path) -> None:
     with running_node(tmp_path / "data", "--server-log-interval=1h", "--workers=1") as node:
         s3 = client(node)
@@ -254,6 +256,7 @@ def test_what_was_logged_before_logging_was_switched_off_is_delivered(tmp_path: 
         assert {line.operation for line in lines} >= {"REST.HEAD.BUCKET"}
 
 
+@pytest.mark.slow
 def test_a_killed_node_delivers_later_what_it_had_logged(tmp_path: Path) -> None:
     with running_node(tmp_path / "data", "--server-log-interval=1h", "--workers=1") as node:
         s3 = client(node)
