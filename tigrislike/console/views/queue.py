@@ -203,9 +203,7 @@ async def retry_dead(visit: Visit) -> Went:
             break
     letters = counted(retried, "dead letter is", "dead letters are")
     rest = "" if cursor is None else " There are more: retry again."
-    return Went(
-        url("/queue/dead", **filters), f"{counted(retried, 'dead letter is', 'dead letters are')} being retried.{rest}"
-    )
+    return Went(url("/queue/dead", **filters), f"{letters} being retried.{rest}")
 
 
 # --- pausing
