@@ -358,7 +358,12 @@ async def worker(
             looks["certificate"] = certificate(settings.tls_cert)
         metrics = desk.metrics = Metrics(shared.metrics, node.blocks, looks, {"buckets": gauges.buckets(desk)})
         operators = [*admin_routes(desk), *console_routes(desk)]
-        server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
+        server_log = ServerLog(
+            node.metadata,
+            node.log_spool,
+            canonical_id,
+            lambda result, lines: row.add("server_log_lines", result, amount=lines),
+        )
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -370,7 +375,7 @@ async def worker(
             server_log=server_log,
             also=() if settings.admin_listen else operators,
         )
-        desk.gateway = app.gateway
+        desk.gateway, desk.presences = app.gateway, node.regional.presences
         apps: list[Any] = [app, ServiceApplication(routes=[*operators, to_console()])]
         served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [

@@ -98,7 +98,8 @@ def chromium(stage: Stage, tmp_path: Path) -> Client:
 def told(stage: Stage, tmp_path: Path) -> Path:
     """What the program is told of the stage: see there."""
     file = tmp_path / "told.json"
-    file.write_text(json.dumps({"url": stage.node.endpoint, "pages": pages(stage), "dialogs": dialogs(stage)}))
+    at = {"url": stage.node.endpoint, "main": MAIN, "pages": pages(stage), "dialogs": dialogs(stage)}
+    file.write_text(json.dumps(at))
     return file
 
 
@@ -201,13 +202,22 @@ def test_axe_finds_no_violation(chromium: Client, told: Path, tmp_path: Path) ->
     print(undecided.read_text())
 
 
+def test_everything_is_reached_by_keyboard(stage: Stage, chromium: Client) -> None:
+    chromium.case(PROGRAM, "keyboard", stage.node.endpoint, stage.scene.stuck_zone)
+
+
+def test_everything_is_there_without_scripts(stage: Stage, chromium: Client, told: Path) -> None:
+    chromium.case(PROGRAM, "without_scripts", str(told), stage.scene.flooded_zone)
+
+
+def test_nothing_moves_for_those_who_want_nothing_to(chromium: Client, told: Path) -> None:
+    chromium.case(PROGRAM, "motion", str(told))
+
+
 def test_pictures_at_three_widths(
     stage: Stage, chromium: Client, told: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kept = request.config.getoption("--console-pictures")
-    shown = json.loads(told.read_text())
-    shown["pages"] = {name: shown["pages"][name] for name in MAIN}
-    told.write_text(json.dumps(shown))
     folder = tmp_path / "pictures"
     folder.mkdir()
     chromium.case(PROGRAM, "pictures", str(told), str(folder), str(int(bool(kept))))
