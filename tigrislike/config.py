@@ -391,6 +391,12 @@ class Settings:
     replication_rate: int = _setting(
         0, parse_size, "Bytes a second that a node fetches for replicas at most; 0 is no limit.", shown="no limit"
     )
+    mirror_rate: int = _setting(
+        0,
+        parse_size,
+        "Bytes a second that a node writes at most to shadows that are written through to; 0 is no limit.",
+        shown="no limit",
+    )
     repair_after_s: float = _setting(
         900.0,
         _positive(parse_duration),

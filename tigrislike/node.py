@@ -432,7 +432,7 @@ class Node:
             Return(metadata, members),
             Drain(metadata, members),
             FollowPolicy(metadata, members),
-            Mirror(metadata, blocks, origins),
+            Mirror(metadata, blocks, origins, Rate(self.settings.mirror_rate)),
             OpenRegion(metadata),
             Restore(metadata, members),
             Migrate(metadata, origins, self.regional.shadows.find),
@@ -557,6 +557,7 @@ TASKS: Final = tuple(
         Migrate,
         WriteBack,
         Discard,
+        Inventory,
     )
 )
 """The kinds of work that a node does."""

@@ -19,8 +19,9 @@ from tigrislike.metadata.homes import ANYBODY, add_home
 from tigrislike.metadata.mirroring import MIRROR
 from tigrislike.metadata.owed import zone_of
 from tigrislike.metadata.records import Counts, Elsewhere, ObjectVersion, OriginPlace
-from tigrislike.origin import Attributes, OriginBroken, OriginRefused
+from tigrislike.origin import Attributes, OriginBroken, OriginRefused, OriginUnavailable
 from tigrislike.replication.mirror import Mirror, attributes_of
+from tigrislike.replication.rates import Rate
 
 __all__ = ["scratch"]
 
@@ -68,7 +69,7 @@ def play(
         async with cluster(folder, seed=seed, **(regions or {"a": "iad"})) as it:
             world = World(it, MemoryOrigin())
             for node in it.nodes.values():
-                node.tasks = [*node.tasks, Mirror(node.metadata, node.blocks, OneOrigin(world.origin))]
+                node.tasks = [*node.tasks, Mirror(node.metadata, node.blocks, OneOrigin(world.origin), Rate(0))]
             await it.bucket("models")
             metadata = world.node.metadata
             if versioning:
@@ -239,7 +240,7 @@ def test_the_shadows_object_stays_while_its_bytes_are_needed_here_and_nowhere_el
             await node.metadata.copy_object((bucket, "k", None), None, bucket, "copy", copy_draft)
             await world.delete("k")
         await world.it.work(5, only=["none"])
-        mirror = Mirror(node.metadata, node.blocks, OneOrigin(world.origin))
+        mirror = Mirror(node.metadata, node.blocks, OneOrigin(world.origin), Rate(0))
         node.tasks = [mirror]
         await world.it.work(5)
         assert world.there()["k"] == b"theirs"
@@ -322,6 +323,71 @@ def test_in_whatever_order_things_happen_both_sides_end_up_alike(scratch: Path, 
         assert world.there() == ours
 
     play(scratch, story, seed=seed, a="iad", b="sjc")
+
+
+def test_a_node_writes_at_its_rate_what_is_there_when_its_turn_comes(scratch: Path) -> None:
+    async def story(world: World) -> None:
+        now_s, waits = 0.0, list[float]()
+        for key in ("a", "b", "c"):
+            await world.put(key, bytes(30))
+
+        async def sleep(seconds: float) -> None:
+            nonlocal now_s
+            if not waits:  # the second waits for the first to be paid for
+                [first] = world.there()
+                for key in {"a", "b", "c"} - {first}:
+                    await world.delete(key)
+            waits.append(seconds)
+            now_s += seconds
+
+        mirror = Mirror(
+            world.node.metadata,
+            world.node.blocks,
+            OneOrigin(world.origin),
+            Rate(10, clock_s=lambda: now_s, sleep=sleep),
+        )
+        mirror.concurrency = 1  # type: ignore[misc]
+        world.node.tasks = [mirror]
+        await world.it.work(4)
+        assert waits == [3.0]
+        assert len(world.origin.puts) == 1
+        assert {*world.origin.puts, *world.origin.deletes} == {"a", "b", "c"}
+        assert (await world.counts()).waiting == 0
+
+    play(scratch, story)
+
+
+def test_without_a_rate_nobody_waits(scratch: Path) -> None:
+    async def story(world: World) -> None:
+        async def sleep(seconds: float) -> None:
+            raise AssertionError(seconds)
+
+        world.node.tasks = [
+            Mirror(world.node.metadata, world.node.blocks, OneOrigin(world.origin), Rate(0, sleep=sleep))
+        ]
+        for key in ("a", "b", "c"):
+            await world.put(key, bytes(10_000))
+        await world.it.work(2)
+        assert len(world.there()) == 3
+
+    play(scratch, story)
+
+
+def test_the_origins_own_pause_is_kept(scratch: Path) -> None:
+    async def story(world: World) -> None:
+        asked: list[int] = []
+
+        async def patience(*args: object, **named: object) -> object:
+            asked.append(world.node.metadata.now_ns())
+            raise OriginUnavailable("slow down", retry_after_s=50.0)
+
+        world.origin.put = patience  # type: ignore[method-assign, assignment]
+        await world.put("a")
+        await world.it.work(60)  # of two seconds each
+        assert len(asked) >= 2
+        assert asked[1] - asked[0] >= 50 * 10**9
+
+    play(scratch, story)
 
 
 def test_what_an_origin_is_given_is_what_an_object_carries() -> None:

@@ -43,7 +43,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.truth import verify_open
 from tigrislike.bytecache.verified import Identity
 
-Gate = Callable[[int], Awaitable[None]]
+Gate = Callable[[int], Awaitable[object]]
 """Awaited with the bytes that are about to be fetched: whoever limits the rate lets them pass."""
 
 P = ParamSpec("P")

@@ -7,6 +7,9 @@ matter in which order runs come, nor how often.
 While the origin, or whoever has the bytes, does not answer, the item waits for as long as it takes. What the origin
 refuses is tried a few times and then a dead letter, for somebody has to look at it.
 
+A node writes a few objects at a time, and where it has a rate waits before each until those before it are paid for: not
+in the middle of one, for then the origin would have to wait, which takes that for a client that died.
+
 A run that loses its lease is cancelled. What it had on its way to the origin at that moment may still arrive there, and
 then stands until the key is written again.
 """
@@ -25,6 +28,8 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import Item
 from tigrislike.origin import Attributes, Buffer, Origin, OriginBroken, OriginUnavailable
+
+from .rates import Rate
 
 log = logging.getLogger("tigrislike.replication")
 
@@ -45,6 +50,9 @@ class Using(Protocol):
 class Mirror:
     """Make a shadow's object what a key of the bucket is.
 
+    Args:
+        gate: waited for before so many bytes are written: the node's rate limit.
+
     Attributes:
         written, deleted: objects of shadows.
         put_off: runs that found the origin, or the bytes, out of reach, or the shadow's object still needed.
@@ -54,10 +62,11 @@ class Mirror:
     priority = mirroring.MIRROR_PRIORITY
     concurrency = CONCURRENCY
 
-    def __init__(self, metadata: Metadata, blocks: BlockStore, origins: Using) -> None:
+    def __init__(self, metadata: Metadata, blocks: BlockStore, origins: Using, gate: Rate) -> None:
         self._metadata = metadata
         self._blocks = blocks
         self._origins = origins
+        self._gate = gate
         self.written = 0
         self.deleted = 0
         self.put_off = 0
@@ -98,10 +107,11 @@ class Mirror:
         return min(max(waited_ns, _FIRST_WAIT_NS), _LONGEST_WAIT_NS)
 
     async def _write(self, bucket: Bucket, key: str) -> None:
+        found = await self._find(bucket, key)
+        if found is not None and await self._gate(found.version.size):
+            found = await self._find(bucket, key)  # its bytes may have gone since
         async with self._origins.using(bucket.shadow) as origin:
-            try:
-                found = await self._metadata.find_object(bucket, key)
-            except NoSuchKey:
+            if found is None:
                 await origin.delete(key)
                 self.deleted += 1
                 return
@@ -109,6 +119,12 @@ class Mirror:
             async with aclosing(pieces_of(self._blocks, found)) as pieces:
                 await origin.put(key, pieces, version.size, attributes_of(version))
             self.written += 1
+
+    async def _find(self, bucket: Bucket, key: str) -> Found | None:
+        try:
+            return await self._metadata.find_object(bucket, key)
+        except NoSuchKey:
+            return None
 
 
 def attributes_of(version: ObjectVersion) -> Attributes:

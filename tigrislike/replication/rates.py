@@ -29,12 +29,14 @@ class Rate:
         self._sleep = sleep
         self._free_s: float | None = None
 
-    async def __call__(self, size: int) -> None:
-        """Wait until `size` bytes may be moved."""
+    async def __call__(self, size: int) -> bool:
+        """Wait until `size` bytes may be moved; whether that took any time."""
         if not self._per_s:
-            return
+            return False
         now_s = self._clock_s()
         begin_s = now_s if self._free_s is None else max(self._free_s, now_s - BURST_S)
         self._free_s = begin_s + size / self._per_s
-        if begin_s > now_s:
-            await self._sleep(begin_s - now_s)
+        if begin_s <= now_s:
+            return False
+        await self._sleep(begin_s - now_s)
+        return True
