@@ -333,7 +333,7 @@ async def worker(
     from tigrislike.admin import gauges
     from tigrislike.admin.desk import Desk
     from tigrislike.admin.serving import admin_routes
-    from tigrislike.console.serving import console_routes
+    from tigrislike.console.serving import console_routes, to_console
     from tigrislike.s3api.app import create_app
     from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
     from tigrislike.s3api.service import ServiceApplication
@@ -376,7 +376,7 @@ async def worker(
             also=() if settings.admin_listen else operators,
         )
         desk.gateway, desk.presences = app.gateway, node.regional.presences
-        apps: list[Any] = [app, ServiceApplication(routes=operators)]
+        apps: list[Any] = [app, ServiceApplication(routes=[*operators, to_console()])]
         served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),

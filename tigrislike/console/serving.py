@@ -68,6 +68,15 @@ HEADERS: Final = {
 }
 
 
+def to_console() -> Route:
+    """Where nothing else is served: whoever comes without a path is shown the way."""
+
+    async def lead(_: Request) -> Response:
+        return RedirectResponse(url("/"), 307, HEADERS)
+
+    return Route("/", lead)
+
+
 def console_routes(desk: Desk) -> list[Route]:
     """The routes of the console, for `s3api.app.create_app` or an application of their own."""
     route = Route(PREFIX + "{rest:path}", Console(desk).answer, methods=_METHODS)
