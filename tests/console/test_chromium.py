@@ -206,9 +206,9 @@ def test_axe_finds_no_violation(
     undecided = tmp_path / "undecided.json"
     said = chromium.case(PROGRAM, "axe", str(told), str(undecided), timeout_s=500)
     record_property(TOLD, said.strip().splitlines()[-1])
-    for rule, each in json.loads(undecided.read_text()).items():
-        for element, names in each["nodes"].items():
-            record_property(TOLD, f"undecided: {rule}: {element}: {', '.join(names[:4])}")
+    for kind, each in json.loads(undecided.read_text()).items():
+        contrast = f", with a contrast of {each['contrast'][0]} or more" if each["contrast"] else ""
+        record_property(TOLD, f"undecided: {kind} on {', '.join(each['pages'])}{contrast}")
 
 
 def test_everything_is_reached_by_keyboard(stage: Stage, chromium: Client) -> None:

@@ -6,6 +6,7 @@ page and the text of the link that asks).
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -94,8 +95,8 @@ CONTRAST = """selector => {
 
 
 class _Looking:
-    """What axe said so far: `violations`, and what it left `undecided`, by rule and element, with the pages. Contrasts
-    that it left are computed here, and those that are too low are violations."""
+    """What axe said so far: `violations`, and what it left `undecided`, by rule and kind of element, with the pages and
+    the least contrast: contrasts that it left are computed here, and those that are too low are violations."""
 
     def __init__(self):
         self._axe = Axe()
@@ -115,14 +116,16 @@ class _Looking:
                     told = f"{rule['id']}: {node['html'][:200]}: {node['failureSummary']}"
                     self.violations += [f"{name} ({theme}): {told}"]
             for rule in found["incomplete"]:
-                each = self.undecided.setdefault(rule["id"], {"help": rule["help"], "nodes": {}})
                 for node in rule["nodes"]:
-                    element = node["html"][:200]
+                    kind = re.match(r'<\w+( class="[^"]*")?', node["html"])[0] + ">"
+                    each = self.undecided.setdefault(f"{rule['id']}: {kind}", {"pages": [], "contrast": []})
+                    if name not in each["pages"]:
+                        each["pages"].append(name)
                     if rule["id"] == "color-contrast":
                         contrast = page.evaluate(CONTRAST, node["target"][0])
+                        each["contrast"] = [min([*each["contrast"], round(contrast, 2)])]
                         if contrast < 4.5:
-                            self.violations += [f"{name} ({theme}): a contrast of {contrast:.2f}: {element}"]
-                    each["nodes"].setdefault(element, []).append(f"{name} ({theme})")
+                            self.violations += [f"{name} ({theme}): a contrast of {contrast:.2f}: {node['html'][:200]}"]
 
 
 def axe(told, output):
@@ -163,10 +166,8 @@ def axe(told, output):
         page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
         page.get_by_text("was revoked").wait_for()
         looking.look(page, "keys-after-one-was-revoked")
-    undecided = looking.undecided
-    Path(output).write_text(json.dumps(undecided, indent=1))
-    rules = ", ".join(f"{rule} ({len(each['nodes'])})" for rule, each in undecided.items())
-    print(f"axe looked {looking.times} times; undecided: {rules or 'nothing'}")
+    Path(output).write_text(json.dumps(looking.undecided, indent=1))
+    print(f"axe looked {looking.times} times and left {len(looking.undecided)} kinds of element undecided")
     assert not looking.violations, "\n".join(looking.violations)
 
 
