@@ -15,10 +15,11 @@ from tigrislike.metadata import Bucket, Draft, Extent, Part, UploadDraft, copy_d
 from tigrislike.metadata import origins as places
 from tigrislike.metadata.backing import DISCARD_NS, key_of
 from tigrislike.metadata.context import Context
-from tigrislike.metadata.errors import InvalidArgument, NotBacked
+from tigrislike.metadata.errors import InvalidArgument, InvalidPart, NotBacked
 from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.owed import enqueue, zone_of
 from tigrislike.metadata.records import ANNOUNCED, BACKED, NOWHERE, SHADOWED, Elsewhere, OriginPlace
+from tigrislike.metadata.uploads import holders, take_parts
 from tigrislike.replication.backing import Backer, NoOrigins, NotAtOrigin, deliver
 from tigrislike.replication.lacking import View
 from tigrislike.replication.repair import owe_for_lost
@@ -752,6 +753,168 @@ def test_parts_are_written_through_and_discarded_ones_go(tmp_path: Path, monkeyp
         await it.sound()
 
     play(tmp_path, "iad", story)
+
+
+async def begin_upload(it: Several, bucket: Bucket, key: str) -> tuple[str, list[Part], bytes]:
+    """Three parts written through, the last at the second node, the others at the first; what they are together."""
+    upload_id = (await it.nodes[0].metadata.create_upload(bucket, key, UploadDraft())).upload_id
+    parts, whole = [], b""
+    for number in (1, 2, 3):
+        parts.append(await put_part_through(it, it.nodes[number // 3], bucket, key, upload_id, number))
+        whole += data_of(number, BLOCK + number)
+    return upload_id, parts, whole
+
+
+async def put_part_through(it: Several, node: Node, bucket: Bucket, key: str, upload_id: str, number: int) -> Part:
+    data = data_of(number, BLOCK + number)
+    blob_id = await it.store(node, data)
+    there = await Backer(node.metadata, node.blocks, node.origins).write(bucket, blob_id, len(data))
+    part = Part(number, len(data), etag_of(data), "", 0, (Extent(blob_id, 0, len(data)),))
+    part = await node.metadata.put_part(bucket, key, upload_id, part, there)
+    await node.blocks.publish(blob_id)
+    return part
+
+
+async def lose_first(it: Several) -> list[bytes]:
+    """The first node is gone for ever, and removed by the second, which asks first what is lost with it; what is."""
+    from tigrislike.admin.nodes import sole_contents
+    from tigrislike.replication.removing import remove_node
+
+    first, second = it.nodes
+    sole = {content_id async for content_id in sole_contents(second.metadata, second.members, first.id)}
+    first.down = True
+    await it.settle()
+    lost = [each async for taken in remove_node(second.metadata, second.members, first.id) for each in taken.lost]
+    assert set(lost) == sole
+    return lost
+
+
+async def complete(node: Node, bucket: Bucket, key: str, upload_id: str, parts: list[Part]) -> None:
+    await node.metadata.complete_upload(
+        bucket, key, upload_id, listed(*parts), combine=no_combine, composite=no_composite
+    )
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_upload_of_which_a_node_is_lost_is_completed_from_the_origin(
+    removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tigrislike.metadata.uploads.MIN_PART_BYTES", 1)
+
+    async def story(it: Several) -> None:
+        first, second = it.nodes
+        await it.bucket()
+        bucket = await it.back(durability="write-through")
+        upload_id, parts, whole = await begin_upload(it, bucket, "k")
+        if removed:
+            assert await lose_first(it) == []
+        else:
+            first.down = True
+            await it.settle()
+        page = await second.metadata.list_parts(bucket, "k", upload_id, 0, 10)
+        assert [part.etag for part in page.parts] == [part.etag for part in parts]
+        await complete(second, bucket, "k", upload_id, parts)
+        content = await it.content(bytes.fromhex(upload_id))
+        assert content.elsewhere == BACKED
+        assert [home.node for home in content.homes if home.whole] == []
+        read = [await second.read(part.extents[0].blob, part.size) for part in parts]
+        assert b"".join(read) == whole
+        if removed:
+            assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
+            await second.metadata.delete_object(bucket, "k")
+            for _ in range(2):
+                it.elapse(HOUR_S)
+                await it.drain()
+            assert it.origins["file:///origin"].keys() == set()
+            assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
+
+    play(tmp_path, "iad sjc", story)
+
+
+@pytest.mark.parametrize("end", ["abort", "replace", "leave out"])
+def test_what_a_lost_node_left_at_the_origin_goes_with_its_upload(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tigrislike.metadata.uploads.MIN_PART_BYTES", 1)
+
+    async def story(it: Several) -> None:
+        second = it.nodes[1]
+        await it.bucket()
+        bucket = await it.back(durability="write-through")
+        upload_id, parts, _ = await begin_upload(it, bucket, "k")
+        assert await lose_first(it) == []
+        if end == "abort":
+            await second.metadata.abort_upload(bucket, "k", upload_id)
+            parts = []
+        else:
+            if end == "replace":
+                for at, number in enumerate((1, 2)):
+                    parts[at] = await put_part_through(it, second, bucket, "k", upload_id, number)
+            else:
+                parts = parts[2:]
+            await complete(second, bucket, "k", upload_id, parts)
+        for _ in range(3):
+            it.elapse(HOUR_S)
+            await it.drain()
+        assert it.origins["file:///origin"].keys() == {key_of(part.extents[0].blob) for part in parts}
+        assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
+
+    play(tmp_path, "iad sjc", story)
+
+
+def test_parts_at_an_origin_that_is_the_buckets_no_more_are_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tigrislike.metadata.uploads.MIN_PART_BYTES", 1)
+
+    async def story(it: Several) -> None:
+        second = it.nodes[1]
+        await it.bucket()
+        bucket = await it.back(durability="write-through")
+        upload_id, parts, _ = await begin_upload(it, bucket, "k")
+        assert await lose_first(it) == []
+        bucket = await it.back(durability="write-through", origin="other")
+        with pytest.raises(InvalidPart):
+            await complete(second, bucket, "k", upload_id, parts)
+        for at, number in enumerate((1, 2)):
+            parts[at] = await put_part_through(it, second, bucket, "k", upload_id, number)
+        await complete(second, bucket, "k", upload_id, parts)
+        for _ in range(3):
+            it.elapse(HOUR_S)
+            await it.drain()
+        keys = [key_of(part.extents[0].blob) for part in parts]
+        assert it.origins["file:///other"].keys() == set(keys)
+        assert it.origins["file:///origin"].keys() == {keys[2]}, "the part's, for as long as it is one"
+        await second.metadata.delete_object(bucket, "k")
+        for _ in range(3):
+            it.elapse(HOUR_S)
+            await it.drain()
+        assert it.origins["file:///origin"].keys() == it.origins["file:///other"].keys() == set()
+
+
+def test_whoever_was_about_to_take_a_lost_nodes_parts_has_them(tmp_path: Path) -> None:
+    async def story(it: Several) -> None:
+        second = it.nodes[1]
+        await it.bucket()
+        bucket = await it.back(durability="write-through")
+        upload_id = (await second.metadata.create_upload(bucket, "k", UploadDraft())).upload_id
+        part = await put_part_through(it, it.nodes[0], bucket, "k", upload_id, 1)
+        content_id, blob_id = bytes.fromhex(upload_id), part.extents[0].blob
+        leaving = {it.nodes[0].id}
+        assert await second.metadata.begin_parts(content_id, leaving) == [(blob_id, part.size)]
+        await second.blocks.adopt(blob_id, part.size)
+        assert await lose_first(it) == []
+        await second.metadata.background(take_parts, second.metadata.context, content_id, leaving)
+        [taken] = (await second.metadata.list_parts(bucket, "k", upload_id, 0, 10)).parts
+        assert holders(taken) == [second.id]
+        it.elapse(HOUR_S)
+        await it.drain()
+        assert (await second.home())[blob_id] == 2
+        assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
+
+    play(tmp_path, "iad sjc", story)
+
+    play(tmp_path, "iad sjc", story)
 
 
 def test_a_copy_into_a_write_through_bucket_waits_for_the_origin(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ async def _without(tr: Transaction, ctx: Context, nodes: Container[bytes], conte
         raw = await stored
         content = content_codec.decode(raw) if raw is not None else None
         if content is None:
-            survives = await homes.parts_survive(tr, ctx, content_id, nodes)
+            survives = await homes.parts_survive(tr, ctx, content_id, nodes, or_origin=True)
         else:
             survives = content.state != LIVE or await homes.survives(tr, ctx, content_id, content, nodes)
         if not survives:

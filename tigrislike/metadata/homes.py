@@ -106,7 +106,7 @@ async def locate(tr: Transaction, ctx: Context, blob_id: bytes) -> Located | Non
             return None
     others = part.others if part is not None else ()
     if stored is None:  # of an upload that is not complete
-        return Located(blob.content, (Home("", blob.node), *others), ())
+        return Located(blob.content, (Home("", blob.node), *others) if blob.node else (), ())
     content = content_codec.decode(stored)
     if content.state != LIVE:
         return None
@@ -269,9 +269,13 @@ async def survives(tr: Transaction, ctx: Context, content_id: bytes, content: Co
     return await parts_survive(tr, ctx, content_id, homes)
 
 
-async def parts_survive(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> bool:
-    """Whether some of `nodes` hold each part that is no slice, of an upload in progress too."""
-    own = [part for part in await load_parts(tr, ctx, content_id) if not part.source]
+async def parts_survive(
+    tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes], *, or_origin: bool = False
+) -> bool:
+    """Whether some of `nodes` hold each part that is no slice, of an upload in progress too; `or_origin`: or its origin
+    does."""
+    parts = await load_parts(tr, ctx, content_id)
+    own = [part for part in parts if not part.source and not (or_origin and part.origin)]
     return all(any(node in nodes for node in (part.node, *(home.node for home in part.others))) for part in own)
 
 

@@ -227,8 +227,14 @@ async def put_part(
 
 
 def holders(part: Part) -> list[bytes]:
-    """The nodes that have a part's bytes durably. A slice is where its source is."""
-    return [] if part.source else [part.node, *(home.node for home in part.others)]
+    """The nodes that have a part's bytes durably. A slice is where its source is; where the nodes are lost, the origin
+    alone has them."""
+    return [] if part.source else [home.node for home in _homes(part)]
+
+
+def is_at_origin_alone(part: Part) -> bool:
+    """Whether the nodes that had a part are lost, and its origin is who has its bytes."""
+    return not part.source and not part.node and part.origin != b""
 
 
 async def held_parts(tr: Transaction, ctx: Context, content_id: bytes, nodes: Container[bytes]) -> list[Part]:
@@ -262,47 +268,45 @@ async def take_parts(tr: Transaction, ctx: Context, content_id: bytes, leaving: 
             continue
         replaced = next((node for node in holders(part) if node in leaving), None)
         homes = [ctx.home if home.node == replaced else home for home in _homes(part)]
+        if is_at_origin_alone(part):  # who left was removed meanwhile
+            homes = [ctx.home]
         parts[at] = taken = _held_by(part, homes)
         _put(tr, ctx, content_id, msgspec.structs.replace(taken, pending=_without(part.pending, ctx.home.node)))
         for extent in part.extents:
             await _move_blob(tr, ctx, extent.blob, homes[0].node)
             await owe_blob(tr, ctx, replaced or ctx.home.node, b"", extent.blob)
-        if replaced is not None:
+        if ctx.home in homes:
             tr.set(ctx.keys.home(ctx.home.node, content_id), b"")
-            if not any(replaced in holders(each) for each in parts):
+            if replaced is not None and not any(replaced in holders(each) for each in parts):
                 tr.clear(ctx.keys.home(replaced, content_id))
 
 
 async def lose_parts(tr: Transaction, ctx: Context, content_id: bytes, node: bytes) -> bool:
-    """Take a node that is gone out of the parts of an upload in progress. Those that only it had are no parts any more:
-    completing asks for them in vain. Whether there were any."""
+    """Take a node that is gone out of the parts of an upload in progress. Those that only it had are at their origin
+    alone, or where they have none are no parts any more: completing asks for them in vain. Whether there were any."""
     lost = False
     for part in await held_parts(tr, ctx, content_id, {node}):
         left = [home for home in _homes(part) if home.node != node]
-        if left:
-            _put(tr, ctx, content_id, _held_by(part, left))
+        if left or part.origin:
+            part = _held_by(part, left)
+            _put(tr, ctx, content_id, part)
+            for extent in part.extents:
+                await _move_blob(tr, ctx, extent.blob, part.node)
         else:
             lost = True
             tr.clear(ctx.keys.part(content_id, part.number))
-            if part.origin:
-                for extent in part.extents:
-                    tr.clear(ctx.keys.elsewhere(extent.blob))
-                    await owe_discard(tr, ctx, b"", extent.blob, part.origin)
-        for extent in part.extents:
-            if left:
-                await _move_blob(tr, ctx, extent.blob, left[0].node)
-            else:
+            for extent in part.extents:
                 tr.clear(ctx.keys.blob(extent.blob))
     tr.clear(ctx.keys.home(node, content_id))
     return lost
 
 
 def _homes(part: Part) -> list[Home]:
-    return [Home(part.region, part.node), *part.others]
+    return [Home(part.region, part.node), *part.others] if part.node else []
 
 
 def _held_by(part: Part, homes: Sequence[Home]) -> Part:
-    first, *others = homes
+    first, *others = homes or [Home("", b"")]
     return msgspec.structs.replace(part, region=first.region, node=first.node, others=tuple(others))
 
 
@@ -324,6 +328,12 @@ async def _move_blob(tr: Transaction, ctx: Context, blob_id: bytes, node: bytes)
 async def _discard_parts(tr: Transaction, ctx: Context, bucket_id: bytes, parts: Sequence[Part]) -> None:
     """Owe the deletion of parts' blobs. A slice owns none; the reference on its source, which other slices may need
     too, is for the caller to drop."""
+    for part in parts:
+        if is_at_origin_alone(part):
+            for extent in part.extents:
+                tr.clear(ctx.keys.blob(extent.blob))
+                tr.clear(ctx.keys.elsewhere(extent.blob))
+                await owe_discard(tr, ctx, bucket_id, extent.blob, part.origin)
     blobs = [
         (node, extent.blob)
         for part in parts
@@ -558,6 +568,14 @@ async def complete_upload(
     stored = {part.number: part for part in (part_codec.decode(value) for _, value in await parts_read)}
     chosen = choose_parts(upload, stored, listed)
     size = sum(part.size for part in chosen)
+    wanted = placing.wanted(bucket, ctx.regions, upload.regions)
+    sources = sorted({part.source for part in chosen if part.source})
+    owned = [part for part in chosen if part.extents]
+    backed = bool(wanted.backing) and not sources and all(part.origin == wanted.backing for part in owned)
+    for part in chosen:
+        # An object is read from its origin only where that has all of it.
+        if is_at_origin_alone(part) and not backed:
+            raise InvalidPart(upload_id, part.number, part.etag)
     if prepared is not None and prepared.parts == chosen:
         checksum = prepared.checksum
     else:
@@ -607,11 +625,9 @@ async def complete_upload(
     version = await place(tr, ctx, bucket, key, live, make, asked=asked, regions=upload.regions)
     homes = homes_of_parts(ctx, chosen)
     completion = Completion(place_hash, request_hash, version)
-    wanted = placing.wanted(bucket, ctx.regions, upload.regions)
     content = new_content(size, len(chosen), homes, bucket, wanted)
     content = msgspec.structs.replace(content, completion=completion)
-    sources = sorted({part.source for part in chosen if part.source})
-    if wanted.backing and not sources and all(part.origin == wanted.backing for part in chosen if part.extents):
+    if backed:
         content = msgspec.structs.replace(content, origin=wanted.backing, elsewhere=BACKED)
         await release_excess(tr, ctx, content_id, content, {home.node: home.region for home in homes})
     tr.set(ctx.keys.content(content_id), content_codec.encode(content))
@@ -651,7 +667,7 @@ def homes_of_parts(ctx: Context, parts: Sequence[Part]) -> tuple[Home, ...]:
     if not own:
         return (ctx.home,)
     holding = [set(holders(part)) for part in own]
-    regions = {home.node: home.region for part in own for home in (*part.others, Home(part.region, part.node))}
+    regions = {home.node: home.region for part in own for home in _homes(part)}
     whole = set.intersection(*holding)
     nodes = sorted(set.union(*holding), key=lambda node: (node != ctx.home.node, node not in whole, node))
     return tuple(Home(regions[node], node, node in whole) for node in nodes)

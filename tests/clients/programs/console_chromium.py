@@ -183,6 +183,7 @@ def keyboard(url, zone):
         while focused.evaluate("element => element.tagName") != "BUTTON":
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
+        page.get_by_role("link", name="Resume zone").wait_for()
         tab_to("Resume zone")
         page.keyboard.press("Enter")
         dialog.wait_for()
