@@ -292,10 +292,7 @@ def manifest_of(plan: Plan, place: Place, begun_ns: int, files: Sequence[Invento
         "creationTimestamp": str(begun_ns // 1_000_000),
         "fileFormat": plan.format,
         "fileSchema": schema_of(plan),
-        "files": [
-            {"key": place.data_key(file.name, plan.format), "size": file.size, "MD5checksum": file.md5}
-            for file in files
-        ],
+        "files": [{"key": key, "size": file.size, "MD5checksum": file.md5} for key, file in named],
     }
     return json.dumps(document, indent=2).encode()
 
