@@ -505,9 +505,9 @@ class Logging(Struct, frozen=True, array_like=True):
 
 
 class InventoryFile(Struct, frozen=True, array_like=True):
-    """A file of a report: its key, bytes, MD5 in hexadecimal, and how many objects it lists."""
+    """A file of a report: the name in its key, bytes, MD5 in hexadecimal, and how many objects it lists."""
 
-    key: str
+    name: str
     size: int
     md5: str
     rows: int
