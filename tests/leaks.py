@@ -144,8 +144,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     _told.close()
     SCAN.look_again()
-    if SCAN.found:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["leaks"] = SCAN.found  # of a process that runs some of the tests: the one that started it fails
+    elif SCAN.found and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    SCAN.found.extend(getattr(node, "workeroutput", {}).get("leaks", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -38,6 +38,7 @@ SERVICE_OPERATIONS: Final = (
     "PeerPing",
     "PeerCopy",
     "PeerHome",
+    "PeerPresence",
     "Admin",
     "Console",
 )
@@ -109,6 +110,7 @@ class Table:
             "request_seconds": [(name,) for name in CLASSES],
             "errors": [(code,) for code in (*codes, OTHER)],
             "refusals": [(reason,) for reason in REFUSALS],
+            "server_log_lines": [("taken",), ("dropped",)],
             "database_seconds": [(kind,) for kind in DATABASE_KINDS],
             "database_errors": [(error,) for error in DATABASE_ERRORS],
             "event_loop_lag_seconds": [(process,) for process in PROCESSES],

@@ -63,6 +63,12 @@ _PROCESSES: Final[Mapping[str, Family]] = {
     ),
     "sendfile_bytes": Family("counter", "Bytes sent from files without a copy."),
     "sendfile_cold": Family("counter", "How often sending waited for the disk, for the pages were not in memory."),
+    "server_log_lines": Family(
+        "counter",
+        "Lines of the logs of requests to buckets: on their way to a target bucket, or dropped, for more came than is "
+        "taken.",
+        ("result",),
+    ),
     "database_seconds": Family(
         "histogram",
         "Time that transactions on the metadata database took, repetitions included: reads, writes, and those that "

@@ -557,6 +557,7 @@ TASKS: Final = tuple(
         Migrate,
         WriteBack,
         Discard,
+        Inventory,
     )
 )
 """The kinds of work that a node does."""

@@ -333,7 +333,7 @@ async def worker(
     from tigrislike.admin import gauges
     from tigrislike.admin.desk import Desk
     from tigrislike.admin.serving import admin_routes
-    from tigrislike.console.serving import console_routes
+    from tigrislike.console.serving import console_routes, to_console
     from tigrislike.s3api.app import create_app
     from tigrislike.s3api.server_log import FLUSH_S, LOOK_S, ServerLog
     from tigrislike.s3api.service import ServiceApplication
@@ -358,7 +358,12 @@ async def worker(
             looks["certificate"] = certificate(settings.tls_cert)
         metrics = desk.metrics = Metrics(shared.metrics, node.blocks, looks, {"buckets": gauges.buckets(desk)})
         operators = [*admin_routes(desk), *console_routes(desk)]
-        server_log = ServerLog(node.metadata, node.log_spool, canonical_id)
+        server_log = ServerLog(
+            node.metadata,
+            node.log_spool,
+            canonical_id,
+            lambda result, lines: row.add("server_log_lines", result, amount=lines),
+        )
         app = create_app(
             metadata=node.metadata,
             blocks=node.blocks,
@@ -370,8 +375,8 @@ async def worker(
             server_log=server_log,
             also=() if settings.admin_listen else operators,
         )
-        desk.gateway = app.gateway
-        apps: list[Any] = [app, ServiceApplication(routes=operators)]
+        desk.gateway, desk.presences = app.gateway, node.regional.presences
+        apps: list[Any] = [app, ServiceApplication(routes=[*operators, to_console()])]
         served = list(zip(listeners, apps if tracing is None else map(tracing.app, apps), strict=False))
         duties: list[Duty] = [
             ("hits", node.blocks.flush_hits, HIT_INTERVAL_S),

@@ -13,18 +13,32 @@ from tests.replication.cluster import BUCKET, Cluster, ClusterNode, cluster, dat
 from tigrislike.admin import replicas
 from tigrislike.admin.desk import AdminError, Desk
 from tigrislike.admin.replicas import ReplicaMap, replica_map
+from tigrislike.bytecache.presence import Present, on_disk
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata
 
 
-def desk_of(node: ClusterNode) -> Desk:
+def desk_of(node: ClusterNode, *others: ClusterNode) -> Desk:
+    """Of a node that asks itself and others what is on their disks."""
+
+    async def presences(content_id: bytes) -> dict[bytes, Present]:
+        held = await node.metadata.held(content_id)
+        assert held is not None
+        return {each.id: on_disk(each.blocks.layout, each.blocks.block_size, held.blobs) for each in (node, *others)}
+
     settings = Settings(data_dir=node.root, region=node.region)
-    return Desk(node.metadata, settings, members=node.members, blocks=node.blocks)
+    desk = Desk(node.metadata, settings, members=node.members, blocks=node.blocks)
+    desk.presences = presences
+    return desk
 
 
-async def shown(node: ClusterNode, key: str = "k", version: str | None = None) -> ReplicaMap:
+async def shown(node: ClusterNode, *others: ClusterNode, key: str = "k", version: str | None = None) -> ReplicaMap:
     await node.metadata.refresh()
-    return await replica_map(desk_of(node), BUCKET, key, version)
+    return await replica_map(desk_of(node, *others), BUCKET, key, version)
+
+
+def disks(found: ReplicaMap) -> list[tuple[str, int, int, int]]:
+    return [(disk.region, disk.home_blocks, disk.cache_blocks, disk.here_bytes) for disk in found.versions[0].disks]
 
 
 def homes(found: ReplicaMap) -> list[tuple[str, str, bool]]:
@@ -60,20 +74,17 @@ def test_the_map_says_what_is_lacking_until_it_is_there(tmp_path: Path) -> None:
             content_id.hex(),
         )
         assert [(row.task, row.region, row.state) for row in version.owed] == [("replicate", "sjc", "due")]
-        assert version.here is not None
-        assert (version.here.home_blocks, version.here.cache_blocks) == (version.here.blocks, 0)
-        there = (await shown(it["b"])).versions[0].here
-        assert there is not None
-        assert (there.home_blocks, there.cache_blocks, there.here_bytes) == (0, 0, 0)
+        size, blocks = version.size, version.disks[0].blocks
+        assert disks(before) == [("iad", blocks, 0, size)]
+        assert disks(await shown(it["a"], it["b"])) == [("iad", blocks, 0, size), ("sjc", 0, 0, 0)]
         assert await it["b"].get(content_id) == data_of(1)
-        cached = (await shown(it["b"])).versions[0].here
-        assert cached is not None
-        assert (cached.home_blocks, cached.cache_blocks, cached.here_bytes) == (0, cached.blocks, version.size)
+        assert disks(await shown(it["a"], it["b"])) == [("iad", blocks, 0, size), ("sjc", 0, blocks, size)]
         await it.work()
         after = await shown(it["b"])
         assert sorted(homes(after)) == [("iad", "whole", True), ("sjc", "whole", True)]
         assert (after.versions[0].missing_regions, after.versions[0].missing_copies) == ([], 0)
         assert after.versions[0].owed == []
+        assert disks(await shown(it["a"], it["b"])) == [("iad", blocks, 0, size), ("sjc", blocks, 0, size)]
         await it.silence("a")
         assert ("iad", "whole", False) in homes(await shown(it["b"]))
 
@@ -137,20 +148,9 @@ def test_what_lies_in_the_database_has_no_homes_and_what_is_not_there_is_refused
             await replica_map(desk, "bucket", "k" * 1025, "null")
         await metadata.put_object(bucket, "k", small(b"bytes"))
         version = (await replica_map(desk, "bucket", "k")).versions[0]
-        assert (version.inline, version.homes, version.here, version.origin, version.owed) == (True, [], None, None, [])
+        assert (version.inline, version.homes, version.disks, version.origin, version.owed) == (True, [], [], None, [])
 
     play("memory", tmp_path, story)
-
-
-def test_an_object_of_too_many_blocks_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def story(it: Cluster) -> None:
-        await it.bucket()
-        await it["a"].put("k", data_of(1))
-        assert (await shown(it["a"])).versions[0].here is not None
-        monkeypatch.setattr(replicas, "MAX_BLOCKS", 1)
-        assert (await shown(it["a"])).versions[0].here is None
-
-    run(tmp_path, story, a="iad")
 
 
 def test_more_versions_than_are_shown_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

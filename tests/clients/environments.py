@@ -105,9 +105,10 @@ class Client:
         assert status == 0, f"{' '.join(command)} ended with {status}:\n{output}\n{self.node.log.read_text()[-2000:]}"
         return output
 
-    def case(self, program: str, case: str, *arguments: str) -> str:
+    def case(self, program: str, case: str, *arguments: str, timeout_s: float = 240) -> str:
         """Run one function of a file of `programs/` with the client's own Python."""
-        return self.run("python", "-W", "error::ResourceWarning", str(PROGRAMS / program), case, *arguments)
+        command = ("python", "-W", "error::ResourceWarning", str(PROGRAMS / program), case, *arguments)
+        return self.run(*command, timeout_s=timeout_s)
 
 
 def client(name: str, node: RunningNode, directory: Path, **variables: str) -> Client:

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from http.cookies import SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
+from tests.leaks import SCAN
 from tigrislike.console.page import PREFIX
 
 _VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
@@ -184,9 +185,11 @@ class Browser:
                     if morsel["max-age"] == "0":
                         self.cookies.pop(name, None)
                     else:
+                        SCAN.keep(morsel.value, "session cookie")
                         self.cookies[name] = morsel.value
         finally:
             connection.close()
+        SCAN.look(answer.body, f"the console's answer to {method} {path}", signatures=False)
         self.check(answer, method)
         return answer
 

@@ -489,6 +489,11 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
 def test_with_a_listener_of_its_own_it_is_nowhere_else(apart: Apart) -> None:
     assert apart.own.sign_in(apart.node.access_key_id, apart.node.secret_access_key).status == 303
     assert apart.own.get("/").status == 200
+    connection = http.client.HTTPConnection(apart.own.host, timeout=30)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert (response.status, response.headers["location"]) == (307, f"{PREFIX}/")
+    connection.close()
     for path in ("/", "/sign-in", "/static/console.css"):
         connection = http.client.HTTPConnection(f"127.0.0.1:{apart.node.port}", timeout=30)
         connection.request("GET", PREFIX + path)

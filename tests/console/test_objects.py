@@ -6,7 +6,9 @@ from __future__ import annotations
 import html
 import http.client
 import json
+import random
 import re
+import ssl
 import struct
 import uuid
 from collections.abc import Iterator
@@ -78,6 +80,7 @@ def client(node: RunningNode) -> Any:
         aws_access_key_id=node.access_key_id,
         aws_secret_access_key=node.secret_access_key,
         region_name="auto",
+        verify=node.ca_bundle,
         config=Config(retries={"total_max_attempts": 1}, parameter_validation=False),
     )
 
@@ -360,6 +363,63 @@ def test_an_upload_of_more_than_5_gib_is_refused_before_it_is_sent(shelf: Shelf)
         assert (answer.status, json.loads(answer.read())["code"]) == (400, "EntityTooLarge")
     finally:
         connection.close()
+
+
+def in_parts(shelf: Shelf, action: str, **query: str) -> tuple[int, dict[str, Any]]:
+    answer = shelf.operator.ask("POST", shelf.at(f"/parts{action}", key="huge", **query), X_CSRF_Token=shelf.csrf)
+    told: dict[str, Any] = json.loads(answer.body)
+    return answer.status, told
+
+
+def test_what_is_too_large_for_one_request_goes_in_parts(shelf: Shelf) -> None:
+    parts = [random.Random(number).randbytes(5 << 20) for number in range(2)] + [b"the rest"]
+    size = str(sum(map(len, parts)))
+    status, begun = in_parts(shelf, "", type="text/x-huge")
+    assert status == 201
+    upload = begun["upload"]
+    for number, part in enumerate(parts, 1):
+        path = shelf.at("/upload", key="huge", upload=upload, part=str(number))
+        assert shelf.operator.ask("POST", path, part, X_CSRF_Token=shelf.csrf).status == 201
+    status, told = in_parts(shelf, "/complete", upload=upload, size=str(int(size) + 1))
+    assert (status, told["code"]) == (400, "InvalidRequest"), "it is not all of it"
+    shelf.put("huge", b"there")
+    assert in_parts(shelf, "/complete", upload=upload, size=size)[0] == 412
+    status, told = in_parts(shelf, "/complete", upload=upload, size=size, replace="1")
+    assert (status, told["etag"].endswith('-3"')) == (201, True)
+    found = shelf.s3.get_object(Bucket=shelf.bucket, Key="huge")
+    assert found["Body"].read() == b"".join(parts)
+    assert found["ContentType"] == "text/x-huge"
+    assert "3" in said(shelf.get("/replicas", key="huge"))
+
+
+def test_parts_that_are_given_up_are_gone(shelf: Shelf) -> None:
+    upload = in_parts(shelf, "")[1]["upload"]
+    path = shelf.at("/upload", key="huge", upload=upload, part="1")
+    assert shelf.operator.ask("POST", path, b"part", X_CSRF_Token=shelf.csrf).status == 201
+    assert in_parts(shelf, "/abort", upload=upload) == (200, {})
+    assert shelf.s3.list_multipart_uploads(Bucket=shelf.bucket).get("Uploads", []) == []
+    assert in_parts(shelf, "/complete", upload=upload, size="4")[1]["code"] == "NoSuchUpload"
+    assert in_parts(shelf, "/complete", upload=upload, size="many")[1]["code"] == "InvalidArgument"
+    assert in_parts(shelf, "/abort")[1]["code"] == "InvalidArgument"
+    for action in ("", "/complete", "/abort"):
+        path = shelf.at(f"/parts{action}", key="huge", upload=upload)
+        assert shelf.operator.ask("POST", path, X_CSRF_Token="0" * 64).status == 403, "the token is wanted here too"
+
+
+def test_over_https_objects_come_and_go_as_well(tls_store: RunningNode) -> None:
+    """There a body is not received straight into the buffers that it is written from."""
+    browser = Browser(tls_store.endpoint, tls_store.ca_bundle)
+    assert browser.sign_in(tls_store.access_key_id, tls_store.secret_access_key).status == 303
+    bucket = f"shelf-{uuid.uuid4().hex[:12]}"
+    made = client(tls_store)
+    made.create_bucket(Bucket=bucket)
+    made.close()
+    body, csrf = random.Random(1).randbytes(3 << 20), browser.get("/buckets").html.csrf
+    assert browser.ask("POST", f"/buckets/{bucket}/upload?key=k", body, X_CSRF_Token=csrf).status == 201
+    assert browser.get(f"/buckets/{bucket}/raw?key=k").body == body
+    (link,) = links_of(browser.post(f"/buckets/{bucket}/link?key=k", {"csrf": csrf, "expires": "900"}))
+    with urlopen(link, context=ssl.create_default_context(cafile=tls_store.ca_bundle)) as answer:
+        assert answer.read() == body
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(shelf: Shelf) -> None:

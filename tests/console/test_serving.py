@@ -89,6 +89,16 @@ def test_a_view_that_shows_too_little_is_such_an_error(tmp_path: Path, shows: Ca
     play(tmp_path, story)
 
 
+def test_one_place_is_the_present_one(tmp_path: Path) -> None:
+    async def story(console: Console, cookie: str) -> None:
+        for path, marks in {"/": 1, "/queue": 1, "/queue/dead": 1, "/queue/items": 1, "/nodes": 1, "/no": 0}.items():
+            text = text_of(await ask(console, path, cookie))
+            places = text[text.index('<nav class="places"') :].partition("</nav>")[0]
+            assert places.count("aria-current") == marks, path
+
+    play(tmp_path, story)
+
+
 def test_a_database_that_is_away_is_said_to_be(tmp_path: Path, shows: Callable[[Page], None]) -> None:
     async def away(visit: Visit) -> Any:
         raise EngineUnavailable("nothing answers at 10.0.0.9")

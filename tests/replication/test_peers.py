@@ -310,8 +310,9 @@ def test_nobody_there_is_no_answer() -> None:
 def test_what_a_peer_says_of_itself_has_to_be_understood() -> None:
     async def main() -> None:
         async with server(say(200, b'{"node":1}')) as (scripted, peers):
-            with pytest.raises(SourceUnavailable, match="not understood"):
-                await peers.ping(scripted.peer)
+            for ask in (peers.ping(scripted.peer), peers.presence(scripted.peer, BLOB)):
+                with pytest.raises(SourceUnavailable, match="not understood"):
+                    await ask
             scripted.answer = say(206, b"", "bytes 0-0/1")
             with pytest.raises(SourceUnavailable, match="206"):
                 await peers.post_copy(scripted.peer, os.urandom(16), 1)

@@ -116,6 +116,12 @@ def test_signatures_are_left_out() -> None:
     assert parse(line[:-1].decode()).uri == '"GET /b/k?X-Amz-Signature=...&X-Amz-Security-Token=...&a=1 HTTP/1.1"'
 
 
+def test_nor_are_they_in_the_address_of_the_page_that_led_here() -> None:
+    url = "https://example/b/k?X-Amz-Signature=abcdef&a=1"
+    line = line_of(facts(referrer=url), OWNER, record())
+    assert parse(line[:-1].decode()).referrer == '"https://example/b/k?X-Amz-Signature=...&a=1"'
+
+
 def test_a_long_user_agent_is_cut_off() -> None:
     line = line_of(facts(user_agent="a" * 10_000, referrer="b" * 10_000), OWNER, record())
     assert len(line) < 5000

@@ -23,6 +23,7 @@ from tests.server.wire import run, serving
 from tigrislike.bytecache import DiskFailed, NotAtSource, SourceUnavailable
 from tigrislike.bytecache.filesystem import FileSystem
 from tigrislike.bytecache.layout import open_layout, parse_block_name
+from tigrislike.bytecache.presence import Present
 from tigrislike.config import Settings
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.node import Node
@@ -143,6 +144,15 @@ def test_ranges_come_byte_for_byte(stored: Stored) -> None:
                     assert await fetched(peers, stored, start, stop, gather=gather) == stored.data[start:stop]
             many = await asyncio.gather(*(fetched(peers, stored, at, at + 70_000) for at in range(0, BLOCK, 100_000)))
             assert many == [stored.data[at : at + 70_000] for at in range(0, BLOCK, 100_000)]
+
+    run(main())
+
+
+def test_what_of_a_content_is_on_a_disk_is_told(stored: Stored) -> None:
+    async def main() -> None:
+        async with peers_of(stored) as peers:
+            assert await peers.presence(stored.peer, stored.blob_id) == Present(3, 3, 0, SIZE)
+            assert await peers.presence(stored.peer, b"nothing of it ..") is None
 
     run(main())
 
@@ -429,6 +439,9 @@ class Homely:
         if self._failure:
             raise self._failure[0]
 
+    async def presence(self, content_id: bytes) -> None:
+        raise self._failure[0]
+
 
 def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tmp_path: Path) -> None:
     received: list[tuple[bytes, int, bytes]] = []
@@ -467,6 +480,8 @@ def test_a_copy_is_received_by_who_was_given_for_it_and_its_failures_are_told(tm
                 for ask in (peers.post_copy, peers.post_home):
                     with pytest.raises(told, match=match):
                         await ask(peer, b"b" * 16, 5)
+                with pytest.raises(told, match=match):
+                    await peers.presence(peer, b"c" * 16)
             with pytest.raises(SourceUnavailable, match=r"503.*room for no more"):
                 await others.ping(peer)
 

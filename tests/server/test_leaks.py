@@ -85,7 +85,8 @@ def test_what_became_known_later_is_found_at_the_end(tmp_path: Path) -> None:
     assert scan.found == [f"session token in {tmp_path / 'log'}"]
 
 
-def test_a_find_fails_the_run_and_the_secret_is_not_printed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [[], ["--numprocesses=1"]], ids=["alone", "in a process of xdist's"])
+def test_a_find_fails_the_run_and_the_secret_is_not_printed(tmp_path: Path, together: list[str]) -> None:
     (tmp_path / "test_planted.py").write_text(
         "from tests.leaks import SCAN\n\n"
         "def test_passes():\n"
@@ -93,7 +94,7 @@ def test_a_find_fails_the_run_and_the_secret_is_not_printed(tmp_path: Path) -> N
         "    SCAN.look('x' + 'planted' * 2, 'a page')\n"
     )
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.leaks", f"--rootdir={tmp_path}", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.leaks", f"--rootdir={tmp_path}", *together, str(tmp_path)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.wire import Answer, Caller, exchange
+from tests.leaks import SCAN
 from tests.nodes import running_node
 from tigrislike import logs
 from tigrislike.logs import AccessLog, Record, format_record, redacted, setup_logging
@@ -119,8 +120,11 @@ def test_every_line_of_a_node_is_an_object_and_a_request_is_found_by_its_id(tmp_
         for path in ("healthz", "readyz", "_tigrislike/metrics", "_tigrislike/nothing", "_tigrislike/admin/v1/queue"):
             answers[path] = exchange(node, "GET", f"/{path}", {"host": "localhost"})
         answers["storage"] = caller.send("POST", "/_tigrislike/storage", body=b"{}")
-        answers["operator"] = caller.send("GET", "/_tigrislike/admin/v1/overview")
+        answers["operator"] = caller.send("POST", "/_tigrislike/admin/v1/keys", body=b'{"bucket": "bucket"}')
+        SCAN.keep(json.loads(answers["operator"].body)["secret"], "secret key")
+        (entry,) = json.loads(caller.send("GET", "/_tigrislike/admin/v1/audit").body)["entries"]
     assert {name: answer.status for name, answer in answers.items() if answer.status >= 500} == {"failed": 500}
+    SCAN.look_at_file(errors)
     lines = [json.loads(line) for line in errors.read_text().splitlines()]
     requests = {line["request_id"]: line for line in lines if "method" in line}
     messages = [line for line in lines if "method" not in line]
@@ -129,6 +133,7 @@ def test_every_line_of_a_node_is_an_object_and_a_request_is_found_by_its_id(tmp_
     assert len(requests) == len([line for line in lines if "method" in line]), "each request has an id of its own"
     for name, answer in answers.items():
         assert requests[answer.headers["x-amz-request-id"]]["status"] == answer.status, name
+    assert entry["request"] == answers["operator"].headers["x-amz-request-id"]
     failed = answers["failed"]
     assert failed.error["RequestId"] == failed.headers["x-amz-request-id"]
     (message,) = [line for line in messages if line.get("request_id") == failed.headers["x-amz-request-id"]]

@@ -21,7 +21,8 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -406,6 +407,40 @@ def test_three_workers_add_up_to_what_the_clients_counted_and_outlive_a_worker(t
         assert found["tigrislike_corrupt_unhealed_total", ()] == 0
         assert found["tigrislike_disk_available_bytes", ()] > 0
         assert ("tigrislike_cache_capacity_bytes", ()) not in found
+
+
+def test_a_worker_that_is_killed_under_load_takes_along_what_it_had_in_hand_and_nothing_else(tmp_path: Path) -> None:
+    clients, each = 4, 60
+    under_way = threading.Event()
+
+    def use(node: RunningNode, seed: int) -> tuple[int, int]:
+        """Requests that were sent, and those that were answered."""
+        client, sent, answered = s3(node), 0, 0
+        for turn in range(each):
+            if turn == each // 3:
+                under_way.set()
+            sent += 1
+            with contextlib.suppress(BotoConnectionError, HTTPClientError):
+                client.put_object(Bucket="bucket", Key=f"{seed}/{turn}", Body=b"x" * 1000)
+                answered += 1
+        return sent, answered
+
+    with running_node(tmp_path / "data", "--workers=3", "--access-log=off") as node:
+        s3(node).create_bucket(Bucket="bucket")
+        with ThreadPoolExecutor(clients) as pool:
+            using = [pool.submit(use, node, seed) for seed in range(clients)]
+            assert under_way.wait(60)
+            os.kill(min(workers(node)), signal.SIGKILL)
+            sent, answered = map(sum, zip(*(done.result() for done in using), strict=True))
+
+        def told() -> int:
+            return counted(samples(scrape(node))).requests["PutObject", 200]
+
+        until(lambda: told() >= answered - clients)
+        # A client may have its answer some microseconds before it is counted, and each has one request at a time.
+        assert answered - clients <= told() <= sent
+        assert sent == clients * each
+        assert answered > sent - 3 * clients, "a client that was cut off goes on"
 
 
 def test_the_page_is_for_anybody_and_names_nobody(tmp_path: Path) -> None:

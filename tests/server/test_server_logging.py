@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,6 +139,31 @@ def test_every_request_becomes_a_line(node: RunningNode, s3: Any) -> None:
     assert len(by_operation["REST.GET.BUCKET"]) == 1
 
 
+def test_each_request_to_any_worker_has_one_line(node: RunningNode, s3: Any) -> None:
+    for bucket in ("counted", "counted-logs"):
+        s3.create_bucket(Bucket=bucket)
+    enable(s3, "counted", "counted-logs")
+    logged(node, s3, "counted", "counted-logs")
+
+    def ask(number: int) -> str:
+        answer = Caller(node).send("PUT", f"/counted/{number}", body=b"x")
+        assert answer.status == 200
+        return answer.headers["x-amz-request-id"]
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = list(pool.map(ask, range(300)))
+    assert len({request_id[:8] for request_id in asked}) == 2, "both workers were asked"
+
+    def all_of_them() -> list[Line]:
+        lines = [line for line in lines_of(s3, "counted-logs", "log/") if line.operation == "REST.PUT.OBJECT"]
+        return lines if len(lines) >= len(asked) else []
+
+    lines = awaited(all_of_them)
+    assert sorted(line.request_id for line in lines) == sorted(asked)
+    assert {line.key for line in lines} == {str(number) for number in range(300)}
+
+
+@pytest.mark.slow
 def test_tls_and_an_anonymous_read_are_told(tmp_path: Path, certificate: tuple[Path, Path, Path]) -> None:
     cert, key, authority = certificate
     flags = (QUICK, f"--tls-cert={cert}", f"--tls-key={key}")
@@ -209,6 +235,7 @@ def test_a_bucket_may_be_its_own_target_and_deliveries_are_not_logged(node: Runn
     }
 
 
+@pytest.mark.slow
 def test_what_was_logged_before_logging_was_switched_off_is_delivered(tmp_path: Path) -> None:
     with running_node(tmp_path / "data", "--server-log-interval=1h", "--workers=1") as node:
         s3 = client(node)
@@ -229,6 +256,7 @@ def test_what_was_logged_before_logging_was_switched_off_is_delivered(tmp_path: 
         assert {line.operation for line in lines} >= {"REST.HEAD.BUCKET"}
 
 
+@pytest.mark.slow
 def test_a_killed_node_delivers_later_what_it_had_logged(tmp_path: Path) -> None:
     with running_node(tmp_path / "data", "--server-log-interval=1h", "--workers=1") as node:
         s3 = client(node)

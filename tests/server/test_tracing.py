@@ -31,7 +31,8 @@ from tigrislike.config import ConfigError, load_settings
 from tigrislike.metadata.kv import EngineUnavailable
 from tigrislike.metadata.leasing import Effect
 from tigrislike.metadata.records import Item
-from tigrislike.tracing import Tracing
+from tigrislike.node import Node
+from tigrislike.tracing import Tracing, _TracedTask
 
 
 class Span(NamedTuple):
@@ -251,6 +252,30 @@ def test_fills_say_from_where_they_came_and_how_they_failed() -> None:
         "tigrislike.served_from": "fra",
     }
     assert (badly.status.status_code, badly.status.description) == (StatusCode.ERROR, "SourceUnavailable")
+
+
+def test_what_a_node_fetches_for_a_request_is_traced_below_it(tmp_path: Path) -> None:
+    tracing, exporter = traced()
+
+    async def main() -> None:
+        settings = load_settings({"data_dir": str(tmp_path / "data")}, {})
+        async with Node.opened(settings, open_source=lambda _: Scripted(), tracing=tracing) as node:
+
+            async def app(*_: Any) -> None:
+                await node.metadata.ping()
+                pieces = [bytes(piece) async for piece in node.blocks.open_blob(b"\x01" * 16, 5).read(0, 5)]
+                assert b"".join(pieces) == b"piece"
+
+            scope = {"type": "http", "method": "GET", "raw_path": b"/b/k", "headers": []}
+            await tracing.app(app)(scope, None, None)
+            assert {type(lane.task) for lane in node.consumer()._lanes.values()} == {_TracedTask}
+
+    asyncio.run(main())
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert set(spans) == {"GET", "transaction _get", "fill"}
+    for below in ("transaction _get", "fill"):
+        assert spans[below].parent == spans["GET"].context
+    assert (spans["fill"].attributes or {})["tigrislike.bytes"] == 5
 
 
 def test_a_task_that_fails_says_so_and_what_belongs_to_nothing_is_left_out() -> None:

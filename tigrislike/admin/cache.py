@@ -10,7 +10,6 @@ Deliberately absent: versions that are not live, which nobody is about to read.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import Final
@@ -20,7 +19,7 @@ import msgspec
 from tigrislike.bytecache import BlockStore
 from tigrislike.bytecache.cache import Usage
 from tigrislike.bytecache.errors import NotAtSource, SourceUnavailable, from_os_error
-from tigrislike.bytecache.footer import block_count, block_length
+from tigrislike.bytecache.presence import on_disk
 from tigrislike.bytecache.scrub import ScrubState
 from tigrislike.metadata.errors import MethodNotAllowed, NoSuchKey
 from tigrislike.node import Node
@@ -185,7 +184,7 @@ async def present(node: Node, target: Target) -> AsyncGenerator[Presence, None]:
     pins = await _pins(node.blocks)
     async with aclosing(objects(node, target)) as found:
         async for stored in found:
-            yield await asyncio.to_thread(presence, node.blocks, stored, pins)
+            yield await asyncio.to_thread(_presence, node.blocks, stored, pins)
 
 
 async def warm(node: Node, target: Target, progress: Callable[[int], None] = lambda size: None) -> Warmed:
@@ -331,27 +330,14 @@ async def _together(jobs: Iterable[Awaitable[None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def presence(blocks: BlockStore, stored: Stored, pins: frozenset[bytes]) -> Presence:
-    layout, block_size = blocks.layout, blocks.block_size
-    home = cached = total = here = 0
-    for blob_id, size in stored.blobs:
-        for number in range(block_count(size, block_size)):
-            total += 1
-            length = block_length(size, block_size, number)
-            if os.path.exists(layout.home_block(blob_id, number)) or os.path.exists(
-                layout.incoming_block(blob_id, number)
-            ):
-                home += 1
-                here += length
-            elif os.path.exists(layout.cache_block(blob_id, number)):
-                cached += 1
-                here += length
+def _presence(blocks: BlockStore, stored: Stored, pins: frozenset[bytes]) -> Presence:
+    found = on_disk(blocks.layout, blocks.block_size, stored.blobs)
     return Presence(
         stored.key,
         stored.size,
-        total,
-        home,
-        cached,
-        here if stored.blobs else stored.size,
+        found.blocks,
+        found.home_blocks,
+        found.cache_blocks,
+        found.here_bytes if stored.blobs else stored.size,
         bool(stored.blobs) and all(blob_id in pins for blob_id, _ in stored.blobs),
     )

@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import msgspec
 from rich.console import Console, RenderableType
@@ -32,7 +33,11 @@ from .wording import duration
 
 Command = Callable[[Api], Awaitable[int]]
 
+T = TypeVar("T")
+
 ATTENTION: Final = 3
+_GROUP_ROWS: Final = 10_000
+"""Rows of a group in a Parquet file: what is in memory at a time."""
 _SHOW_AFTER_S: Final = 1.0
 """What is over sooner needs no progress bar."""
 
@@ -140,6 +145,44 @@ def bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
         showing.cancel()
         if progress.live.is_started:
             progress.stop()
+
+
+async def write_parquet(
+    file: Path,
+    schema: Any,
+    rows: AsyncIterator[T],
+    table: Callable[[list[T]], Any],
+    update: Callable[..., None],
+) -> int:
+    """Write rows to a new Parquet file, which is there once it is whole; how many they are.
+
+    Args:
+        schema, table: of Arrow: the file's, and what makes a table of it out of some rows.
+        update: of a `bar`.
+
+    Raises:
+        CommandError: there is such a file.
+    """
+    import pyarrow.parquet as pq
+
+    if file.exists():  # noqa: ASYNC240  # nobody else is waiting
+        raise CommandError(f"{file} exists already; it is not overwritten")
+    aside = file.with_name(f".{file.name}.part")
+    written, batch = 0, list[T]()
+    try:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+            async for row in rows:
+                batch.append(row)
+                written += 1
+                update(advance=1)
+                if len(batch) == _GROUP_ROWS:
+                    writer.write_table(table(batch))
+                    batch.clear()
+            writer.write_table(table(batch))
+        aside.rename(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    return written
 
 
 def console() -> Console:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +22,7 @@ from tigrislike.replication.membership import DEAD_AFTER_S, Members
 
 if TYPE_CHECKING:
     from tigrislike.bytecache import BlockStore
+    from tigrislike.bytecache.presence import Present
     from tigrislike.metrics import Metrics
     from tigrislike.s3api.app import Gateway
     from tigrislike.slow import SlowRequests
@@ -125,9 +126,11 @@ class Desk:
 
     Attributes:
         gateway: this process's front door, where there is one, for those who look at objects.
+        presences: tells what each node's disk has of a content, by the content's id, where there are nodes to ask.
     """
 
     gateway: Gateway | None = None
+    presences: Callable[[bytes], Awaitable[Mapping[bytes, Present]]] | None = None
 
     def __init__(
         self,

@@ -13,7 +13,6 @@ from .client import Api, every
 from .commands import (
     ATTENTION,
     Command,
-    CommandError,
     ago,
     bar,
     complain,
@@ -26,6 +25,7 @@ from .commands import (
     show,
     table_of,
     watch,
+    write_parquet,
 )
 from .desk import AdminError
 from .queues import GroupRow, Groups, ItemRow, ItemShown, Load, ZonePage, ZoneShown
@@ -275,7 +275,6 @@ def export(file: Path, filters: dict[str, Any], as_json: bool) -> Command:
 
     async def command(api: Api) -> int:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         schema = pa.schema(
             [
@@ -288,34 +287,16 @@ def export(file: Path, filters: dict[str, Any], as_json: bool) -> Command:
                 ("age_s", pa.float64()),
             ]
         )
-        if file.exists():  # noqa: ASYNC240  # nobody else is waiting
-            raise CommandError(f"{file} exists already; it is not overwritten")
-        aside = file.with_name(f".{file.name}.part")
         dead = filters.get("state") == "dead"
         groups = (await api.call("queue", by="task")).groups
-        written, batch = 0, list[ItemRow]()
 
-        def flush() -> None:
-            nonlocal written
+        def table(batch: list[ItemRow]) -> pa.Table:
             columns = {name: [_cell(name, getattr(row, name)) for row in batch] for name in schema.names}
-            writer.write_table(pa.table(columns, schema=schema))
-            written += len(batch)
-            batch.clear()
+            return pa.table(columns, schema=schema)
 
-        try:
-            with (
-                pq.ParquetWriter(aside, schema, compression="zstd") as writer,
-                bar(f"exporting to {file}", sum(each.dead if dead else each.depth for each in groups)) as update,
-            ):
-                async for row in every(api, "items", "items", limit=_PAGE, **filters):
-                    batch.append(row)
-                    update(advance=1)
-                    if len(batch) == 10 * _PAGE:
-                        flush()
-                flush()
-            aside.rename(file)
-        finally:
-            aside.unlink(missing_ok=True)
+        rows = every(api, "items", "items", limit=_PAGE, **filters)
+        with bar(f"exporting to {file}", sum(each.dead if dead else each.depth for each in groups)) as update:
+            written = await write_parquet(file, schema, rows, table, update)
         if as_json:
             print_json({"file": str(file), "items": written})
         else:

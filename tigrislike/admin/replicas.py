@@ -1,20 +1,18 @@
 """The replica map of an object: for each of its versions, who holds it durably, who is to, which origin has it, what
-this node has of it in its cache, and what is owed for it.
+nodes have of it on their disks, and what is owed for it.
 
-All but the last two is in the version's content record; the caches of other nodes are theirs to know. What is owed is
-looked up by the names that such items have, and never searched for.
+All but the last two is in the version's content record. What is in caches no record says: each node is asked. What is
+owed is looked up by the names that such items have, and never searched for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterable
 from typing import Final, Literal
 
 from msgspec import Struct
 
-from tigrislike.bytecache.footer import block_count
 from tigrislike.metadata import Bucket, MetadataError, placing, surveying
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.homes import ANYBODY, HOLD, RELEASE, REPLICATE, WARM, WRITE_BACK
@@ -22,19 +20,15 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.mirroring import MIRROR, subject_of
 from tigrislike.metadata.owed import item_id, zone_of
 from tigrislike.metadata.placing import Alive
-from tigrislike.metadata.records import BACKED, REMOVED, SHADOWED, Content, Found, Home, ObjectSummary, VersionEntry
+from tigrislike.metadata.records import BACKED, REMOVED, SHADOWED, Content, Home, ObjectSummary, VersionEntry
 from tigrislike.metadata.records import item as item_codec
 from tigrislike.replication.demand import DECAY
 
-from .cache import Presence, Stored, presence
 from .desk import AdminError, Desk, Names
 from .queues import ItemRow, item_row
 
 VERSIONS: Final = 20
 """Versions that are shown of an object, the latest."""
-
-MAX_BLOCKS: Final = 4096
-"""Blocks of a version that are looked for on this node's disk; of one that has more nothing is said."""
 
 _NS: Final = 1_000_000_000
 _OF_REGIONS: Final = (REPLICATE, WARM, DECAY)
@@ -61,8 +55,8 @@ class OriginRow(Struct, frozen=True):
     state: OriginState
 
 
-class HereRow(Struct, frozen=True):
-    """What the node that answers has on its disk of a version: blocks of all, durable ones and evictable ones."""
+class DiskRow(Struct, frozen=True):
+    """What a node has on its disk of a version: of its blocks, durable ones and ones in the cache."""
 
     node: str
     region: str
@@ -70,7 +64,6 @@ class HereRow(Struct, frozen=True):
     home_blocks: int
     cache_blocks: int
     here_bytes: int
-    pinned: bool
 
 
 class VersionReplicas(Struct, frozen=True, kw_only=True):
@@ -92,7 +85,7 @@ class VersionReplicas(Struct, frozen=True, kw_only=True):
     copies: int
     missing_copies: int
     origin: OriginRow | None
-    here: HereRow | None
+    disks: list[DiskRow]
     owed: list[ItemRow]
 
 
@@ -143,11 +136,10 @@ async def _entry(desk: Desk, bucket: Bucket, key: str, version: str) -> VersionE
 
 
 async def _version(desk: Desk, names: Names, alive: Alive, bucket: Bucket, entry: VersionEntry) -> VersionReplicas:
-    shown, found = entry.version, None
+    shown, full = entry.version, None
     if not shown.delete_marker:
         with contextlib.suppress(MetadataError):  # deleted meanwhile: shown without anything that it had
-            found = await desk.metadata.find_object(bucket, entry.key, shown.version_id)
-    full = found.version if found is not None else None
+            full = await desk.metadata.head_object(bucket, entry.key, shown.version_id)
     content = await desk.metadata.content(full.content) if full is not None and full.content else None
     regions = desk.metadata.regions
     return VersionReplicas(
@@ -165,7 +157,7 @@ async def _version(desk: Desk, names: Names, alive: Alive, bucket: Bucket, entry
         copies=0 if content is None else max(content.copies, 1),
         missing_copies=0 if content is None else placing.missing_copies(content, alive, regions),
         origin=None if content is None else await _origin(desk, content),
-        here=None if found is None or content is None else await _here(desk, entry.key, found),
+        disks=[] if full is None or content is None else await _disks(desk, names, full.content),
         owed=[] if full is None or content is None else await _owed(desk, names, _items(names, content, full.content)),
     )
 
@@ -196,25 +188,22 @@ async def _origin(desk: Desk, content: Content) -> OriginRow | None:
     return OriginRow(place.url if place is not None else "", state)
 
 
-async def _here(desk: Desk, key: str, found: Found) -> HereRow | None:
-    blocks = desk.blocks
-    if blocks is None:
-        return None
-    blobs = {each.blob: each.blob_size or each.size for part in found.parts for each in part.extents}
-    if sum(block_count(size, blocks.block_size) for size in blobs.values()) > MAX_BLOCKS:
-        return None
-    pins = frozenset([blob_id for blob_id in blobs if await blocks.is_pinned(blob_id)])
-    stored = Stored(key, found.version.size, tuple(blobs.items()))
-    here: Presence = await asyncio.to_thread(presence, blocks, stored, pins)
-    return HereRow(
-        blocks.node_id.hex(),
-        desk.settings.region,
-        here.blocks,
-        here.home_blocks,
-        here.cache_blocks,
-        here.here_bytes,
-        here.pinned,
-    )
+async def _disks(desk: Desk, names: Names, content_id: bytes) -> list[DiskRow]:
+    if desk.presences is None:
+        return []
+    told = await desk.presences(content_id)
+    rows = [
+        DiskRow(
+            node.hex(),
+            names.place(node).region,
+            found.blocks,
+            found.home_blocks,
+            found.cache_blocks,
+            found.here_bytes,
+        )
+        for node, found in told.items()
+    ]
+    return sorted(rows, key=lambda row: (row.region, row.node))
 
 
 def _items(names: Names, content: Content, content_id: bytes) -> list[tuple[bytes, bytes]]:

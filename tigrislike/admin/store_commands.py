@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.text import Text
 
-from tigrislike.replication.inventory_format import OPTIONAL_FIELDS, PARQUET, Plan, Row, arrow_schema, arrow_table
+from tigrislike.replication.inventory_format import OPTIONAL_FIELDS, PARQUET, Plan, arrow_schema, arrow_table
 
 from .client import Api, every
 from .commands import (
     Command,
-    CommandError,
     ago,
     bar,
     console,
@@ -25,11 +25,11 @@ from .commands import (
     show,
     table_of,
     watch,
+    write_parquet,
 )
 from .overview import Overview, RegionRow
 from .stores import BucketRow, BucketShown, KeyRow
 
-_GROUP_ROWS = 20_000
 _HEALTH = {"ok": "green", "attention": "yellow", "stuck": "bold red"}
 
 
@@ -144,39 +144,14 @@ def inventory(name: str, file: Path, prefix: str, versions: bool, as_json: bool)
     """Write what a bucket holds as Parquet, a row each."""
 
     async def command(api: Api) -> int:
-        import pyarrow.parquet as pq
-
-        if file.exists():  # noqa: ASYNC240  # nobody else is waiting
-            raise CommandError(f"{file} exists already; it is not overwritten")
         shown: BucketShown = await api.call("bucket", bucket=name)
         owner = (await api.call("inventory", bucket=name, limit=1)).owner
         plan = Plan(name, owner, PARQUET, prefix, versions, OPTIONAL_FIELDS)
         schema = arrow_schema(plan)
-        aside = file.with_name(f".{file.name}.part")
-        written, batch = 0, list[Row]()
-
-        def flush() -> None:
-            nonlocal written
-            writer.write_table(arrow_table(plan, schema, batch))
-            written += len(batch)
-            batch.clear()
-
         total = None if prefix else shown.objects + (shown.noncurrent if versions else 0)
-        asked = {"bucket": name, "prefix": prefix, "versions": versions, "limit": 1000}
-        try:
-            with (
-                pq.ParquetWriter(aside, schema, compression="zstd") as writer,
-                bar(f"listing {name} into {file}", total) as update,
-            ):
-                async for row in every(api, "inventory", "objects", **asked):
-                    batch.append(row)
-                    update(advance=1)
-                    if len(batch) == _GROUP_ROWS:
-                        flush()
-                flush()
-            aside.rename(file)
-        finally:
-            aside.unlink(missing_ok=True)
+        rows = every(api, "inventory", "objects", bucket=name, prefix=prefix, versions=versions, limit=1000)
+        with bar(f"listing {name} into {file}", total) as update:
+            written = await write_parquet(file, schema, rows, partial(arrow_table, plan, schema), update)
         if as_json:
             print_json({"file": str(file), "objects": written})
         else:

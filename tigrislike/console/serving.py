@@ -68,6 +68,15 @@ HEADERS: Final = {
 }
 
 
+def to_console() -> Route:
+    """Where nothing else is served: whoever comes without a path is shown the way."""
+
+    async def lead(_: Request) -> Response:
+        return RedirectResponse(url("/"), 307, HEADERS)
+
+    return Route("/", lead)
+
+
 def console_routes(desk: Desk) -> list[Route]:
     """The routes of the console, for `s3api.app.create_app` or an application of their own."""
     route = Route(PREFIX + "{rest:path}", Console(desk).answer, methods=_METHODS)
@@ -120,8 +129,8 @@ class Console:
             Page("POST", "/sign-out", "", self._sign_out),
             Page("POST", "/theme", "", self._set_theme),
         ]
-        nav = [(page.nav, page.path) for page in PAGES if page.nav]
-        self._templates = Templates(self._static, nav=nav, themes=_THEMES)
+        self._nav = [(page.nav, page.path) for page in PAGES if page.nav]
+        self._templates = Templates(self._static, nav=self._nav)
 
     async def answer(self, http: Request) -> Response:
         exchange = _Exchange(http)
@@ -152,8 +161,8 @@ class Console:
             return RedirectResponse(url("/"), 308)
         if path.startswith("/static/"):
             return self._file(exchange)
-        page, params = self._matched(exchange.method, path)
         exchange.session = await self._sessions.current(exchange.cookie) if exchange.cookie else None
+        page, params = self._matched(exchange.method, path)
         if page.needs_key and exchange.session is None:
             raise SignedOut(over=bool(exchange.cookie))
         form = await self._checked_form(exchange, page) if page.method == "POST" else {}
@@ -234,9 +243,10 @@ class Console:
 
     def _given(self, exchange: _Exchange) -> dict[str, Any]:
         """What every page is given."""
-        session = exchange.session
+        session, here = exchange.session, exchange.path
         return {
             "session": session,
+            "place": max((to for _, to in self._nav if here == to or here.startswith(to + "/")), key=len, default=""),
             "csrf": self._sessions.token(session) if session is not None else "",
             "here": exchange.path,
             "address": exchange.address,

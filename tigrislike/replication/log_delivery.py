@@ -76,8 +76,8 @@ class Delivery:
         rows = {each.bucket: each for each in await self._metadata.logged_buckets()}
         for bucket in gathered:
             row = rows.get(bucket)
-            await self._take(bucket, at_once=row is None or bool(row.ended_ns))
             try:
+                await self._take(bucket, at_once=row is None or bool(row.ended_ns))
                 for taken in await asyncio.to_thread(self._spool.taken, bucket):
                     await self._deliver(taken, row)
             except (MetadataError, BytesError, OSError) as error:

@@ -16,7 +16,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -89,10 +88,6 @@ class Spool:
             if (match := _TAKEN.fullmatch(name))
         ]
         return sorted(found, key=lambda each: (each.at_ns, each.path))
-
-    def forget(self, bucket: bytes) -> None:
-        """Remove whatever lies here of a bucket."""
-        shutil.rmtree(self._directory / bucket.hex(), ignore_errors=True)
 
     def tidy(self, bucket: bytes) -> None:
         """Remove the directory of a bucket of which nothing lies here."""

@@ -21,6 +21,7 @@ import msgspec
 from yarl import URL
 
 from tigrislike.bytecache.errors import NotAtSource, SourceUnavailable
+from tigrislike.bytecache.presence import Present
 from tigrislike.config import Settings
 from tigrislike.replication.signing import (
     ANSWER_HEADER,
@@ -191,6 +192,18 @@ class Peers:
             return took_s, msgspec.json.decode(body, type=Facts)
         except msgspec.DecodeError as error:
             raise SourceUnavailable(f"{_named(peer)} says of itself what is not understood: {error}") from error
+
+    async def presence(self, peer: Peer, content_id: bytes, timeout_s: float | None = None) -> Present | None:
+        """What a peer's disk has of a content; None: it does not say, for the content is gone or too large.
+
+        Raises:
+            SourceUnavailable
+        """
+        body = await self._document(peer, "GET", f"{PREFIX}contents/{content_id.hex()}", timeout_s)
+        try:
+            return msgspec.json.decode(body, type=Present | None)
+        except msgspec.DecodeError as error:
+            raise SourceUnavailable(f"{_named(peer)} says of its disk what is not understood: {error}") from error
 
     async def post_copy(self, peer: Peer, blob_id: bytes, size: int, timeout_s: float | None = None) -> None:
         """Have a peer fetch a blob from this node, and wait until it has it durably.

@@ -9,6 +9,8 @@ import asyncio
 import logging
 
 from tigrislike.bytecache import BlockStore, BytesError, SourceUnavailable
+from tigrislike.bytecache.footer import block_count
+from tigrislike.bytecache.presence import Present, on_disk
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.errors import HomesLacking
 from tigrislike.metadata.records import Home
@@ -30,6 +32,10 @@ PROBE_S = 10.0
 """How often a process measures how far other nodes are."""
 
 _PROBE_TIMEOUT_S = 2.0
+_PRESENCE_TIMEOUT_S = 2.0
+
+MAX_PRESENCE_BLOCKS = 4096
+"""Blocks of a content that are looked for on a disk; of one that has more nothing is said."""
 
 
 class Regional:
@@ -69,6 +75,8 @@ class Regional:
         self._copying = Copying(metadata, blocks, self.members, self.moving, _at_once)
         self._spreader = Spreader(metadata, self.members, peers, self.become_home)
         self._peers = peers
+        self._metadata = metadata
+        self._blocks = blocks
 
     async def spread(self, blob_id: bytes, size: int, copies: int, regions: tuple[str, ...]) -> tuple[Home, ...]:
         """Have a finished and uncommitted blob made durable on further nodes, until `copies` hold it with this one.
@@ -96,6 +104,29 @@ class Regional:
         if self.members.leaving:
             raise SourceUnavailable("this node gives up what it holds")
         await self._copying.become_home_ahead(content_id)
+
+    async def presence(self, content_id: bytes) -> Present | None:
+        """What this node's disk has of a content. None: the content is gone, or of too many blocks to look for."""
+        held = await self._metadata.held(content_id)
+        blocks = self._blocks
+        if held is None or sum(block_count(size, blocks.block_size) for _, size in held.blobs) > MAX_PRESENCE_BLOCKS:
+            return None
+        return await asyncio.to_thread(on_disk, blocks.layout, blocks.block_size, held.blobs)
+
+    async def presences(self, content_id: bytes) -> dict[bytes, Present]:
+        """What each node's disk has of a content, as far as nodes tell within two seconds."""
+
+        async def ask(member: Member) -> Present | None:
+            try:
+                return await self._peers.presence(member, content_id, _PRESENCE_TIMEOUT_S)
+            except BytesError as error:
+                log.debug("node %s does not tell: %s", member.node.hex(), error)
+                return None
+
+        others = self.members.reachable(each.node for each in self.members.all())
+        own, *told = await asyncio.gather(self.presence(content_id), *(ask(each) for each in others))
+        nodes = [self._blocks.node_id, *(each.node for each in others)]
+        return {node: found for node, found in zip(nodes, (own, *told), strict=True) if found is not None}
 
     async def probe(self) -> None:
         """Measure how far other nodes are; one that does not answer counts as far as the time-out."""

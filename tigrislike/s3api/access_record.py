@@ -166,7 +166,7 @@ def _line(
         size,
         total_ms,
         turn_around_ms,
-        _quoted(facts.referrer, _OF_URI),
+        _quoted(_address(facts.referrer), _OF_URI),
         _quoted(facts.user_agent, _OF_AGENT),
         quote(version_id, safe=_OF_KEY),
         "",  # host id: no x-amz-id-2 is sent
@@ -199,6 +199,12 @@ def _resource(operation: str) -> str:
 
 def _number(value: int) -> str:
     return str(value) if value else "-"
+
+
+def _address(url: str) -> str:
+    """A URL without signatures in its query."""
+    path, asked, query = url.partition("?")
+    return path + asked + redacted(query.encode("latin-1")) if asked else url
 
 
 def _quoted(text: str, safe: str) -> str:

@@ -3,6 +3,7 @@
     GET  blobs/{blob}?size=N[&gather=1]     206     a range of a blob: what lies on this node's disk; with `gather`
                                                     also what it has to fetch itself
     GET  ping                               200     node, region, epoch and version of who answers
+    GET  contents/{content}                 200     what of a content lies on this node's disk
     POST copies/{blob}?size=N&from=NODE     200     once this node has a copy of a blob that `from` has
     POST homes/{content}                    200     once this node is a home of a content, or that is gone
 
@@ -56,6 +57,7 @@ _MAX_BODY: Final = 64 * 1024
 _BLOB: Final = re.compile(r"blobs/([0-9a-f]{32})")
 _COPY: Final = re.compile(r"copies/([0-9a-f]{32})")
 _HOME: Final = re.compile(r"homes/([0-9a-f]{32})")
+_CONTENT: Final = re.compile(r"contents/([0-9a-f]{32})")
 _NODE: Final = re.compile(r"[0-9a-f]{32}")
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -122,6 +124,8 @@ class InternalRoute:
             return "PeerPing", self._ping, b""
         if (match := _BLOB.fullmatch(path)) and method == "GET":
             return "PeerRead", self._read, bytes.fromhex(match[1])
+        if (match := _CONTENT.fullmatch(path)) and method == "GET":
+            return "PeerPresence", self._presence, bytes.fromhex(match[1])
         if (match := _COPY.fullmatch(path)) and method == "POST":
             return "PeerCopy", self._copy, bytes.fromhex(match[1])
         if (match := _HOME.fullmatch(path)) and method == "POST":
@@ -167,6 +171,11 @@ class InternalRoute:
         }
         await self._send(request, signature, 200, facts, send)
 
+    async def _presence(self, request: Request, signature: Signature, content_id: bytes, send: Send) -> None:
+        if self._regional is None:
+            raise _Answer(501, "this node does not know")
+        await self._send(request, signature, 200, await self._regional.presence(content_id), send)
+
     async def _copy(self, request: Request, signature: Signature, blob_id: bytes, send: Send) -> None:
         size, source = _size(request), request.query.get("from", "")
         if not _NODE.fullmatch(source):
@@ -187,7 +196,7 @@ class InternalRoute:
         await self._send(request, signature, status, {"error": why}, send)
 
     async def _send(
-        self, request: Request, signature: Signature | None, status: int, document: dict[str, Any], send: Send
+        self, request: Request, signature: Signature | None, status: int, document: Any, send: Send
     ) -> None:
         body = msgspec.json.encode(document)
         headers = [

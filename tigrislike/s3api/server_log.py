@@ -75,19 +75,27 @@ class ServerLog:
 
     Args:
         canonical: the canonical id of an account.
+        count: told how many lines were ``taken`` or ``dropped``.
 
     Attributes:
         logged: the buckets that are logged, by name. It stays the same dictionary.
-        dropped: lines that found no room.
     """
 
-    def __init__(self, metadata: Metadata, spool: Spool, canonical: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        spool: Spool,
+        canonical: Callable[[str], str],
+        count: Callable[[str, int], None] = lambda result, lines: None,
+    ) -> None:
         self.logged: dict[str, Logging] = {}
-        self.dropped = 0
+        self._count = count
+        self._dropped = 0
         self._metadata = metadata
         self._spool = spool
         self._canonical = canonical
         self._pending: dict[tuple[bytes, str], bytearray] = {}
+        self._writing: asyncio.Future[None] | None = None
 
     async def look(self) -> None:
         """Learn which buckets are logged. Raises EngineError."""
@@ -118,28 +126,39 @@ class ServerLog:
         if len(pending) + len(line) <= MOST_PENDING_BYTES:
             pending += line
         else:
-            self.dropped += 1
+            self._dropped += 1
 
     async def flush(self) -> None:
-        """Append what has gathered to the spool."""
-        if self._pending or self.dropped:
+        """Append what has gathered to the spool. Where this is cancelled, what is under way is not, and the next one
+        waits for it."""
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._pending:
             pending, self._pending = self._pending, {}
-            dropped, self.dropped = self.dropped, 0
-            dropped += await asyncio.to_thread(self._append, pending)
-            if dropped:
-                log.warning("the log of requests: %d lines dropped, more came than is taken", dropped)
+            self._writing = asyncio.ensure_future(self._write(pending))
+            await asyncio.shield(self._writing)
 
-    def _append(self, pending: Mapping[tuple[bytes, str], bytes | bytearray]) -> int:
-        """How many lines found no room."""
-        dropped = 0
+    async def _write(self, pending: Mapping[tuple[bytes, str], bytearray]) -> None:
+        before, self._dropped = self._dropped, 0
+        taken, dropped = await asyncio.to_thread(self._append, pending)
+        dropped += before
+        self._count("taken", taken)
+        self._count("dropped", dropped)
+        if dropped:
+            log.warning("the log of requests: %d lines dropped, more came than is taken", dropped)
+
+    def _append(self, pending: Mapping[tuple[bytes, str], bytearray]) -> tuple[int, int]:
+        """How many lines found room, and how many did not."""
+        taken = dropped = 0
         for (bucket, day), lines in pending.items():
+            count = lines.count(b"\n")
             try:
-                taken = self._spool.append(bucket, day, lines)
+                room = self._spool.append(bucket, day, lines)
             except OSError as error:
                 log.warning("the log of requests cannot be written: %s", error)
-                taken = False
-            dropped += 0 if taken else lines.count(b"\n")
-        return dropped
+                room = False
+            taken, dropped = (taken + count, dropped) if room else (taken, dropped + count)
+        return taken, dropped
 
 
 def _facts(noted: Noted, record: Record, canonical: Callable[[str], str]) -> Facts:

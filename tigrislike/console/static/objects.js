@@ -1,7 +1,9 @@
 // Uploads with progress, one after the other, and buttons that copy. What is there without it is in the page.
 "use strict";
 
-const MOST_BYTES = 5 * 1024 ** 3;
+const PART_BYTES = 64 * 1024 ** 2;
+const MOST_PARTS = 10000;
+const TRIES = 4;
 
 function told(text) {
   document.getElementById("said").textContent = text;
@@ -70,46 +72,84 @@ if (form) {
     return { text, bar };
   }
 
-  function send(file, shown) {
-    const failed = (why) => {
+  // Uploads a file; whether it is there then. What is too large for one request goes in parts.
+  async function send(file, shown) {
+    const progress = (bytes) => {
+      shown.bar.value = bytes;
+      shown.text.textContent = `${file.name}: ${amount(bytes)} of ${amount(file.size)}`;
+    };
+    const of = { key: into() + file.name };
+    const replace = form.elements.replace.checked ? { replace: "1" } : {};
+    try {
+      if (file.size > Number(form.dataset.most)) {
+        await sendParts(file, of, replace, progress);
+      } else {
+        await post(form.dataset.upload, { ...of, ...replace }, file, progress);
+      }
+    } catch (error) {
       shown.text.className = "failed";
-      shown.text.textContent = `${file.name}: not uploaded. ${why}`;
+      shown.text.textContent = `${file.name}: not uploaded. ${error.message}`;
       shown.bar.remove();
       return false;
-    };
-    if (file.size > MOST_BYTES) {
-      return failed(`It has ${amount(file.size)}, and more than 5 GiB takes an S3 client that uploads in parts.`);
     }
-    const query = new URLSearchParams({ key: into() + file.name });
-    if (form.elements.replace.checked) query.set("replace", "1");
-    return new Promise((resolve) => {
-      running = new XMLHttpRequest();
-      running.open("POST", `${form.dataset.upload}?${query}`);
-      running.setRequestHeader("X-CSRF-Token", document.body.dataset.csrf);
-      running.responseType = "text";
-      running.upload.onprogress = (event) => {
-        shown.bar.value = event.loaded;
-        shown.text.textContent = `${file.name}: ${amount(event.loaded)} of ${amount(file.size)}`;
-      };
-      running.onload = () => {
-        if (running.status === 201) {
-          shown.bar.value = shown.bar.max;
-          shown.text.textContent = `${file.name}: uploaded`;
-          resolve(true);
+    shown.bar.value = shown.bar.max;
+    shown.text.textContent = `${file.name}: uploaded`;
+    return true;
+  }
+
+  async function sendParts(file, of, replace, progress) {
+    const { upload } = await post(form.dataset.parts, { ...of, type: file.type });
+    const size = Math.max(PART_BYTES, Math.ceil(file.size / MOST_PARTS));
+    try {
+      for (let part = 1, at = 0; at < file.size; part += 1, at += size) {
+        await tried(() => post(form.dataset.upload, { ...of, upload, part }, file.slice(at, at + size),
+          (bytes) => progress(at + bytes)));
+      }
+      await post(`${form.dataset.parts}/complete`, { ...of, ...replace, upload, size: file.size });
+    } catch (error) {
+      // Parts that nobody completes would take up space.
+      await post(`${form.dataset.parts}/abort`, { ...of, upload }).catch(() => {});
+      throw error;
+    }
+  }
+
+  // A part that breaks is sent again: the others need not be.
+  async function tried(send) {
+    for (let left = TRIES - 1; ; left -= 1) {
+      try {
+        return await send();
+      } catch (error) {
+        if (!error.broken || stopped || !left) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 1000 * 2 ** (TRIES - left)));
+      }
+    }
+  }
+
+  // What a POST is answered; an Error that says why where it is not 200 or 201, with `broken` where it may be tried again.
+  function post(to, query, body = null, progress = () => {}) {
+    return new Promise((resolve, reject) => {
+      const refuse = (why, broken = false) => reject(Object.assign(new Error(why), { broken }));
+      const request = new XMLHttpRequest();
+      running = request;
+      request.open("POST", `${to}?${new URLSearchParams(query)}`);
+      request.setRequestHeader("X-CSRF-Token", document.body.dataset.csrf);
+      request.upload.onprogress = (event) => progress(event.loaded);
+      request.onload = () => {
+        let told;
+        try {
+          told = JSON.parse(request.responseText);
+        } catch {
+          // A page: somebody has to sign in again, or nobody here has answered.
+          const out = request.status === 200 || request.status === 401;
+          refuse(out ? "You are signed out: load the page again." : `The answer was ${request.status}.`, !out);
           return;
         }
-        let why = `The answer was ${running.status}.`;
-        try {
-          why = JSON.parse(running.responseText).message;
-        } catch {
-          // A page: somebody has to sign in again, or it is not from this one.
-          if (running.status === 200 || running.status === 401) why = "You are signed out: load the page again.";
-        }
-        resolve(failed(why));
+        if (request.status < 300) resolve(told);
+        else refuse(told.message, request.status >= 500);
       };
-      running.onerror = () => resolve(failed("The connection broke."));
-      running.onabort = () => resolve(failed("It was stopped."));
-      running.send(file);
+      request.onerror = () => refuse("The connection broke.", true);
+      request.onabort = () => refuse("It was stopped.");
+      request.send(body);
     });
   }
 }

@@ -6,6 +6,7 @@ anything, a part of a path cannot.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -242,23 +243,24 @@ async def replicas(visit: Visit) -> Context:
 # --- acting
 
 
-async def upload(visit: Visit) -> Response:
-    """Put the request's body as an object, as PutObject does. What comes of it is told to a script, so as JSON."""
-    try:
-        bucket, key, _ = _named(visit)
-        s3 = await Caller.of(visit)
-        sent = visit.request.headers
-        headers = {name: sent[name] for name in ("content-length", "content-type") if name in sent}
-        if visit.query.get("replace") != "1":
-            headers["if-none-match"] = "*"
-        answer = await s3.fetch("PUT", bucket, key, None, headers, body=True)
-    except (AdminError, S3Error, MetadataError, EngineError) as error:
-        status, code, message = _refusal(error)
-        if code == "PreconditionFailed":
-            message = "There is an object of this name already: tick “Replace what is there” to replace it."
-        return JSONResponse({"code": code, "message": message}, status)
-    done = {"key": visible(key), "etag": answer.headers.get("etag"), "version": answer.headers.get("x-amz-version-id")}
-    return JSONResponse(done, 201)
+Told = tuple[int, dict[str, Any]]
+"""What a script is told: a status, and a document."""
+
+
+def _to_script(act: Callable[[Visit], Awaitable[Told]]) -> Callable[[Visit], Awaitable[Response]]:
+    """A view for a script, which is told in JSON what came of it, refusals too."""
+
+    async def view(visit: Visit) -> Response:
+        try:
+            status, document = await act(visit)
+        except (AdminError, S3Error, MetadataError, EngineError) as error:
+            status, code, message = _refusal(error)
+            if code == "PreconditionFailed":
+                message = "There is an object of this name already: tick “Replace what is there” to replace it."
+            document = {"code": code, "message": message}
+        return JSONResponse(document, status)
+
+    return view
 
 
 def _refusal(error: Exception) -> tuple[int, str, str]:
@@ -266,6 +268,71 @@ def _refusal(error: Exception) -> tuple[int, str, str]:
         return error.status, error.code, str(error)
     told = S3Error.of(error)
     return told.status, told.code, told.message
+
+
+def _unless_there(visit: Visit) -> str | None:
+    """The condition of a write that is to replace nothing."""
+    return None if visit.query.get("replace") == "1" else "*"
+
+
+async def upload(visit: Visit) -> Told:
+    """Put the request's body as an object, as PutObject does; or as a part of one, as UploadPart does."""
+    bucket, key, _ = _named(visit)
+    s3 = await Caller.of(visit)
+    sent = visit.request.headers
+    headers = {name: sent[name] for name in ("content-length", "content-type") if name in sent}
+    if "upload" in visit.query:
+        query = {"uploadId": visit.query["upload"], "partNumber": visit.needed("part")}
+        answer = await s3.fetch("PUT", bucket, key, query, headers, body=True)
+        return 201, {"etag": answer.headers.get("etag")}
+    if (condition := _unless_there(visit)) is not None:
+        headers["if-none-match"] = condition
+    answer = await s3.fetch("PUT", bucket, key, None, headers, body=True)
+    return 201, _uploaded(key, answer.headers.get("etag"), answer.headers.get("x-amz-version-id"))
+
+
+def _uploaded(key: str, etag: str | None, version: str | None) -> dict[str, Any]:
+    return {"key": visible(key), "etag": etag, "version": version}
+
+
+async def begin_parts(visit: Visit) -> Told:
+    """Begin an upload in parts, for what is too large for one request."""
+    bucket, key, _ = _named(visit)
+    s3 = await Caller.of(visit)
+    begun = await s3.call("CreateMultipartUpload", Bucket=bucket, Key=key, ContentType=visit.query.get("type"))
+    return 201, {"upload": begun["UploadId"]}
+
+
+async def complete_parts(visit: Visit) -> Told:
+    """Make an object of the parts that have arrived, if they are all of its `size`."""
+    bucket, key, _ = _named(visit)
+    s3 = await Caller.of(visit)
+    upload_id, size = visit.needed("upload"), visit.needed("size")
+    if not size.isascii() or not size.isdigit() or len(size) > 15:
+        raise AdminError("InvalidArgument", "size is to be a number of bytes")
+    parts: list[dict[str, Any]] = []
+    marker, more = 0, True
+    while more:
+        page = await s3.call("ListParts", Bucket=bucket, Key=key, UploadId=upload_id, PartNumberMarker=marker)
+        parts += [{"PartNumber": each["PartNumber"], "ETag": each["ETag"]} for each in page["Parts"]]
+        marker, more = int(page["NextPartNumberMarker"]), page["IsTruncated"]
+    done = await s3.call(
+        "CompleteMultipartUpload",
+        Bucket=bucket,
+        Key=key,
+        UploadId=upload_id,
+        MultipartUpload={"Parts": parts},
+        MpuObjectSize=int(size),
+        IfNoneMatch=_unless_there(visit),
+    )
+    return 201, _uploaded(key, done["ETag"], done.get("VersionId"))
+
+
+async def abort_parts(visit: Visit) -> Told:
+    bucket, key, _ = _named(visit)
+    s3 = await Caller.of(visit)
+    await s3.call("AbortMultipartUpload", Bucket=bucket, Key=key, UploadId=visit.needed("upload"))
+    return 200, {}
 
 
 async def link(visit: Visit) -> Context:
@@ -358,7 +425,10 @@ PAGES = [
     Page("GET", "/buckets/{bucket}/object", "object.html", show),
     Page("GET", "/buckets/{bucket}/replicas", "replicas.html", replicas),
     Page("GET", "/buckets/{bucket}/raw", "", raw),
-    Page("POST", "/buckets/{bucket}/upload", "", upload, own_body=True),
+    Page("POST", "/buckets/{bucket}/upload", "", _to_script(upload), own_body=True),
+    Page("POST", "/buckets/{bucket}/parts", "", _to_script(begin_parts), own_body=True),
+    Page("POST", "/buckets/{bucket}/parts/complete", "", _to_script(complete_parts), own_body=True),
+    Page("POST", "/buckets/{bucket}/parts/abort", "", _to_script(abort_parts), own_body=True),
     Page("GET", "/buckets/{bucket}/link", "link.html", link),
     Page("POST", "/buckets/{bucket}/link", "link.html", make_link),
     Page("GET", "/buckets/{bucket}/delete", "ask.html", ask_delete),

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, get_args
 from tigrislike.admin import queues
 from tigrislike.admin.desk import AdminError
 from tigrislike.admin.queues import ItemShown, Sort, State
+from tigrislike.admin.wording import counted
 
 from ..page import Context, Page, Shown, Visit, Went, segment, url
 
@@ -200,7 +201,7 @@ async def retry_dead(visit: Visit) -> Went:
         cursor = done.cursor
         if cursor is None or time.monotonic() > until_s:
             break
-    letters = "1 dead letter is" if retried == 1 else f"{retried:,} dead letters are"
+    letters = counted(retried, "dead letter is", "dead letters are")
     rest = "" if cursor is None else " There are more: retry again."
     return Went(url("/queue/dead", **filters), f"{letters} being retried.{rest}")
 
