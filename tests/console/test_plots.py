@@ -129,3 +129,8 @@ def test_whatever_there_is_lies_within_the_picture(
             assert 0 <= float(y) <= height
     for row in made.legend:
         assert row.most is None or math.isfinite(row.most)
+
+
+def test_an_axis_of_shares_ends_at_the_whole() -> None:
+    made = plot("id", "Shares", [Series("a", [(0, 0.5), (50, 0.0)])], 0, 100, lambda value: f"{value:.0f}%", base=100)
+    assert ends(made) == ["0%", "25%", "50%", "75%", "100%"]

@@ -4,18 +4,24 @@ order never shows."""
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from tests.admin import scene
 from tests.admin.scene import HERE, Scene
 from tests.metadata.world import MASTER, open_world
+from tigrislike.admin import queues
 from tigrislike.admin.desk import Desk
 from tigrislike.config import Settings
 from tigrislike.console import rendering, serving
@@ -233,3 +239,39 @@ def test_how_numbers_and_moments_look() -> None:
     assert rendering.time(0) == '<time datetime="1970-01-01T00:00:00Z">1970-01-01 00:00:00 UTC</time>'
     assert [rendering.time(None), rendering.ago(None, 9)] == [rendering.NONE] * 2
     assert [rendering.ago(100, 160), rendering.ago(160, 100)] == ["1 min ago", "in 1 min"]
+
+
+# --- whatever is asked
+
+ODD = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(["", "iad", "sjc/models", "replicate", "dead", "0", "-1", "00.00", "aa", "é", "\x00", "9" * 30]),
+    st.binary(max_size=30).map(lambda raw: base64.urlsafe_b64encode(raw).decode().rstrip("=")),
+    st.integers(-(2**70), 2**70).map(lambda number: queues.pack_cursor((number % 2**64, b""))),
+    st.tuples(st.binary(max_size=40), st.binary(max_size=40)).map(queues.pack_cursor),
+)
+NAMES = ["region", "bucket", "task", "zone", "state", "error", "cursor", "sort", "by", "name", "next", "why", "seconds"]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, str, str]:
+    """A method, a path with a query, and a form, of a page of the console."""
+    page = draw(st.sampled_from([each for each in serving.PAGES if not each.own_body]))
+    path = re.sub(r"\{\w+\}", lambda _: draw(ODD).replace("/", "").replace("?", "") or "x", page.path)
+    given = urlencode(draw(st.dictionaries(st.sampled_from(NAMES), ODD, max_size=4)))
+    return (page.method, f"{path}?{given}", "") if page.method == "GET" else (page.method, path, given)
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@given(st.lists(requests(), max_size=50))
+def test_whatever_is_asked_is_answered(caplog: pytest.LogCaptureFixture, asked: list[tuple[str, str, str]]) -> None:
+    async def story(console: Console, cookie: str) -> None:
+        csrf = check_page(text_of(await ask(console, "/", cookie))).csrf
+        for method, path, form in asked:
+            body = f"csrf={csrf}&{form}".encode() if method == "POST" else None
+            response = await ask(console, path, cookie, method, body)
+            assert response.status_code < 500 or response.status_code == 503, (method, path, form)
+            if response.headers.get("content-type", "").startswith("text/html"):
+                check_page(text_of(response))
+
+    play(Path(), story, [])

@@ -909,8 +909,14 @@ def test_whoever_was_about_to_take_a_lost_nodes_parts_has_them(tmp_path: Path) -
         assert holders(taken) == [second.id]
         it.elapse(HOUR_S)
         await it.drain()
-        assert (await second.home())[blob_id] == 2
+        assert await second.home() == {blob_id: 2}
         assert [finding async for finding in fsck(second.metadata, second.disk, pause_s=0)] == []
+        await second.metadata.abort_upload(bucket, "k", upload_id)
+        for _ in range(2):
+            it.elapse(HOUR_S)
+            await it.drain()
+        assert not await second.home()
+        assert it.origins["file:///origin"].keys() == set()
 
     play(tmp_path, "iad sjc", story)
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import random
+import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,10 @@ from tigrislike.metadata.errors import NoSuchConfiguration, TooManyConfiguration
 from tigrislike.metadata.homes import ANYBODY
 from tigrislike.metadata.inventories import INVENTORY, period_of
 from tigrislike.metadata.owed import zone_of
-from tigrislike.metadata.records import Item
+from tigrislike.metadata.records import Inventory as Record
+from tigrislike.metadata.records import InventoryFile, Item
+from tigrislike.metadata.records import inventory as codec
+from tigrislike.replication import inventory
 from tigrislike.replication.consumer import Consumer
 from tigrislike.replication.inventory import Configuration, Inventory
 from tigrislike.replication.mirror import pieces_of
@@ -349,6 +353,26 @@ def test_every_version_of_many_is_listed_once_across_files(scratch: Path) -> Non
         await world.work("a")
         assert await world.listed() == [["a"] * 15 + ["b"] * 15 + ["c"] * 15]
         assert len(await world.keys("/data/")) == 3
+
+    story(scratch, tell)
+
+
+def test_where_there_are_many_files_they_become_larger_so_that_a_row_has_room_for_them(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = InventoryFile(str(uuid.uuid4()), 1 << 33, "f" * 32, 10_000_000)
+    many = Record(b"b" * 16, "n" * 63, "i" * 64, b"d" * 3000, True, False, 1 << 60, files=(file,) * 1000)
+    assert len(codec.encode(many)) < 100_000, "what a value of the database holds"
+
+    async def tell(world: World) -> None:
+        monkeypatch.setattr(inventory, "_FILES_OF_A_SIZE", 1)
+        await world.put(*KEYS)
+        await world.configure()
+        await world.work("a")
+        (manifest,) = await world.keys("manifest.json")
+        files = json.loads(await world.read(manifest))["files"]
+        rows = [len(gzip.decompress(await world.read(file["key"])).splitlines()) for file in files]
+        assert rows == [20, 40, 13]
 
     story(scratch, tell)
 

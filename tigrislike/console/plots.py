@@ -84,7 +84,7 @@ def plot(
     Args:
         id_: unique in its page; a name as HTML has them.
         show: how a value is written.
-        base: whether the axis counts in tens or, for bytes, in powers of 1024 (2).
+        base: whether the axis counts in tens or, for bytes, in powers of 1024 (2), or ends at a hundred percent (100).
     """
     shown = [
         Series(each.name, [point for point in each.points if begin <= point[0] <= end]) for each in series[:MAX_SERIES]
@@ -120,6 +120,8 @@ def _legend(place: int, series: Series) -> Legend:
 
 def _top(most: float, base: int) -> float:
     """The end of an axis that has `most` on it: 1, 2 or 5 times a power, so that quarters of it read well."""
+    if base == 100:
+        return 100.0
     most = max(most, 4.0 if base == 2 else 0.0)  # there are no quarters of a byte
     if most <= 0:
         return 1.0

@@ -1,10 +1,10 @@
 """Reports on what buckets hold, as work owed: `inventory`.
 
-A run lists the bucket page by page into files of the destination bucket, at most `FILE_ROWS` rows each, and notes each
-file with where the listing had come (`metadata/inventories.py`); another run goes on behind the last of them. When the
-listing ends, the manifest is written, from nothing but what was noted, and then the report is noted as made. So a
-report is there when its manifest is, once for each period, and a file that no manifest names is one whose run was cut
-off.
+A run lists the bucket page by page into files of the destination bucket, at most `FILE_ROWS` rows each (more where
+there are very many), and notes each file with where the listing had come (`metadata/inventories.py`); another run goes
+on behind the last of them. When the listing ends, the manifest is written, from nothing but what was noted, and then
+the report is noted as made. So a report is there when its manifest is, once for each period, and a file that no
+manifest names is one whose run was cut off.
 
 As S3's, a report is no instant of its bucket: what changes while it is made may be in it or not, what does not change
 is in it exactly once. Memory holds the rows of one row group and their encoding, which is computed on threads.
@@ -39,6 +39,8 @@ log = logging.getLogger("tigrislike.replication")
 
 GROUP_ROWS: Final = 20_000
 FILE_ROWS: Final = 1_000_000
+_FILES_OF_A_SIZE: Final = 100
+"""After so many files they become larger, by as much again: what is noted of them has to fit into one row."""
 _PAGE: Final = 1000
 
 _TYPES: Final = {CSV: "text/csv", PARQUET: "application/vnd.apache.parquet"}
@@ -120,7 +122,8 @@ class Inventory:
         place = place_of(destination.name, configuration.prefix, source.name, record.id)
         more = not record.files or bool(record.after)
         while more:
-            rows = Rows(self._metadata, source, plan, record.after, record.version, self._file_rows)
+            most = self._file_rows * (1 + len(record.files) // _FILES_OF_A_SIZE)
+            rows = Rows(self._metadata, source, plan, record.after, record.version, most)
             file = await self._write(destination, place, plan, rows)
             more = rows.more
             if file is None:
@@ -142,15 +145,16 @@ class Inventory:
         first = await anext(groups, None)
         if first is None:
             return None
-        key = place.data_key(str(uuid.uuid4()), plan.format)
+        name = str(uuid.uuid4())
+        key = place.data_key(name, plan.format)
         put = await self._putter.put(destination, key, _encoded(plan, first, groups), _TYPES[plan.format])
-        return InventoryFile(key, put.size, put.md5, rows.count)
+        return InventoryFile(name, put.size, put.md5, rows.count)
 
     async def _publish(self, destination: Bucket, place: Place, plan: Plan, record: Record) -> None:
         manifest = manifest_of(plan, place, record.begun_ns, record.files)
         checksum = hashlib.md5(manifest, usedforsecurity=False).hexdigest().encode()
         for key, data, content_type in (
-            (place.symlink_key(record.begun_ns), symlink_of(place, record.files), "text/plain"),
+            (place.symlink_key(record.begun_ns), symlink_of(plan, place, record.files), "text/plain"),
             (place.manifest_key(record.begun_ns, "manifest.json"), manifest, "application/json"),
             (place.manifest_key(record.begun_ns, "manifest.checksum"), checksum, "text/plain"),
         ):

@@ -284,6 +284,7 @@ def place_of(destination: str, prefix: str, source: str, id_: str) -> Place:
 
 def manifest_of(plan: Plan, place: Place, begun_ns: int, files: Sequence[InventoryFile]) -> bytes:
     """``manifest.json``."""
+    named = [(place.data_key(file.name, plan.format), file) for file in files]
     document = {
         "sourceBucket": plan.bucket,
         "destinationBucket": f"arn:aws:s3:::{place.bucket}",
@@ -291,14 +292,14 @@ def manifest_of(plan: Plan, place: Place, begun_ns: int, files: Sequence[Invento
         "creationTimestamp": str(begun_ns // 1_000_000),
         "fileFormat": plan.format,
         "fileSchema": schema_of(plan),
-        "files": [{"key": file.key, "size": file.size, "MD5checksum": file.md5} for file in files],
+        "files": [{"key": key, "size": file.size, "MD5checksum": file.md5} for key, file in named],
     }
     return json.dumps(document, indent=2).encode()
 
 
-def symlink_of(place: Place, files: Sequence[InventoryFile]) -> bytes:
+def symlink_of(plan: Plan, place: Place, files: Sequence[InventoryFile]) -> bytes:
     """``symlink.txt``, by which Hive finds the files."""
-    return "\n".join(f"s3://{place.bucket}/{file.key}" for file in files).encode()
+    return "\n".join(f"s3://{place.bucket}/{place.data_key(file.name, plan.format)}" for file in files).encode()
 
 
 def _moment(at_ns: int) -> datetime:

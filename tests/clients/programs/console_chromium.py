@@ -71,8 +71,31 @@ def drain(url):
 # --- accessibility
 
 
+# Axe does not tell the contrast of text in SVG, nor of what it takes to be covered: the definition of WCAG 2.2, of the
+# element's colour and that of the nearest ground which is not transparent.
+CONTRAST = """selector => {
+    const element = document.querySelector(selector);
+    const rgba = (text) => {
+        const [red, green, blue, alpha = 1] = text.match(/[\\d.]+/g).map(Number);
+        return { alpha, light: [red, green, blue].map((each) => each / 255) };
+    };
+    const luminance = ({ light }) => {
+        const [r, g, b] = light.map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const style = getComputedStyle(element);
+    const ink = rgba(element instanceof SVGElement ? style.fill : style.color);
+    let ground = null;
+    for (let at = element; at && !(ground && ground.alpha === 1); at = at.parentElement)
+        ground = rgba(getComputedStyle(at).backgroundColor);
+    const [high, low] = [luminance(ink), luminance(ground)].sort((a, b) => b - a);
+    return (high + 0.05) / (low + 0.05);
+}"""
+
+
 class _Looking:
-    """What axe said so far: `violations`, and what it left `undecided`, by rule and element, with the pages."""
+    """What axe said so far: `violations`, and what it left `undecided`, by rule and element, with the pages. Contrasts
+    that it left are computed here, and those that are too low are violations."""
 
     def __init__(self):
         self._axe = Axe()
@@ -94,7 +117,12 @@ class _Looking:
             for rule in found["incomplete"]:
                 each = self.undecided.setdefault(rule["id"], {"help": rule["help"], "nodes": {}})
                 for node in rule["nodes"]:
-                    each["nodes"].setdefault(node["html"][:200], []).append(f"{name} ({theme})")
+                    element = node["html"][:200]
+                    if rule["id"] == "color-contrast":
+                        contrast = page.evaluate(CONTRAST, node["target"][0])
+                        if contrast < 4.5:
+                            self.violations += [f"{name} ({theme}): a contrast of {contrast:.2f}: {element}"]
+                    each["nodes"].setdefault(element, []).append(f"{name} ({theme})")
 
 
 def axe(told, output):

@@ -34,7 +34,7 @@ def _hit_rate(point: Point) -> float | None:
 
 _OF_CACHES: Final[tuple[Measure, ...]] = (
     ("used", "Bytes in the cache", lambda point: point.cache_used_bytes, size, 2),
-    ("hit-rate", "Blocks found on the node's disk, of those asked for", _hit_rate, _percent, 10),
+    ("hit-rate", "Blocks found on the node's disk, of those asked for", _hit_rate, _percent, 100),
     ("misses", "Blocks asked for and not on the node's disk", lambda point: point.misses, rate, 10),
     ("fills", "Bytes fetched into the cache", lambda point: point.fill_bytes, _bytes_rate, 2),
     ("evicted", "Bytes evicted from the cache", lambda point: point.evicted_bytes, _bytes_rate, 2),
