@@ -184,8 +184,9 @@ class Part(Struct, frozen=True, array_like=True):
     `checksum` is base64, of its upload's algorithm or, where that named none, of the default one; empty in parts from
     before it was kept. `extents` name the bytes in order. `node` is the 16-byte id of the node in `region` that holds
     them durably, empty where these are lost and the origin alone has them; `others` are nodes that do so beside it,
-    `pending` those that are about to, while its upload is in progress. `source` is the content that the extents belong to when they are a slice of another content (then the part
-    owns no blob). `origin` is the id of the origin that had its blob when it was recorded, empty where none had.
+    `pending` those that are about to, while its upload is in progress. `source` is the content that the extents belong
+    to when they are a slice of another content (then the part owns no blob). `origin` is the id of the origin that had
+    its blob when it was recorded, empty where none had.
     """
 
     number: int

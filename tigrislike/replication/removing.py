@@ -2,9 +2,9 @@
 
 The node is marked first, which nothing undoes: it hears so with its next beat, and stops. Then its homes go, page by
 page: what they leave lacking is owed to others in the same transaction, a content that nobody else can give is noted as
-lost, and a dead one that nobody else has is forgotten; of uploads in progress, parts that nobody else has, and no origin, are none
-any more. What was owed to the node is owed to others or to nobody. Each
-step is a bounded transaction that can be repeated; where it is cut off, removing the node again goes on.
+lost, and a dead one that nobody else has is forgotten; of uploads in progress, parts that nobody else has, and
+no origin, are none any more. What was owed to the node is owed to others or to nobody. Each step is a bounded
+transaction that can be repeated; where it is cut off, removing the node again goes on.
 
 A node that is still running may commit until it hears of its removal, so whoever removes one comes back after that.
 """
