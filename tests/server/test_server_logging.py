@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.console.browser import Browser
 from tests.e2e.conftest import anonymous, client, fetch
 from tests.e2e.wire import Caller
 from tests.nodes import RunningNode, running_node
@@ -320,3 +321,31 @@ class _Holder:
     endpoint: str
     access_key_id: str
     secret_access_key: str
+
+
+def test_what_is_done_in_the_console_becomes_lines_too(node: RunningNode, s3: Any) -> None:
+    for bucket in ("console-source", "console-target"):
+        s3.create_bucket(Bucket=bucket)
+    enable(s3, "console-source", "console-target")
+    logged(node, s3, "console-source", "console-target")
+    browser = Browser(node.endpoint)
+    browser.sign_in(node.access_key_id, node.secret_access_key)
+    csrf = browser.get("/buckets").html.csrf
+    at = "/buckets/console-source"
+    put = browser.ask("POST", f"{at}/upload?key=a%2Fb", b"bytes", X_CSRF_Token=csrf, User_Agent="Browser/1")
+    assert browser.get(f"{at}/raw?key=a%2Fb").body == b"bytes"
+    assert browser.get(f"{at}?prefix=a%2F").status == 200
+    assert browser.post(f"{at}/delete?key=a%2Fb", {"csrf": csrf}).status == 303
+
+    def all_of_them() -> list[Line]:
+        found = [line for line in lines_of(s3, "console-target", "log/") if line.operation != "REST.HEAD.BUCKET"]
+        return found if any(line.operation == "REST.DELETE.OBJECT" for line in found) else []
+
+    lines = {line.operation: line for line in awaited(all_of_them)}
+    for operation in ("REST.PUT.OBJECT", "REST.GET.OBJECT", "REST.DELETE.OBJECT"):
+        assert (lines[operation].bucket, unquote(lines[operation].key)) == ("console-source", "a/b")
+        assert lines[operation].requester == lines[operation].owner
+    written = lines["REST.PUT.OBJECT"]
+    assert (written.request_id, written.user_agent) == (put.headers["x-amz-request-id"], '"Browser/1"')
+    assert (written.object_size, lines["REST.GET.OBJECT"].bytes_sent) == ("5", "5")
+    assert "REST.GET.BUCKET" in lines

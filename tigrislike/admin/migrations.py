@@ -71,8 +71,10 @@ async def _row(desk: Desk, look: Look, bucket: Bucket) -> MigrationRow:
                 owed[task] = owed.get(task, Counts()) + counts
     nothing = Counts()
     fetching, mirroring = owed.get(REPLICATE, nothing), owed.get(MIRROR, nothing)
-    walk = look.zones.get(zone_of(ANYBODY, bucket.id))
-    buried = walk is not None and walk.tasks.get(MIGRATE, nothing).dead > 0
+    anybodys = look.zones.get(zone_of(ANYBODY, bucket.id))
+    walk = anybodys.tasks.get(MIGRATE, nothing) if anybodys is not None else nothing
+    # One that was begun again after it was given up is both.
+    buried = walk.dead > 0 and not walk.waiting
     known = migration or Migration(bucket.name, bucket.shadow, "", 0, 0)
     return MigrationRow(
         bucket=bucket.name,

@@ -156,7 +156,7 @@ async def progress(metadata: Metadata, bucket: Bucket, migration: Migration) -> 
         OriginsError: it was given up.
     """
     item, letter = await metadata.queue.show(zone_of(ANYBODY, bucket.id), item_id(MIGRATE, bucket.id))
-    if letter is not None and not migration.ended_ns:
+    if letter is not None and item is None and not migration.ended_ns:
         raise OriginsError(f"the migration of {bucket.name} was given up: {letter.error}; begin it again to go on")
     left = await owed(metadata, bucket)
     return Progress(

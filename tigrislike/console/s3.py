@@ -29,6 +29,8 @@ Message = MutableMapping[str, Any]
 
 # What a browser may say of the part that it wants of a download.
 _FORWARDED: Final = ("range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
+# What logs say of whoever asks.
+_DESCRIBING: Final = ("user-agent", "referer")
 _SANDBOX: Final = {"content-security-policy": "sandbox; default-src 'none'", "x-content-type-options": "nosniff"}
 
 
@@ -129,13 +131,17 @@ class Caller:
         self, method: str, bucket: str, key: str, query: Mapping[str, str | None], headers: Mapping[str, str]
     ) -> dict[str, Any]:
         given = {name: value for name, value in query.items() if value is not None}
+        outer = self._visit.request.scope
+        sent = {name: value for name in _DESCRIBING if (value := self._visit.request.headers.get(name)) is not None}
+        extensions = outer.get("extensions") or {}
         return {
-            "type": "http",
+            **outer,
             "method": method,
-            "scheme": self._visit.request.scope["scheme"],
             "raw_path": f"/{quote(bucket, safe='')}/{quote(key, safe='')}".encode(),
             "query_string": urlencode(given, quote_via=quote).encode(),
-            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in {**sent, **headers}.items()],
+            # What is kept here is bytes, and no ranges of files.
+            "extensions": {name: value for name, value in extensions.items() if not name.startswith("http.response.")},
             "access": self._notes,
         }
 

@@ -71,7 +71,7 @@ class Facts(NamedTuple):
 
     `requester` is a canonical id, "" for anybody; `signed` is ``AuthHeader``, ``QueryString``, or "" for a request that
     bears no signature; `tls` names version and cipher suite. `object_bytes` and `turn_around_ns` are -1 where there are
-    none.
+    none. `method` is S3's where the request itself has another one, as one to the console has.
     """
 
     bucket: str
@@ -88,6 +88,7 @@ class Facts(NamedTuple):
     tls: Sequence[str]
     http_version: str
     acl_required: bool
+    method: str = ""
 
 
 def line_of(facts: Facts, owner: str, record: Record) -> bytes:
@@ -100,7 +101,7 @@ def line_of(facts: Facts, owner: str, record: Record) -> bytes:
         owner,
         record,
         facts.bucket,
-        operation_name(facts.operation, method, bool(facts.key)),
+        operation_name(facts.operation, facts.method or method, bool(facts.key)),
         facts.key,
         f'"{uri}"',
         str(status),

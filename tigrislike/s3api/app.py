@@ -179,7 +179,10 @@ class Gateway:
         assert not operation.streams_body, f"{name} takes a body"
         request = Request(scope, _nothing, new_request_id())
         request.identity, request.bucket, request.key = identity, members.get("Bucket", ""), members.get("Key", "")
+        request.method = operation.method
         request.notes.update(operation=name, access_key=identity.key_id)
+        if self._logged and self._server_log is not None:
+            self._server_log.note(request)
         await self._metadata.refresh()
         bucket = await self._authorise(request, operation)
         async with self._admission.admit(identity.key_id, 0):

@@ -163,11 +163,11 @@ class ServerLog:
 
 def _facts(noted: Noted, record: Record, canonical: Callable[[str], str]) -> Facts:
     request, headers = noted.request, join_headers(noted.headers)
-    _, _, method, _, _, status, _, _, duration_ns, notes = record
+    _, _, _, _, _, status, _, _, duration_ns, notes = record
     identity, scope = request.identity, request.scope
     received = request.headers
     began_ns = time.monotonic_ns() - duration_ns
-    bodiless = method in ("GET", "HEAD", "DELETE")
+    bodiless = request.method in ("GET", "HEAD", "DELETE")
     signed = ""
     if "authorization" in received:
         signed = "AuthHeader"
@@ -188,6 +188,7 @@ def _facts(noted: Noted, record: Record, canonical: Callable[[str], str]) -> Fac
         tls=(scope.get("extensions") or {}).get("tls", ()),
         http_version=scope["http_version"],
         acl_required=identity.anonymous and status < 400,
+        method=request.method,
     )
 
 
