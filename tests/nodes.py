@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
+from botocore.config import Config
+
 from tests.clusters import clear_for, engine_under_test, url_for
 from tests.leaks import SCAN
 
@@ -48,6 +51,18 @@ class RunningNode:
     process: subprocess.Popen[bytes]
     ca_bundle: str | None = None
     logs: tuple[Path, ...] = ()
+
+    def client(self, **config: Any) -> Any:
+        """An S3 client of it, with root's keys, that tries nothing twice unless `config` (botocore's) says so."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key,
+            region_name="auto",
+            verify=self.ca_bundle,
+            config=Config(**{"retries": {"total_max_attempts": 1}, **config}),
+        )
 
     @property
     def port(self) -> int:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import boto3  # type: ignore[import-untyped]
-
 from tests.chaos.linearisability import check
 from tests.chaos.load import Record, records_of
 from tests.nodes import RunningNode
@@ -89,13 +87,7 @@ class Run:
 @contextlib.contextmanager
 def running(node: RunningNode, directory: Path, *, seed: int, seconds: float, clients: int = 100) -> Iterator[Run]:
     """A run for the length of a `with` block, over a bucket made for it."""
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-    )
+    s3 = node.client()
     # A node that repeats commits is told so by its own work.
     with contextlib.suppress(s3.exceptions.BucketAlreadyOwnedByYou):
         s3.create_bucket(Bucket=BUCKET)

@@ -6,9 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.nodes import RunningNode
 
@@ -16,15 +14,7 @@ from tests.nodes import RunningNode
 @pytest.fixture
 def s3(either_store: RunningNode) -> Iterator[Any]:
     """boto3 with the settings that a user has who only pastes the exports."""
-    made = boto3.client(
-        "s3",
-        endpoint_url=either_store.endpoint,
-        aws_access_key_id=either_store.access_key_id,
-        aws_secret_access_key=either_store.secret_access_key,
-        region_name="auto",
-        verify=either_store.ca_bundle,
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+    made = either_store.client()
     yield made
     made.close()
 

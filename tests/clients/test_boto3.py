@@ -12,10 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.httpchecksum import _CHECKSUM_CLS
 
 from tests.nodes import RunningNode
@@ -186,15 +184,7 @@ def test_a_managed_copy_of_a_large_object_is_made_of_ranges(s3: Any, bucket: str
 def test_a_connection_is_good_after_an_empty_file(either_store: RunningNode, bucket: str) -> None:
     # botocore awaits 100 (Continue) even before an empty body. When a final answer comes in its place, it takes the
     # first line of the connection's next answer for a header, and waits for the rest until it times out.
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=either_store.endpoint,
-        aws_access_key_id=either_store.access_key_id,
-        aws_secret_access_key=either_store.secret_access_key,
-        region_name="auto",
-        verify=either_store.ca_bundle,
-        config=Config(retries={"total_max_attempts": 1}, max_pool_connections=1, read_timeout=30),
-    )
+    s3 = either_store.client(max_pool_connections=1, read_timeout=30)
     for key, body in (("empty", b""), ("one", b"1"), ("empty again", b""), ("two", b"22")):
         s3.put_object(Bucket=bucket, Key=key, Body=io.BytesIO(body))
     assert [entry["Size"] for entry in s3.list_objects_v2(Bucket=bucket)["Contents"]] == [0, 0, 1, 2]

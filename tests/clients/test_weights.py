@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 
 from tests.clients.environments import Client, cases, client
 from tests.clients.weights import Model, write_model
@@ -69,15 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def s3_client(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        verify=node.ca_bundle,
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+    return node.client()
 
 
 def filled(node: RunningNode, model: Model) -> Hub:

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.clients.environments import Client, client
 from tests.nodes import RunningNode, running_node
@@ -34,14 +32,7 @@ def chromium(node: RunningNode, tmp_path: Path) -> Client:
 
 
 def s3_of(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(signature_version="s3v4"),
-    )
+    return node.client(signature_version="s3v4")
 
 
 def test_uploads_go_up_whole_and_in_parts_and_come_down_the_same(

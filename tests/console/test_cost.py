@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.conftest import TOLD
 from tests.nodes import RunningNode
@@ -63,14 +61,7 @@ def test_an_open_console_costs_next_to_nothing(
     scenery: Scenery, record_property: Callable[[str, object], None]
 ) -> None:
     node = scenery.node
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(s3={"addressing_style": "path"}),
-    )
+    s3 = node.client(s3={"addressing_style": "path"})
     s3.create_bucket(Bucket="read-again-and-again")
     s3.put_object(Bucket="read-again-and-again", Key="object", Body=b"x" * 4096)
     given = {"Bucket": "read-again-and-again", "Key": "object"}

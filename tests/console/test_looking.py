@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.nodes import RunningNode, engine_settings, running_node
 from tests.shadow.shadows import Pair, running_pair
@@ -47,14 +45,7 @@ def operator_of(node: RunningNode) -> Browser:
 
 
 def client_of(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+    return node.client()
 
 
 # --- caches and throughput

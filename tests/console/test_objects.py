@@ -17,9 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import urlopen
 
-import boto3
 import pytest
-from botocore.config import Config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,15 +72,7 @@ class Shelf:
 
 
 def client(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        verify=node.ca_bundle,
-        config=Config(retries={"total_max_attempts": 1}, parameter_validation=False),
-    )
+    return node.client(parameter_validation=False)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 
 from tests.nodes import RunningNode
@@ -91,13 +90,7 @@ def at_moto(moto: S3Server) -> Location:
 @pytest.fixture
 def at_tigrislike(store: RunningNode) -> Location:
     bucket = f"elsewhere-{uuid.uuid4().hex[:12]}"
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        aws_access_key_id=store.access_key_id,
-        aws_secret_access_key=store.secret_access_key,
-        region_name="auto",
-    )
+    client = store.client()
     client.create_bucket(Bucket=bucket)
     client.close()
     return Location(f"s3://{bucket}", store.endpoint, "auto", store.access_key_id, store.secret_access_key)

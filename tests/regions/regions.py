@@ -24,10 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import boto3
 import pytest
 from botocore.client import BaseClient
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lab.database import Cluster, Database, SqliteFile
@@ -183,16 +181,7 @@ class Regions:
     def client(self, name: str, *, timeout_s: float = 30) -> BaseClient:
         """One that asks a node once and takes its first answer."""
         node = self.nodes[name]
-        return boto3.client(
-            "s3",
-            endpoint_url=node.endpoint,
-            aws_access_key_id=node.access_key_id,
-            aws_secret_access_key=node.secret_access_key,
-            region_name="auto",
-            config=Config(
-                retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=timeout_s, max_pool_connections=4
-            ),
-        )
+        return node.client(connect_timeout=5, read_timeout=timeout_s, max_pool_connections=4)
 
     # --- the wide area
 

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.nodes import RunningNode, start_node
@@ -23,14 +21,7 @@ FLAGS = (f"--block-size={BLOCK}", "--disk-reserve=0", "--reclaim-grace=0", "--al
 
 
 def client(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(retries={"total_max_attempts": 1}, read_timeout=60),
-    )
+    return node.client(read_timeout=60)
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -18,9 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as BotoConnectionError
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -245,14 +243,7 @@ def whole_page(node: RunningNode) -> str:
 
 
 def s3(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(retries={"total_max_attempts": 1}, max_pool_connections=1),
-    )
+    return node.client(max_pool_connections=1)
 
 
 class Tally:

@@ -16,23 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from tests.nodes import RunningNode, running_node
 
 
 def s3(node: RunningNode, **config: Any) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        verify=node.ca_bundle,
-        config=Config(**{"retries": {"total_max_attempts": 1}, **config}),
-    )
+    return node.client(**config)
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -14,9 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import boto3
 import pytest
-from botocore.config import Config
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -100,14 +98,7 @@ def collector() -> Iterator[Collector]:
 
 
 def client_of(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
+    return node.client()
 
 
 THEIRS = "0af7651916cd43dd8448eb211c80319c"

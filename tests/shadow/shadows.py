@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
 from tests.nodes import RunningNode, running_node
 from tigrislike.config import Settings
 from tigrislike.metadata import origins
@@ -21,15 +18,7 @@ from tigrislike.node import Node
 
 
 def client(node: RunningNode) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=node.endpoint,
-        aws_access_key_id=node.access_key_id,
-        aws_secret_access_key=node.secret_access_key,
-        region_name="auto",
-        verify=node.ca_bundle,
-        config=Config(retries={"max_attempts": 1}, max_pool_connections=32),
-    )
+    return node.client(retries={"max_attempts": 1}, max_pool_connections=32)
 
 
 def place_of(node: RunningNode, bucket: str, **changes: str) -> OriginPlace:
