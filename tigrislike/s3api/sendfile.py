@@ -39,7 +39,7 @@ READ_THREADS: Final = 8
 _PROBE_BYTES: Final = 512 * 1024
 _STALE_S: Final = 1.0  # what was read this long ago may have left memory again
 
-_NULL: Final = open("/dev/null", "wb", buffering=0)  # noqa: SIM115  # for the life of the process
+_NULL: Final = os.open("/dev/null", os.O_WRONLY)
 
 _CLIENT_GONE: Final = frozenset(
     {errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH}
@@ -376,7 +376,7 @@ def read_ahead(fd: int, offset: int, count: int) -> bool:
         return False
     position, end = offset, offset + count
     while position < end:
-        read = os.sendfile(_NULL.fileno(), fd, position, end - position)
+        read = os.sendfile(_NULL, fd, position, end - position)
         if not read:
             break
         position += read
