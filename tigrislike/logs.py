@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -117,7 +118,10 @@ class AccessLog:
     def record(self, record: Record) -> None:
         """Take one record."""
         if self._count is not None:
-            self._count(record)
+            try:
+                self._count(record)
+            except Exception:  # what looks at a request may not break it, nor keep it out of the log
+                _LOG.exception("a request could not be counted")
         if self._thread is None:
             return
         if len(self._pending) < _MAX_PENDING:
@@ -188,11 +192,11 @@ def format_record(record: Record) -> bytes:
 
 def redacted(query: bytes) -> str:
     """A query string without what would let its reader act as the caller: signatures and session tokens."""
-    if b"ignature=" not in query and b"oken=" not in query:
+    if b"ignature=" not in query and b"oken=" not in query and b"%" not in query:
         return query.decode("latin-1")
     kept = []
     for pair in query.decode("latin-1").split("&"):
         name, _, value = pair.partition("=")
-        secret = name.lower() in ("x-amz-signature", "x-amz-security-token", "signature")
+        secret = unquote(name).lower() in ("x-amz-signature", "x-amz-security-token", "signature")
         kept.append(f"{name}=..." if secret and value else pair)
     return "&".join(kept)

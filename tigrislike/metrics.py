@@ -101,7 +101,10 @@ class Snapshot:
         """The page and its content type, in the format that an Accept header asks for."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Families(list(self._families())))
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         return encode(registry), content_type
 
     def _families(self) -> Iterator[Metric]:

@@ -393,7 +393,8 @@ class Node:
     @property
     def log_spool(self) -> Spool:
         """Where the log of requests to buckets gathers, of all processes of the node."""
-        return Spool(self.settings.data_dir / "server-logs", self.settings.server_log_spool_bytes)
+        settings = self.settings
+        return Spool(settings.data_dir / "server-logs", settings.server_log_spool_bytes, settings.reserve_bytes)
 
     @property
     def putter(self) -> Putter:

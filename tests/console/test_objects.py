@@ -234,6 +234,7 @@ def test_the_header_of_a_safetensors_file_is_a_table(shelf: Shelf) -> None:
     [
         safetensors(b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
         safetensors({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}),
+        safetensors({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, int("9" * 400)]}}),
         safetensors({"a": {"dtype": "F32", "shape": ["<script>"], "data_offsets": [0, 4]}}),
         safetensors({"a": 1}),
         safetensors({"__metadata__": 5}),

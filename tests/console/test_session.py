@@ -150,22 +150,23 @@ class Time:
 def test_so_many_attempts_may_fail_and_then_one_every_so_often() -> None:
     time = Time()
     attempts = Attempts(most=3, every_s=10.0, clock_s=time)
-    assert [attempts.take("a") for _ in range(4)] == [0, 0, 0, 10.0]
-    assert attempts.take("b") == 0, "another client"
+    assert [attempts.take("a", "key") for _ in range(4)] == [0, 0, 0, 10.0]
+    assert attempts.take("b", "key") == 0, "another client"
+    assert attempts.take("a", "other key") == 0, "somebody else behind the same proxy"
     time.now_s += 9
-    assert attempts.take("a") == 1.0
+    assert attempts.take("a", "key") == 1.0
     time.now_s += 1
-    assert [attempts.take("a") for _ in range(2)] == [0, 10.0]
+    assert [attempts.take("a", "key") for _ in range(2)] == [0, 10.0]
     time.now_s += 1000
-    assert [attempts.take("a") for _ in range(4)] == [0, 0, 0, 10.0], "no more than that are saved up"
+    assert [attempts.take("a", "key") for _ in range(4)] == [0, 0, 0, 10.0], "no more than that are saved up"
 
 
 def test_an_attempt_that_succeeds_does_not_count() -> None:
     attempts = Attempts(most=2, every_s=10.0, clock_s=Time())
     for _ in range(20):
-        assert attempts.take("a") == 0
-        attempts.give_back("a")
-    attempts.give_back("never seen")
+        assert attempts.take("a", "key") == 0
+        attempts.give_back("a", "key")
+    attempts.give_back("never seen", "key")
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.booleans()), max_size=200))
@@ -175,10 +176,10 @@ def test_in_no_stretch_of_time_more_attempts_fail_than_are_allowed(steps: list[t
     failed: list[float] = []
     for rest_s, succeeds in steps:
         time.now_s += rest_s
-        if attempts.take("a") > 0:
+        if attempts.take("a", "key") > 0:
             continue
         if succeeds:
-            attempts.give_back("a")
+            attempts.give_back("a", "key")
         else:
             failed.append(time.now_s)
     for first, began_s in enumerate(failed):
@@ -199,16 +200,16 @@ def test_in_no_stretch_of_time_more_attempts_fail_than_are_allowed(steps: list[t
 )
 def test_who_has_one_address_of_a_network_has_them_all(one: str, other: str, same: bool) -> None:
     attempts = Attempts(most=1, every_s=10.0, clock_s=Time())
-    attempts.take(one)
-    assert (attempts.take(other) > 0) == same
+    attempts.take(one, "key")
+    assert (attempts.take(other, "key") > 0) == same
 
 
 def test_no_more_clients_are_remembered_than_there_is_room_for() -> None:
     attempts = Attempts(most=1, every_s=10.0, clients=3, clock_s=Time())
     for client in "abcd":
-        attempts.take(client)
-    assert attempts.take("a") == 0, "the oldest is forgotten"
-    assert attempts.take("d") > 0
+        attempts.take(client, "key")
+    assert attempts.take("a", "key") == 0, "the oldest is forgotten"
+    assert attempts.take("d", "key") > 0
 
 
 def test_secrets_are_compared_in_constant_time() -> None:

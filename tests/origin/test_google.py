@@ -161,7 +161,9 @@ NOT_PEM = json.dumps({"private_key": "no key", "private_key_id": "", "client_ema
 
 
 @pytest.mark.parametrize(
-    "key", ["not JSON", "[]", "null", "{}", NOT_PEM, NOT_PEM.replace('"no key"', "7"), ELLIPTIC], ids=range(7)
+    "key",
+    ["not JSON", "[" * 100_000, "[]", "null", "{}", NOT_PEM, NOT_PEM.replace('"no key"', "7"), ELLIPTIC],
+    ids=range(8),
 )
 def test_what_is_no_key_is_refused_and_not_shown(key: str) -> None:
     with pytest.raises(OriginRefused) as refused:

@@ -72,6 +72,13 @@ def test_what_lies_there_of_a_bucket_is_bounded(tmp_path: Path) -> None:
     assert spool.append(BUCKET, DAY, b"0123456789\n")
 
 
+def test_what_is_kept_free_of_the_disk_is_kept_free(tmp_path: Path) -> None:
+    disk = os.statvfs(tmp_path)
+    size = disk.f_blocks * disk.f_frsize
+    assert not Spool(tmp_path / "logs", 20, reserve_bytes=size).append(BUCKET, DAY, b"0123456789\n")
+    assert Spool(tmp_path / "logs", 20, reserve_bytes=1).append(BUCKET, DAY, b"0123456789\n")
+
+
 @given(st.binary(max_size=300).filter(lambda torn: b"\n" not in torn))
 def test_a_record_that_was_cut_off_is_cut_out(tmp_path_factory: object, torn: bytes) -> None:
     spool_path = Path(tmp_path_factory.mktemp("spool"))  # type: ignore[attr-defined]

@@ -110,6 +110,35 @@ def test_a_copy_is_told_to_its_sources_log_alone_where_only_that_is_logged(tmp_p
     asyncio.run(story())
 
 
+def test_a_copy_by_a_link_is_noted_too(tmp_path: Path) -> None:
+    async def story() -> None:
+        log, _ = log_of(Spool(tmp_path, 1 << 20))
+        await log.look()
+        made = request("/other/key")
+        made.query["X-Amz-Copy-Source"] = "/logged/key"
+        log.note(made)
+        assert NOTE in made.notes
+
+    asyncio.run(story())
+
+
+def test_one_request_does_not_fill_the_log_with_keys_that_nothing_can_have(tmp_path: Path) -> None:
+    async def story() -> None:
+        log, _ = log_of(Spool(tmp_path, 1 << 20))
+        await log.look()
+        made = request("/logged")
+        log.note(made)
+        entries = {"Delete": {"Objects": [{"Key": "é" * 700_000}, {"Key": "a", "VersionId": "v" * 700_000}]}}
+        made.notes[NOTE].performed("DeleteObjects", entries, {})
+        log.take(over(made))
+        await log.flush()
+        (file,) = (tmp_path / BUCKET.hex()).iterdir()
+        assert file.stat().st_size < 8192
+        assert [parse(line).key for line in file.read_text().splitlines()] == ["-", "a"]
+
+    asyncio.run(story())
+
+
 def test_a_key_that_could_not_be_deleted_is_told_with_its_error(tmp_path: Path) -> None:
     async def story() -> None:
         log, _ = log_of(Spool(tmp_path, 1 << 20))

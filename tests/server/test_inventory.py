@@ -250,6 +250,7 @@ def wrong(s3: Any) -> str:
         (_with(destination={"Bucket": "arn:aws:s3:::no-such-bucket"}), "InvalidS3DestinationBucket"),
         (_with(destination={"Prefix": "x" * 600}), "InvalidArgument"),
         (_with(Filter={"Prefix": "x" * 600}), "InvalidArgument"),
+        (_with(destination={"AccountId": "9" * 120_000}), "InvalidArgument"),
         (_with(OptionalFields=["Size", "ObjectLockMode"]), "NotImplemented"),
         (_with(OptionalFields=["Colour"]), "MalformedXML"),
         (_with(Schedule={"Frequency": "Hourly"}), "MalformedXML"),

@@ -53,9 +53,22 @@ def test_a_record_is_one_json_line() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["X-Amz-Signature", "X-Amz-Security-Token", "Signature", "x-amz-signature"])
+@pytest.mark.parametrize(
+    "name", ["X-Amz-Signature", "X-Amz-Security-Token", "Signature", "x-amz-signature", "X-Amz-Sig%6eature"]
+)
 def test_signatures_are_not_written(name: str) -> None:
     assert redacted(f"a=1&{name}=s3cr3t&b=2".encode()) == f"a=1&{name}=...&b=2"
+
+
+def test_what_cannot_be_counted_is_logged_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def count(record: Record) -> None:
+        raise ValueError("a hostile number")
+
+    log = AccessLog(str(tmp_path / "log"), count)
+    log.record(record())
+    log.close()
+    assert "GetObject" in (tmp_path / "log").read_text()
+    assert "could not be counted" in caplog.text
 
 
 @pytest.fixture

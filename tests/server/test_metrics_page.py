@@ -120,6 +120,15 @@ def test_names_units_and_labels_follow_the_conventions_of_prometheus(page: str) 
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=zzz", "text/plain; version=", ";;;", "*/*"])
+def test_whatever_is_accepted_there_is_a_page(node: RunningNode, accept: str) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Accept": accept}
+    request = urllib.request.Request(f"{node.endpoint}/_tigrislike/metrics", headers=headers)
+    with urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context(cafile=node.ca_bundle)) as page:
+        assert page.status == 200
+        assert b"tigrislike_" in page.read()
+
+
 def test_promtool_has_nothing_to_say_of_the_page(page: str) -> None:
     done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -314,6 +315,29 @@ def test_a_key_of_one_bucket_may_not_have_others_written_to(node: RunningNode, s
     with pytest.raises(ClientError) as raised:
         enable(scoped, "theirs", "not-theirs")
     assert raised.value.response["Error"]["Code"] == "AccessDenied"
+    with pytest.raises(ClientError) as raised:
+        scoped.delete_bucket_inventory_configuration(Bucket="theirs", Id="the-owners")
+    assert raised.value.response["Error"]["Code"] == "AccessDenied"
+
+
+def test_a_size_that_is_no_size_is_answered_and_logged_like_any_other(node: RunningNode, s3: Any) -> None:
+    s3.create_bucket(Bucket="sized")
+    s3.create_bucket(Bucket="sized-log")
+    enable(s3, "sized", "sized-log")
+    logged(node, s3, "sized", "sized-log")
+    host = node.endpoint.partition("//")[2]
+    head = f"PUT /sized/hostile HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1\r\n"
+    head += f"x-amz-decoded-content-length: {'9' * 4301}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", node.port), timeout=30) as connection:
+        for _ in range(2):  # the connection goes on
+            connection.sendall(head.encode() + b"x")
+            answer = b""
+            while b"</Error>" not in answer:
+                piece = connection.recv(65536)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 403")
+    awaited(lambda: [line for line in lines_of(s3, "sized-log", "log/") if line.key == "hostile"])
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class AdminApi:
                     "request %s %s %r failed", *what, exc_info=exception, extra={"request_id": request.request_id}
                 )
             headers = {"Retry-After": "1"} if error.status == 503 else {}
-            message = str(exception) if isinstance(exception, EngineError) else error.message
+            tells = isinstance(exception, EngineError) and request.identity.admin
+            message = str(exception) if tells else error.message
             return self._refusal(request, error.status, error.code, message, headers)
         return _json(status, body, {"X-Amz-Request-Id": request.request_id})
 

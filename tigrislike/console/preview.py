@@ -52,10 +52,13 @@ class Preview(Struct, frozen=True, kw_only=True):
     metadata: tuple[tuple[str, str], ...] = ()
 
 
+_Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class _Entry(Struct):
     dtype: Annotated[str, Meta(max_length=32)]
-    shape: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=32)]
-    data_offsets: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=0)]]
+    shape: Annotated[list[_Count], Meta(max_length=32)]
+    data_offsets: tuple[_Count, _Count]
 
 
 def image_type(head: bytes) -> str:

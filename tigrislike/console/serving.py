@@ -280,7 +280,7 @@ class Console:
 
     async def _sign_in(self, visit: Visit) -> Shown | Went:
         after, key_id = visit.form.get("next", ""), visit.form.get("key_id", "").strip()
-        wait_s = self._attempts.take(visit.actor.where)
+        wait_s = self._attempts.take(visit.actor.where, key_id)
         if wait_s > 0:
             why = f"Too many attempts have failed. Wait {math.ceil(wait_s)} seconds."
             headers = {"Retry-After": f"{math.ceil(wait_s)}"}
@@ -290,7 +290,7 @@ class Console:
             log.warning("somebody at %s failed to sign in", visit.actor.where)
             why = "This key and secret do not open the console."
             return Shown({"next": after, "key_id": key_id, "why": why}, 403)
-        self._attempts.give_back(visit.actor.where)
+        self._attempts.give_back(visit.actor.where, key_id)
         log.info("%s signed in from %s", session.key_id, visit.actor.where)
         return _SignedIn(self._after(after), session=session)
 
@@ -354,7 +354,8 @@ class Console:
         else:
             error = S3Error.of(exception)
             status, code = error.status, error.code
-            message = str(exception) if isinstance(exception, EngineError) else error.message
+            tells = isinstance(exception, EngineError) and exchange.session is not None
+            message = str(exception) if tells else error.message
             if code == "InternalError":
                 message = "Something went wrong here that nobody foresaw. The log says more."
                 log.error(
@@ -416,7 +417,8 @@ class _Exchange:
             value,
             max_age=lasts_s,
             path="/" if self.secure else PREFIX,
-            secure=self.secure,
+            # Where TLS ends at a proxy this is http, and the page that asks is not.
+            secure=self.secure or self.http.headers.get("origin", "").startswith("https:"),
             httponly=True,
             samesite="strict",
         )

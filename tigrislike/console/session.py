@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _NONCE: Final = 12
 _MAX_COOKIE: Final = 4096
+_MOST_OF_KEY_ID: Final = 128
 
 
 class Session(Struct, frozen=True, array_like=True):
@@ -130,7 +131,8 @@ def _digest(secret: str) -> bytes:
 
 
 class Attempts:
-    """How often a client may fail to sign in: `most` times, and once more every `every_s`.
+    """How often a client may fail to sign in with a key: `most` times, and once more every `every_s`. Whoever shares
+    an address with others, behind a proxy, is not kept out by those who try other keys.
 
     Kept by each process for itself, of the `clients` latest ones.
     """
@@ -147,11 +149,11 @@ class Attempts:
         self._every_s = every_s
         self._clients = clients
         self._clock_s = clock_s
-        self._free_at_s: OrderedDict[str, float] = OrderedDict()
+        self._free_at_s: OrderedDict[tuple[str, str], float] = OrderedDict()
 
-    def take(self, address: str) -> float:
+    def take(self, address: str, key_id: str) -> float:
         """Begin an attempt, which counts as failed until it is given back: 0.0, or the seconds to wait before one."""
-        client, now_s = _network(address), self._clock_s()
+        client, now_s = (_network(address), key_id[:_MOST_OF_KEY_ID]), self._clock_s()
         free_at_s = max(self._free_at_s.get(client, 0.0), now_s) + self._every_s
         wait_s = free_at_s - now_s - self._most * self._every_s
         if wait_s > 0:
@@ -162,9 +164,9 @@ class Attempts:
             self._free_at_s.popitem(last=False)
         return 0.0
 
-    def give_back(self, address: str) -> None:
+    def give_back(self, address: str, key_id: str) -> None:
         """The attempt succeeded."""
-        client = _network(address)
+        client = _network(address), key_id[:_MOST_OF_KEY_ID]
         if client in self._free_at_s:
             self._free_at_s[client] -= self._every_s
 

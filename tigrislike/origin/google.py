@@ -23,6 +23,7 @@ from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from awscrt import checksums
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -76,8 +77,10 @@ class GoogleOrigin(S3Origin):
         return ("CRC32C", "FULL_OBJECT", crc) if crc else ("", "", "")
 
     def _own_etag_is_md5(self, etag: str, headers: Mapping[str, str]) -> bool:
-        digest = _digests(headers).get("md5", "")
-        return digest != "" and b64decode(digest).hex() == etag
+        try:
+            return b64decode(_digests(headers).get("md5", "")).hex() == etag != ""
+        except ValueError:
+            return False
 
     def _own_told_crc(self, headers: Mapping[str, str], done: Element | None = None) -> str:
         return _digests(headers).get("crc32c", "")
@@ -102,7 +105,7 @@ class ServiceAccount:
             self._name = str(fields["client_email"])
             self._key_id = str(fields["private_key_id"])
             private = load_pem_private_key(fields["private_key"].encode(), None)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedAlgorithm):
             private = None
         if not isinstance(private, rsa.RSAPrivateKey):
             # What is wrong with it is not told: it would tell of the key.

@@ -23,7 +23,7 @@ from typing import NamedTuple
 _BUCKET = re.compile("[0-9a-f]{32}")
 _OPEN = re.compile(r"(\d{4}-\d{2}-\d{2})")
 _TAKEN = re.compile(r"(\d{4}-\d{2}-\d{2})\.(\d+)\.[0-9a-f]{16}")
-_TAIL_BYTES = 1 << 16  # a record is shorter: the request's head that it is made from is bounded
+_TAIL_BYTES = 1 << 18  # a record is shorter: the request's head that it is made from is bounded
 
 
 class Taken(NamedTuple):
@@ -37,11 +37,13 @@ class Taken(NamedTuple):
 
 
 class Spool:
-    """The files under `directory`, at most `most_bytes` of them for each bucket. Every method blocks for some time."""
+    """The files under `directory`, at most `most_bytes` of them for each bucket, and no more where less than
+    `reserve_bytes` of the disk are free. Every method blocks for some time."""
 
-    def __init__(self, directory: Path, most_bytes: int) -> None:
+    def __init__(self, directory: Path, most_bytes: int, reserve_bytes: int = 0) -> None:
         self._directory = directory
         self._most_bytes = most_bytes
+        self._reserve_bytes = reserve_bytes
 
     def append(self, bucket: bytes, day: str, records: bytes | bytearray) -> bool:
         """Append whole records, each ending in a newline. False: there is no room for them.
@@ -50,7 +52,7 @@ class Spool:
             OSError.
         """
         directory = self._directory / bucket.hex()
-        if self._size(directory) + len(records) > self._most_bytes:
+        if self._size(directory) + len(records) > self._most_bytes or not self._has_room(len(records)):
             return False
         with self._locked(directory / day) as fd:
             assert fd is not None
@@ -98,6 +100,13 @@ class Spool:
         with contextlib.suppress(FileNotFoundError):
             return [(entry.name, entry.stat().st_size) for entry in os.scandir(self._directory / bucket.hex())]
         return []
+
+    def _has_room(self, size: int) -> bool:
+        if not self._reserve_bytes:
+            return True
+        self._directory.mkdir(parents=True, exist_ok=True)
+        disk = os.statvfs(self._directory)
+        return disk.f_bavail * disk.f_frsize - size >= self._reserve_bytes
 
     def _size(self, directory: Path) -> int:
         with contextlib.suppress(FileNotFoundError):

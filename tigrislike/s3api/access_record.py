@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from tigrislike.logs import Record, redacted
+from tigrislike.s3api.request import MAX_KEY_BYTES
 
 _OPERATIONS: Final = {
     "AbortMultipartUpload": "DELETE.UPLOAD",
@@ -159,7 +160,7 @@ def _line(
         facts.requester,
         notes.get("request_id", ""),
         operation,
-        quote(key.encode("utf-8", "surrogatepass"), safe=_OF_KEY),
+        quote(key.encode("utf-8", "surrogatepass")[:MAX_KEY_BYTES], safe=_OF_KEY),
         uri,
         status,
         error,
@@ -169,7 +170,7 @@ def _line(
         turn_around_ms,
         _quoted(_address(facts.referrer), _OF_URI),
         _quoted(facts.user_agent, _OF_AGENT),
-        quote(version_id, safe=_OF_KEY),
+        quote(version_id[:_MOST_OF_HEADER], safe=_OF_KEY),
         "",  # host id: no x-amz-id-2 is sent
         "SigV4" if facts.signed else "",
         facts.tls[1] if facts.tls else "",

@@ -50,7 +50,14 @@ _PUBLIC_OPERATIONS = frozenset({"GetObject", "HeadObject"})
 # What a key scoped to a bucket may not do inside it.
 # Logs and inventories are written to other buckets.
 _OWNER_ONLY = frozenset(
-    {"DeleteBucket", "CreateBucket", "UpdateBucket", "PutBucketLogging", "PutBucketInventoryConfiguration"}
+    {
+        "DeleteBucket",
+        "CreateBucket",
+        "UpdateBucket",
+        "PutBucketLogging",
+        "PutBucketInventoryConfiguration",
+        "DeleteBucketInventoryConfiguration",
+    }
 )
 
 

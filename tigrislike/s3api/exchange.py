@@ -321,8 +321,10 @@ class Exchange:
         self.done = True
         self.connection.sending = None  # the next response's file may have the same descriptor
         self._wake()
-        self._record()
-        self.connection.exchange_done(self)
+        try:
+            self._record()
+        finally:
+            self.connection.exchange_done(self)
 
     def answer(self, error: S3Error) -> None:
         """Write an error document as the whole response. The caller decides what becomes of the connection."""

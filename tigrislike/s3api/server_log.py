@@ -22,7 +22,7 @@ from tigrislike.replication.log_spool import Spool
 from tigrislike.s3api.access_record import Facts, Part, line_of, line_of_part
 from tigrislike.s3api.errors import ERRORS
 from tigrislike.s3api.operations.copies import parse_copy_source
-from tigrislike.s3api.request import Request, join_headers
+from tigrislike.s3api.request import MAX_KEY_BYTES, Request, join_headers
 
 log = logging.getLogger("tigrislike.s3api")
 
@@ -37,6 +37,10 @@ MOST_PENDING_BYTES: Final = 4 * 1024 * 1024
 NOTE: Final = "server log"
 """Under which name a request's notes hold its `Noted`, until `ServerLog.take` takes it out."""
 
+_MOST_DIGITS: Final = 18
+"""Of a size that somebody says: a number of any length is nobody's object."""
+
+_COPY_SOURCE: Final = "x-amz-copy-source"
 _COPIES: Final = {"CopyObject": "REST.COPY.OBJECT_GET", "UploadPartCopy": "REST.COPY.PART_GET"}
 
 
@@ -57,6 +61,8 @@ class Noted:
             codes = {(each["Key"], each.get("VersionId", "")): each["Code"] for each in output.get("Errors", ())}
             for entry in inp["Delete"]["Objects"]:
                 key, version_id = entry["Key"], entry.get("VersionId", "")
+                if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+                    continue  # no object has such a key
                 code = codes.get((key, version_id), "")
                 status = ERRORS[code][0] if code in ERRORS else 204
                 self.parts.append(Part(self.request.bucket, "BATCH.DELETE.OBJECT", key, version_id, status, code))
@@ -105,7 +111,9 @@ class ServerLog:
 
     def note(self, request: Request) -> None:
         """Have a request logged, if it is one to log. What it addresses is known, and nothing else."""
-        if request.bucket in self.logged or "x-amz-copy-source" in request.headers:
+        # The parameters of a presigned PUT may be headers, and these have no case.
+        copies = _COPY_SOURCE in request.headers or _COPY_SOURCE in map(str.lower, request.query)
+        if copies or request.bucket in self.logged:
             request.notes[NOTE] = Noted(request)
 
     def take(self, record: Record) -> None:
@@ -199,4 +207,4 @@ def _object_bytes(operation: str, status: int, answer: Mapping[str, str], receiv
         size = answer.get("content-range", "").rpartition("/")[2] or answer.get("content-length", "")
     elif operation in ("PutObject", "UploadPart"):
         size = received.get("x-amz-decoded-content-length") or received.get("content-length", "")
-    return int(size) if size.isdecimal() else -1
+    return int(size) if size.isdecimal() and len(size) <= _MOST_DIGITS else -1

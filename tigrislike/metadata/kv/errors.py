@@ -37,9 +37,14 @@ from typing import ClassVar
 
 
 class EngineError(Exception):
-    """Base of every error of a metadata engine."""
+    """Base of every error of a metadata engine.
+
+    Attributes:
+        for_operators: the text names files, keys or a cluster: it belongs in a log, not in an answer to a client.
+    """
 
     code: ClassVar[str] = "InternalError"
+    for_operators: ClassVar[bool] = True
     number: int = 0
 
 
@@ -172,6 +177,7 @@ class StoreSealed(EngineError):
     """
 
     code = "SlowDown"
+    for_operators = False
 
     def __init__(self, reason: str) -> None:
         super().__init__("The store takes no writes for now; try again later")

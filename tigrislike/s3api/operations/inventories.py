@@ -23,6 +23,7 @@ PAGE: Final = 100
 """Configurations on a page, as in S3."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ACCOUNT: Final = re.compile("[0-9]{12}|[0-9a-f]{64}")
 _ARN: Final = re.compile(r"arn:[a-z-]+:s3:::([a-z0-9.-]+)")
 _MOST_PREFIX_BYTES: Final = 512  # what follows it, a bucket, an id and a file, must find room in a key
 
@@ -60,6 +61,9 @@ async def _configuration(ctx: Context, given: Input) -> Configuration:
     for name, value in (("Destination.Prefix", prefix), ("Filter.Prefix", filter_)):
         if len(value.encode()) > _MOST_PREFIX_BYTES:
             raise invalid_argument(f"A prefix has at most {_MOST_PREFIX_BYTES} bytes", name, value[:100])
+    account = destination.get("AccountId", "")
+    if account and not _ACCOUNT.fullmatch(account):
+        raise invalid_argument("An account is 12 digits, or a canonical id", "AccountId", account[:100])
     return Configuration(
         destination=await _destination(ctx, destination["Bucket"]),
         prefix=prefix,
@@ -67,7 +71,7 @@ async def _configuration(ctx: Context, given: Input) -> Configuration:
         filter=filter_,
         versions=given["IncludedObjectVersions"] == "All",
         fields=tuple(dict.fromkeys(fields)),
-        account=destination.get("AccountId", ""),
+        account=account,
     )
 
 
