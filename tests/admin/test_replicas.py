@@ -80,7 +80,7 @@ def test_the_map_says_what_is_lacking_until_it_is_there(tmp_path: Path) -> None:
         assert await it["b"].get(content_id) == data_of(1)
         async with asyncio.timeout(60):  # a reader has its bytes a moment before they are kept
             while disks(await shown(it["a"], it["b"])) != [("iad", blocks, 0, size), ("sjc", 0, blocks, size)]:
-                await asyncio.sleep(0)
+                pass
         await it.work()
         after = await shown(it["b"])
         assert sorted(homes(after)) == [("iad", "whole", True), ("sjc", "whole", True)]
