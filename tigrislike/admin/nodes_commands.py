@@ -169,10 +169,8 @@ async def _remove(metadata: Metadata, members: Members, member: Member, sleep: n
         async for rows, gone in nodes.remove(metadata, members, member, sleep=sleep):
             update(advance=rows)
             lost += gone
-    left = (
-        "what was lost may still be in its cache directory: keep it" if lost else "its cache directory can be deleted"
-    )
-    _console().print(f"node {member.node.hex()} is removed; {left}")
+    fate = "may still have what was lost: keep it" if lost else "can be deleted"
+    _console().print(f"node {member.node.hex()} is removed; its cache directory {fate}")
     return lost
 
 
