@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata.errors import MetadataError, WrongMasterKey
 from tigrislike.metadata.kv import EngineError
@@ -62,7 +63,8 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
 
 
 async def _rotate(settings: Settings, new: MasterKey) -> None:
-    async with Node.opened(settings) as node:
+    told = {"key": new.id.hex()}
+    async with Node.opened(settings) as node, by_command(node.metadata, settings, "rotate_master_key", told):
         await node.metadata.rotate_master_key(new)
 
 

@@ -14,12 +14,13 @@ from tests.admin import scene
 from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, STUCK, WHY, Scene
 from tests.metadata.world import MASTER, both_engines, open_world
 from tigrislike.admin import acting, gauges, overview, queues, stores
-from tigrislike.admin.api import ENDPOINTS, Actor, perform
+from tigrislike.admin.api import ENDPOINTS, perform
 from tigrislike.admin.client import LocalApi, every
 from tigrislike.admin.desk import AdminError, Desk
 from tigrislike.admin.queues import ItemFilter
 from tigrislike.config import Settings
 from tigrislike.metadata import surveying
+from tigrislike.metadata.auditing import Actor
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import ManualClock, Transaction
 from tigrislike.metadata.records import LOST

@@ -60,6 +60,7 @@ def fsck(
     import msgspec
 
     from tigrislike.admin.fsck import fsck
+    from tigrislike.admin.noting import by_command
     from tigrislike.bytecache import BytesError
     from tigrislike.metadata import MetadataError
     from tigrislike.metadata.kv import EngineError
@@ -67,7 +68,8 @@ def fsck(
 
     async def check() -> tuple[int, int]:
         found = left = 0
-        async with Node.opened(settings) as node:
+        action = "repair" if repair else ""
+        async with Node.opened(settings) as node, by_command(node.metadata, settings, action, {}):
             async for finding in fsck(node.metadata, node.blocks, repair=repair, pause_s=pause):
                 found += 1
                 left += not finding.repaired

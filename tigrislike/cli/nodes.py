@@ -21,13 +21,15 @@ nodes = group("nodes", "The nodes of the store.", alone=True)
 _NODE = Annotated[str, typer.Argument(help="The beginning of a node's id, as `tigrislike nodes` shows it.")]
 
 
-def _nodes(settings: Settings, command: Callable[[ModuleType], Command]) -> NoReturn:
-    """Carry out a command of `nodes_commands`, which is given to `command` once it is imported."""
+def _nodes(
+    settings: Settings, command: Callable[[ModuleType], Command], action: str = "", **arguments: object
+) -> NoReturn:
+    """Carry out a command of `nodes_commands`, which is given to `command` once it is imported; as its `run`."""
     from tigrislike.admin import nodes_commands
     from tigrislike.admin.nodes import NodesError
 
     try:
-        status = nodes_commands.run(settings, command(nodes_commands))
+        status = nodes_commands.run(settings, command(nodes_commands), action, **arguments)
     except NodesError as error:
         fail(str(error))
     raise typer.Exit(status)
@@ -56,13 +58,13 @@ def nodes_drain(
     wait: Annotated[bool, typer.Option("--wait", help="Until it holds nothing, with a progress bar.")] = False,
 ) -> None:
     """Have a node give up what it holds, once others have it. It serves meanwhile, and takes no copies."""
-    _nodes(settings, lambda commands: commands.drain(node, wait))
+    _nodes(settings, lambda commands: commands.drain(node, wait), "drain_node", node=node)
 
 
 @command(nodes, "undrain", DATABASE)
 def nodes_undrain(settings: Settings, node: _NODE) -> None:
     """Let a node that drains take copies again. What it gave up stays where it is."""
-    _nodes(settings, lambda commands: commands.undrain(node))
+    _nodes(settings, lambda commands: commands.undrain(node), "undrain_node", node=node)
 
 
 @command(nodes, "remove", DATABASE)
@@ -75,7 +77,8 @@ def nodes_remove(
     ] = False,
 ) -> None:
     """Remove a node for good: one that is drained, or that is dead and whose objects are elsewhere too."""
-    _nodes(settings, lambda commands: commands.remove(node, accept_loss))
+    arguments = {"node": node, "accept_loss": accept_loss}
+    _nodes(settings, lambda commands: commands.remove(node, accept_loss), "remove_node", **arguments)
 
 
 @command(nodes, "replace", DATABASE)
@@ -86,4 +89,4 @@ def nodes_replace(
     new: Annotated[str, typer.Option("--with", help="The beginning of the id of the node that takes its place.")],
 ) -> None:
     """Copy everything that a node holds to another one, then remove it."""
-    _nodes(settings, lambda commands: commands.replace(old, new))
+    _nodes(settings, lambda commands: commands.replace(old, new), "replace_node", node=old, by=new)

@@ -22,6 +22,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tigrislike.metadata.auditing import Actor, noted
 from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.placing import LOCAL
 from tigrislike.metadata.records import UP
@@ -103,16 +104,24 @@ def service_routes(services: Services) -> list[Route]:
         place = place_of(shadow, request, wanted.name) if shadow is not None else None
         if place is not None:
             await try_out(services, place)
-        bucket, key = await services.metadata.create_storage(
-            wanted.name,
-            request.identity.owner,
-            wanted.public,
-            wanted.regions,
-            wanted.durability,
-            wanted.read_mode,
-            place,
-            shadow is not None and shadow.write_through,
-        )
+        metadata, keep_s = services.metadata, services.settings.audit_retention_s
+        client = request.scope.get("client") or ("",)
+        actor = Actor(request.identity.key_id, str(client[0]), request.request_id)
+        told: dict[str, object] = {"name": wanted.name, "public": wanted.public}
+        told |= {"regions": wanted.regions, "durability": wanted.durability}
+        if shadow is not None:
+            told |= {"shadow_bucket": shadow.name, "shadow_endpoint": shadow.endpoint}
+        async with noted(metadata.engine, metadata.context, keep_s, actor, "create_storage", told):
+            bucket, key = await metadata.create_storage(
+                wanted.name,
+                request.identity.owner,
+                wanted.public,
+                wanted.regions,
+                wanted.durability,
+                wanted.read_mode,
+                place,
+                shadow is not None and shadow.write_through,
+            )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 
     routes = [
