@@ -1,7 +1,8 @@
 """`tigrislike admin rotate-master-key`: a new master key in force, and on disk, whatever interrupts it.
 
 The new key is on disk before the database first uses it, and the old one is replaced only after the database has
-stopped using it, so that at every moment a file holds the key that is in force.
+stopped using it, so that at every moment a file holds the key that is in force. The old one stays beside it, named by
+its id: backups made before open with it alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
     """Rotate, or complete a rotation that was interrupted; a sentence for the operator.
 
     Args:
-        new_file: of the new key, made if absent; None replaces the configured key file.
+        new_file: of the new key, made if absent; None replaces the configured key file, and keeps what it held as
+            `<file>.<key id>`.
 
     Raises:
         RotationError
@@ -52,6 +54,7 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
         raise RotationError(str(error)) from error
     if replaces:
         assert path is not None
+        _keep(old, path.with_name(f"{path.name}.{old.id.hex()}"))
         new_file.rename(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
@@ -60,6 +63,15 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
             os.close(directory)
         new_file = path
     return f"master key {new.id.hex()} is in force, in {new_file}; restart every node with it"
+
+
+def _keep(old: MasterKey, file: Path) -> None:
+    try:
+        kept = old.write_file(file)
+    except (OSError, WrongMasterKey) as error:
+        raise RotationError(f"the old key cannot be kept in {file}: {error}; run this again to finish") from error
+    if kept.id != old.id:
+        raise RotationError(f"{file} holds another key than the old one: move it away, and run this again to finish")
 
 
 async def _rotate(settings: Settings, new: MasterKey) -> None:

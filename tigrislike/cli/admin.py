@@ -29,7 +29,8 @@ def rotate_master_key(
 ) -> None:
     """Encrypt every stored secret with a new master key and put that key in force.
 
-    Stop or restart every node with the new key afterwards. If this is interrupted, run it again.
+    Restart every node with the new key right afterwards: until then they answer 503. Keep the old key (it stays beside
+    the new one, as master.key.ID): backups made before need it. If this is interrupted, run it again.
     """
     from tigrislike.rotation import RotationError, rotate
 

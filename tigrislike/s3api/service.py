@@ -1,8 +1,8 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
-be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more. A node
-whose disk is full is ready, and says so: it refuses writes, and goes on reading.
+be used, the master key is the one in force, and the node is to stay: one that drains or was removed serves what still
+comes, and is to get no more. A node whose disk is full is ready, and says so: it refuses writes, and goes on reading.
 `/_tigrislike/metrics` is for Prometheus, and for anybody where no token is asked for. Management calls are signed with
 a root key, like any S3 request, and refused in the same XML.
 """
@@ -78,6 +78,8 @@ def service_routes(services: Services) -> list[Route]:
 
     async def readyz(_: HttpRequest) -> Response:
         problems = await found_wanting(("database", services.metadata.ping), ("cache", services.blocks.check))
+        if "database" not in problems:
+            problems |= await found_wanting(("master_key", services.metadata.check_master_key))
         if services.regional is not None and (state := services.regional.members.own_state) != UP:
             problems["node"] = state
         if problems:
