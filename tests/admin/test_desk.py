@@ -23,6 +23,7 @@ from tigrislike.metadata import surveying
 from tigrislike.metadata.auditing import Actor
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import ManualClock, Transaction
+from tigrislike.metadata.overseeing import Pausable
 from tigrislike.metadata.records import LOST
 
 Story = Callable[[Desk, Scene, ManualClock], Awaitable[None]]
@@ -346,6 +347,10 @@ def test_what_is_paused_is_shown_and_goes_on(kind: str, tmp_path: Path) -> None:
             await acting.set_paused(desk, True, region=STUCK, task="warm")
         with refused("NoSuchTask", 404):
             await acting.set_paused(desk, True, task="nothing")
+        with refused("NoSuchTask", 404):
+            await acting.set_paused(desk, False, task="nothing")
+        await desk.metadata.queue.pause(Pausable.TASK, b"of-old")
+        assert not (await acting.set_paused(desk, False, task="of-old")).paused, "what is paused can go on"
         with refused("NoSuchRegion", 404):
             await acting.set_paused(desk, True, region="mars")
 

@@ -287,7 +287,7 @@ def _endpoints() -> list[Endpoint]:
         post(
             "delay",
             "queue/items/{item}/delay",
-            "Have a waiting item not begun for so many seconds.",
+            "Have a waiting item not begun for so many seconds, or longer where it is due later.",
             DelayArgs,
             acting.Done,
             lambda desk, args: acting.delay(desk, args.item, args.seconds),
