@@ -10,7 +10,7 @@ FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY tigrislike ./tigrislike
-RUN python -m venv /opt/tigrislike && /opt/tigrislike/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/tigrislike && /opt/tigrislike/bin/pip install --no-cache-dir ".[otel]"
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin tigrislike \

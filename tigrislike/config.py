@@ -672,7 +672,7 @@ class Settings:
     audit_retention_s: float = _setting(
         90 * 86400.0,
         _positive(parse_duration),
-        "How long the audit log keeps what was changed through the admin API, and by whom.",
+        "How long the audit log keeps what operators changed, and by whom.",
         name="audit-retention",
         shown="90d",
     )

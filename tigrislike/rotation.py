@@ -1,7 +1,8 @@
 """`tigrislike admin rotate-master-key`: a new master key in force, and on disk, whatever interrupts it.
 
 The new key is on disk before the database first uses it, and the old one is replaced only after the database has
-stopped using it, so that at every moment a file holds the key that is in force.
+stopped using it, so that at every moment a file holds the key that is in force. The old one stays beside it, named by
+its id: backups made before open with it alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata.errors import MetadataError, WrongMasterKey
 from tigrislike.metadata.kv import EngineError
@@ -26,7 +28,8 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
     """Rotate, or complete a rotation that was interrupted; a sentence for the operator.
 
     Args:
-        new_file: of the new key, made if absent; None replaces the configured key file.
+        new_file: of the new key, made if absent; None replaces the configured key file, and keeps what it held as
+            `<file>.<key id>`.
 
     Raises:
         RotationError
@@ -51,6 +54,7 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
         raise RotationError(str(error)) from error
     if replaces:
         assert path is not None
+        _keep(old, path.with_name(f"{path.name}.{old.id.hex()}"))
         new_file.rename(path)
         directory = os.open(path.parent, os.O_RDONLY)
         try:
@@ -61,8 +65,18 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
     return f"master key {new.id.hex()} is in force, in {new_file}; restart every node with it"
 
 
+def _keep(old: MasterKey, file: Path) -> None:
+    try:
+        kept = old.write_file(file)
+    except (OSError, WrongMasterKey) as error:
+        raise RotationError(f"the old key cannot be kept in {file}: {error}; run this again to finish") from error
+    if kept.id != old.id:
+        raise RotationError(f"{file} holds another key than the old one: move it away, and run this again to finish")
+
+
 async def _rotate(settings: Settings, new: MasterKey) -> None:
-    async with Node.opened(settings) as node:
+    told = {"key": new.id.hex()}
+    async with Node.opened(settings) as node, by_command(node.metadata, settings, "rotate_master_key", told):
         await node.metadata.rotate_master_key(new)
 
 

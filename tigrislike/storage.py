@@ -81,6 +81,7 @@ def create_local(
     Raises:
         StorageError: with the S3 error code and message, or what is wrong with the store.
     """
+    from tigrislike.admin.noting import by_command
     from tigrislike.metadata.errors import MetadataError
     from tigrislike.metadata.kv import EngineError
     from tigrislike.metadata.origins import s3_place
@@ -93,16 +94,20 @@ def create_local(
             place = s3_place(shadow.name, shadow.endpoint, shadow.region, shadow.access_key, shadow.secret_key)
         async with Node.opened(settings) as node:
             root = await node.ensure_root()
-            bucket, key = await node.metadata.create_storage(
-                name,
-                root.owner,
-                public=public,
-                region_policy=regions,
-                durability=durability,
-                read_mode=read_mode,
-                shadow=place,
-                write_through=shadow is not None and shadow.write_through,
-            )
+            told: dict[str, object] = {"name": name, "public": public, "regions": regions, "durability": durability}
+            if shadow is not None:
+                told |= {"shadow_bucket": shadow.name, "shadow_endpoint": shadow.endpoint}
+            async with by_command(node.metadata, settings, "create_storage", told):
+                bucket, key = await node.metadata.create_storage(
+                    name,
+                    root.owner,
+                    public=public,
+                    region_policy=regions,
+                    durability=durability,
+                    read_mode=read_mode,
+                    shadow=place,
+                    write_through=shadow is not None and shadow.write_through,
+                )
             return Storage(bucket.name, endpoint_url(settings, settings.port), key.key_id, key.secret)
 
     try:

@@ -14,14 +14,16 @@ from tests.admin import scene
 from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, STUCK, WHY, Scene
 from tests.metadata.world import MASTER, both_engines, open_world
 from tigrislike.admin import acting, gauges, overview, queues, stores
-from tigrislike.admin.api import ENDPOINTS, Actor, perform
+from tigrislike.admin.api import ENDPOINTS, perform
 from tigrislike.admin.client import LocalApi, every
 from tigrislike.admin.desk import AdminError, Desk
 from tigrislike.admin.queues import ItemFilter
 from tigrislike.config import Settings
 from tigrislike.metadata import surveying
+from tigrislike.metadata.auditing import Actor
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.kv import ManualClock, Transaction
+from tigrislike.metadata.overseeing import Pausable
 from tigrislike.metadata.records import LOST
 
 Story = Callable[[Desk, Scene, ManualClock], Awaitable[None]]
@@ -345,6 +347,10 @@ def test_what_is_paused_is_shown_and_goes_on(kind: str, tmp_path: Path) -> None:
             await acting.set_paused(desk, True, region=STUCK, task="warm")
         with refused("NoSuchTask", 404):
             await acting.set_paused(desk, True, task="nothing")
+        with refused("NoSuchTask", 404):
+            await acting.set_paused(desk, False, task="nothing")
+        await desk.metadata.queue.pause(Pausable.TASK, b"of-old")
+        assert not (await acting.set_paused(desk, False, task="of-old")).paused, "what is paused can go on"
         with refused("NoSuchRegion", 404):
             await acting.set_paused(desk, True, region="mars")
 

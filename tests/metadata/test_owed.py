@@ -464,6 +464,10 @@ def test_items_are_listed_delayed_and_dropped(kind, tmp_path):
         assert await queue.delay(ZONE, ids[b"a"], clock.now_ns() + 9 * SECOND)
         assert await take(metadata, ZONE) == []
         assert await pointers(metadata) == [(ZONE, near(clock.now_ns() + SECOND))]
+        assert await queue.delay(ZONE, ids[b"b"], clock.now_ns() + SECOND // 2)
+        assert [item.vesting_ns for _, item in await queue.items(ZONE) if item.subject == b"b"] == [
+            near(clock.now_ns() + SECOND)
+        ], "what is due later anyway is not hastened"
         assert await queue.delay(ZONE, ids[b"b"], 0)
         (claimed,) = await take(metadata, ZONE)
         assert claimed.id == ids[b"b"]

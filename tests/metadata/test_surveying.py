@@ -154,6 +154,24 @@ def test_a_zone_is_as_old_as_its_pointer_knows() -> None:
     assert since(120, 90, 0, 100) is None, "at rest"
     assert since(80, 20, 0, 100) == 80, "it was to be looked at then"
     assert since(80, 20, 30, 100) == 30
+    assert since(120, 90, 120, 100) is None, "announced for later"
+    assert since(120, 90, 120, 120) == 120, "which it is now"
+
+
+def test_a_zone_in_which_all_is_due_later_is_not_old(tmp_path: Path) -> None:
+    clock = ManualClock()
+
+    async def story(metadata: Metadata) -> None:
+        later_ns = clock.now_ns() + 3600 * SECOND
+        await metadata.engine.transact(
+            lambda tr: owed.enqueue(tr, metadata.context, ZONES[0], "reclaim", b"x", vesting_ns=later_ns)
+        )
+        (aged,) = await metadata.engine.read(surveying.pointers, metadata.context, b"", 10)
+        assert aged.since_ns(clock.now_ns()) is None
+        clock.advance(3601 * SECOND)
+        assert aged.since_ns(clock.now_ns()) == later_ns
+
+    play("memory", tmp_path, story, clock=clock)
 
 
 def test_a_failing_item_remembers_its_last_runs(tmp_path: Path) -> None:

@@ -200,6 +200,20 @@ def test_what_is_changed_is_in_the_audit_log(store: RunningNode, caller: Caller,
         assert secret not in str(entries)
 
 
+def test_storage_that_a_node_makes_is_in_the_audit_log(store: RunningNode, caller: Caller, api: RemoteApi) -> None:
+    for status, outcome in ((200, "done"), (409, "failed: BucketAlreadyOwnedByYou: ")):
+        body = json.dumps({"name": "noted-storage"}).encode()
+        got, headers, made = caller.ask("POST", "/_tigrislike/storage", root(store), body)
+        assert got == status
+        entry = call(api, "audit", limit=1).entries[0]
+        assert (entry.who, entry.where, entry.action) == (store.access_key_id, "127.0.0.1", "create_storage")
+        assert json.loads(entry.arguments)["name"] == "noted-storage"
+        assert entry.request == headers["x-amz-request-id"]
+        assert entry.outcome.startswith(outcome)
+        if status == 200:
+            assert made["secret_access_key"] not in str(entry)
+
+
 async def _names(api: RemoteApi) -> set[str]:
     return {row.name async for row in every(api, "buckets", "buckets", limit=1)}
 

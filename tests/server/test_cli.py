@@ -17,7 +17,9 @@ from botocore.exceptions import ClientError
 
 import tigrislike
 from tests.nodes import RunningNode, running_node
-from tigrislike.config import options
+from tigrislike import rotation, storage
+from tigrislike.config import Settings, options
+from tigrislike.metadata.secrets import MasterKey
 
 NAMES = ["BUCKET_NAME", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"]
 
@@ -247,6 +249,9 @@ def test_rotating_the_master_key_keeps_every_secret(tmp_path: Path) -> None:
     assert "is in force" in done.stderr
     assert (data / "master.key").read_text() != old
     assert (data / "master.key").stat().st_mode & 0o777 == 0o600
+    (kept,) = data.glob("master.key.*")
+    assert (kept.read_text(), kept.suffix[1:]) == (old, MasterKey.parse(old).id.hex())
+    assert kept.stat().st_mode & 0o777 == 0o600
     with running_node(data) as node:
         s3 = client({**made, "AWS_ENDPOINT_URL_S3": node.endpoint})
         s3.put_object(Bucket="my-bucket", Key="k", Body=b"x")
@@ -266,6 +271,25 @@ def test_a_rotation_interrupted_before_the_file_was_replaced_is_completed(tmp_pa
     assert tigris("admin", "rotate-master-key", f"--data-dir={data}").returncode == 0
     assert not (data / "master.key.new").exists()
     assert tigris("storage", "create", "second", f"--data-dir={data}").returncode == 0
+
+
+def test_an_old_master_key_that_cannot_be_kept_is_not_replaced(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    settings = Settings(data_dir=data)
+    storage.create_local(settings, "my-bucket", public=False)
+    old = MasterKey.read_file(data / "master.key")
+    kept = data / f"master.key.{old.id.hex()}"
+    MasterKey.create_file(kept)
+    with pytest.raises(rotation.RotationError, match="holds another key than the old one: move it away"):
+        rotation.rotate(settings, None)
+    kept.write_text("nonsense")
+    with pytest.raises(rotation.RotationError, match="cannot be kept in"):
+        rotation.rotate(settings, None)
+    assert MasterKey.read_file(data / "master.key").id == old.id
+    kept.unlink()
+    assert "is in force" in rotation.rotate(settings, None)
+    assert MasterKey.read_file(kept).id == old.id
+    storage.create_local(settings, "second", public=False)
 
 
 def test_a_master_key_from_the_environment_needs_a_file_for_the_new_one(tmp_path: Path) -> None:

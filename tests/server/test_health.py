@@ -16,11 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.chaos.cut_off_node import COMMAND, VARIABLE
 from tests.crash.test_disk_full import GIB, volume  # noqa: F401  # a fixture
 from tests.nodes import RunningNode, running_node
 from tests.server.test_serve import until, workers
+from tigrislike.config import Settings
+from tigrislike.rotation import rotate
 from tigrislike.s3api.service import found_wanting
 
 
@@ -88,6 +91,22 @@ def test_a_node_that_stops_takes_no_connections_while_it_finishes(tmp_path: Path
 
         until(refused)
         assert node.process.wait(60) == 0
+
+
+@pytest.mark.sqlite
+def test_a_node_whose_master_key_was_replaced_is_not_ready_until_it_is_restarted(tmp_path: Path) -> None:
+    with running_node(tmp_path / "data") as node:
+        s3 = node.client()
+        s3.create_bucket(Bucket="before")
+        rotate(Settings(data_dir=tmp_path / "data"), None)
+        assert asked(node, "/readyz") == (503, {"status": "failing", "master_key": "WrongMasterKey"})
+        assert asked(node, "/healthz") == OK
+        with pytest.raises(ClientError) as refused:
+            s3.list_buckets()
+        assert refused.value.response["Error"]["Code"] == "ServiceUnavailable"
+        assert "key" not in refused.value.response["Error"]["Message"]
+    with running_node(tmp_path / "data") as node:
+        assert asked(node, "/readyz") == OK
 
 
 @pytest.mark.sqlite

@@ -14,11 +14,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from tests.admin.scene import BUSY, FLOOD, HERE, MODELS, POISONED_KEY, STUCK, WHY, Scene, built
 from tests.admin.stage import staged
 from tests.nodes import RunningNode
 from tests.server.test_cli import tigris
+from tigrislike.admin import queue_commands
+from tigrislike.admin.queues import ItemRow
+from tigrislike.cli import app
 
 pytestmark = pytest.mark.sqlite
 
@@ -72,6 +76,32 @@ def test_tables_are_for_people(stage: Stage) -> None:
     assert "no node is alive" in stage.run("top")
 
 
+def test_the_table_of_items_says_when_each_is_due() -> None:
+    now = 1_800_000_000.0
+    items = [
+        ItemRow(
+            item="00.00", zone="00", label="iad/photos", task="inventory", subject="s", bucket="photos", region="iad",
+            destination="iad", state=state, attempts=0, error="", enqueued=now, age_s=1.0, vests=vests, priority=0,
+        )
+        for state, vests in (("due", 0.0), ("delayed", now), ("in_flight", now), ("dead", None))
+    ]  # fmt: skip
+    table = queue_commands._item_table(items)
+    (due,) = (column for column in table.columns if column.header == "due")
+    assert [*due.cells] == ["at once", "2027-01-15 08:00:00 UTC", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    "words", [("items", "--state"), ("export", "x", "--state"), ("ls", "--sort"), ("top", "--sort")]
+)
+def test_a_word_that_is_none_of_the_choices_is_answered_with_them(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["queue", *words, "odd", "--data-dir", str(tmp_path / "none")])
+    assert done.exit_code == 1
+    choices = (
+        "due, delayed, in_flight, failing or dead" if "--state" in words else "oldest, depth, failing, dead or name"
+    )
+    assert f"{words[-1]} 'odd': expected {choices}" in done.output
+
+
 @pytest.mark.slow
 def test_each_command_says_what_it_shows_as_json_too(stage: Stage, tmp_path: Path) -> None:
     assert {row["name"] for row in stage.json("queue", "ls")["groups"]} == {"replicate", "warm"}
@@ -111,7 +141,8 @@ def test_what_is_refused_ends_with_1_and_one_line(stage: Stage) -> None:
         ("queue", "resume"): "name a zone",
         ("queue", "ls", "--by", "colour"): "expected task",
         ("queue", "ls", "--bucket", "x"): "go with --by zone",
-        ("queue", "items", "--state", "odd"): "InvalidArgument",
+        ("queue", "items", "--state", "odd"): "--state 'odd': expected due, delayed, in_flight, failing or dead",
+        ("queue", "resume", "--task", "nothing"): "NoSuchTask",
         ("buckets", "show", "nothing"): "NoSuchBucket",
         ("keys", "revoke", "nobody"): "NoSuchAccessKey",
     }.items():

@@ -86,7 +86,11 @@ async def retry(desk: Desk, item: str) -> Done:
 
 
 async def delay(desk: Desk, item: str, seconds: float) -> Done:
-    """Have a waiting item not begun for so long. Raises AdminError: NoSuchItem, ItemInFlight, ItemDead."""
+    """Have a waiting item not begun for so long; one that is due later still stays as it is.
+
+    Raises:
+        AdminError: NoSuchItem, ItemInFlight, ItemDead.
+    """
     zone, id_ = parse_item(item)
     if await desk.metadata.queue.delay(zone, id_, desk.now_ns() + round(seconds * 1e9)):
         return Done(item, "delayed")
@@ -146,7 +150,7 @@ async def set_paused(
     """Start nothing more of a zone, of all that a region and its nodes have to do, or of a task; or go on with it.
 
     Raises:
-        AdminError: NoSuchZone, NoSuchRegion; InvalidArgument: not exactly one of the three.
+        AdminError: NoSuchZone, NoSuchRegion, NoSuchTask; InvalidArgument: not exactly one of the three.
     """
     given = [(kind, name) for kind, name in (("zone", zone), ("region", region), ("task", task)) if name]
     if len(given) != 1:
@@ -157,11 +161,15 @@ async def set_paused(
         what = [(Pausable.ZONE, await resolve_zone(desk, name))]
     elif kind == "region":
         what = [(Pausable.DESTINATION, destination) for destination in await destinations_of(desk, name)]
-    elif name not in await tasks(desk) and paused:
+    elif name not in await tasks(desk) and (paused or not await _is_paused(desk, name)):
         raise AdminError("NoSuchTask", f"there is no task {name!r}: nothing of it was ever owed", 404)
     for each in what:
         await (desk.metadata.queue.pause if paused else desk.metadata.queue.resume)(*each)
     return PauseChanged(kind, name, paused)
+
+
+async def _is_paused(desk: Desk, task: str) -> bool:
+    return task.encode() in (await desk.metadata.queue.paused())[Pausable.TASK]
 
 
 # --- keys

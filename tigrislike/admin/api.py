@@ -9,7 +9,6 @@ changes something, before it does and after.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
@@ -17,9 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from tigrislike.metadata import MetadataError, auditing
-from tigrislike.metadata.kv import AmbiguousCommit, EngineError
-from tigrislike.metadata.records import Audit
+from tigrislike.metadata.auditing import Actor, noted
 
 from . import acting, history, migrations, overview, queues, replicas, stores
 from .desk import AdminError, Desk
@@ -290,7 +287,7 @@ def _endpoints() -> list[Endpoint]:
         post(
             "delay",
             "queue/items/{item}/delay",
-            "Have a waiting item not begun for so many seconds.",
+            "Have a waiting item not begun for so many seconds, or longer where it is due later.",
             DelayArgs,
             acting.Done,
             lambda desk, args: acting.delay(desk, args.item, args.seconds),
@@ -451,7 +448,7 @@ def _endpoints() -> list[Endpoint]:
         get(
             "audit",
             "audit",
-            "What was changed through this API, by whom.",
+            "What operators changed, through this API or by commands on the database, and by whom.",
             PageArgs,
             stores.AuditPage,
             lambda desk, args: stores.audit(desk, cursor=args.cursor, limit=args.limit),
@@ -462,15 +459,6 @@ def _endpoints() -> list[Endpoint]:
 ENDPOINTS: Final = {endpoint.name: endpoint for endpoint in _endpoints()}
 
 
-@dataclass(frozen=True)
-class Actor:
-    """Who asks: an access key's id or a user of this machine, from which address, in which request."""
-
-    who: str
-    where: str = ""
-    request: str = ""
-
-
 async def perform(desk: Desk, endpoint: Endpoint, args: Args, actor: Actor) -> Any:
     """Do what an endpoint does; what changes something is in the audit log, whatever becomes of it.
 
@@ -479,25 +467,7 @@ async def perform(desk: Desk, endpoint: Endpoint, args: Args, actor: Actor) -> A
     """
     if not endpoint.mutates:
         return await endpoint.call(desk, args)
-    arguments = msgspec.json.encode(args).decode()[: auditing.MAX_ARGUMENTS]
-    entry = Audit(
-        secrets.token_bytes(8), desk.now_ns(), actor.who, actor.where, endpoint.name, arguments, request=actor.request
-    )
-    await _note(desk, entry)
-    try:
-        result = await endpoint.call(desk, args)
-    except AdminError as error:
-        await _note(desk, msgspec.structs.replace(entry, outcome=f"refused: {error.code}: {error}"))
-        raise
-    except AmbiguousCommit:
-        raise  # it stays `begun`, which is what is known
-    except (MetadataError, EngineError) as error:
-        await _note(desk, msgspec.structs.replace(entry, outcome=f"failed: {type(error).__name__}: {error}"))
-        raise
-    await _note(desk, msgspec.structs.replace(entry, outcome="done"))
-    return result
-
-
-async def _note(desk: Desk, entry: Audit) -> None:
-    keep_ns = round(desk.settings.audit_retention_s * 1e9)
-    await desk.metadata.engine.transact(auditing.write, desk.metadata.context, entry, keep_ns)
+    keep_s = desk.settings.audit_retention_s
+    metadata = desk.metadata
+    async with noted(metadata.engine, metadata.context, keep_s, actor, endpoint.name, args, (AdminError,)):
+        return await endpoint.call(desk, args)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from tigrislike.admin import nodes
 from tigrislike.admin.buckets import BucketError
+from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, MetadataError
 from tigrislike.metadata.kv import EngineError
@@ -25,15 +26,16 @@ from tigrislike.replication.origins import OpenOrigin
 Command = Callable[[Metadata, OpenOrigin], Awaitable[str]]
 
 
-def run(settings: Settings, command: Command) -> str:
-    """Carry out a command on the store of the settings; what to say of it.
+def run(settings: Settings, command: Command, action: str, **arguments: object) -> str:
+    """Carry out a command on the store of the settings; what to say of it. It is an `action` of the audit log, with
+    `arguments`.
 
     Raises:
         BucketError: it was refused or failed.
     """
 
     async def carry_out() -> str:
-        async with nodes.opened(settings) as metadata:
+        async with nodes.opened(settings) as metadata, by_command(metadata, settings, action, arguments):
             return await command(metadata, origin_opener(settings))
 
     try:

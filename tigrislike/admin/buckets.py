@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata import Bucket, MetadataError
 from tigrislike.metadata.kv import EngineError
@@ -25,7 +26,8 @@ def change(settings: Settings, name: str, changes: dict[str, object]) -> Bucket:
     """
 
     async def changed() -> Bucket:
-        async with Node.opened(settings) as node:
+        told = {"bucket": name, **changes}
+        async with Node.opened(settings) as node, by_command(node.metadata, settings, "set_bucket", told):
             return await node.metadata.change_bucket(name, **changes)
 
     try:

@@ -7,9 +7,7 @@ admin key; on the database the user of this machine acts, who needs nothing but 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import http.client
-import os
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
@@ -19,9 +17,10 @@ import msgspec
 
 from tigrislike.config import Settings
 
-from .api import ENDPOINTS, PREFIX, Actor, ErrorAnswer, perform
+from .api import ENDPOINTS, PREFIX, ErrorAnswer, perform
 from .desk import AdminError, Desk
 from .nodes import opened
+from .noting import local_actor
 
 _TIMEOUT_S: Final = 30.0
 
@@ -43,7 +42,7 @@ class LocalApi:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self._actor = Actor(f"local:{_user()}", os.uname().nodename)
+        self._actor = local_actor()
 
     async def call(self, name: str, **arguments: Any) -> Any:
         endpoint = ENDPOINTS[name]
@@ -138,13 +137,6 @@ def _given(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())
 
 
 async def every(api: Api, name: str, rows: str, **arguments: Any) -> AsyncIterator[Any]:

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from tigrislike.admin import naming, nodes
 from tigrislike.admin.nodes import NodesError
+from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, MetadataError
 from tigrislike.metadata.kv import EngineError
@@ -33,8 +34,9 @@ _LOOK_S: Final = 2.0
 """How often a drain is looked at."""
 
 
-def run(settings: Settings, command: Command) -> int:
-    """Carry out a command on the store of the settings; the exit status.
+def run(settings: Settings, command: Command, action: str = "", **arguments: object) -> int:
+    """Carry out a command on the store of the settings; the exit status. One that changes something is an `action` of
+    the audit log, with `arguments`.
 
     Raises:
         NodesError: it was refused or failed.
@@ -42,7 +44,9 @@ def run(settings: Settings, command: Command) -> int:
 
     async def carry_out() -> int:
         async with nodes.opened(settings) as metadata:
-            return await command(metadata, await nodes.watched(metadata))
+            members = await nodes.watched(metadata)
+            async with by_command(metadata, settings, action, arguments):
+                return await command(metadata, members)
 
     try:
         return asyncio.run(carry_out())

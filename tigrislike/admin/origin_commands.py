@@ -23,6 +23,7 @@ from rich.table import Table
 
 from tigrislike.admin import nodes, origins
 from tigrislike.admin.nodes import Sleep
+from tigrislike.admin.noting import by_command
 from tigrislike.admin.origins import Difference, OriginsError, Use
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, MetadataError
@@ -41,15 +42,16 @@ _ROWS: Final = 10_000
 """Differences of one row group of a report."""
 
 
-def run(settings: Settings, command: Command) -> int:
-    """Carry out a command on the store of the settings; the exit status.
+def run(settings: Settings, command: Command, action: str = "", **arguments: object) -> int:
+    """Carry out a command on the store of the settings; the exit status. One that changes something is an `action` of
+    the audit log, with `arguments`.
 
     Raises:
         OriginsError: it was refused or failed.
     """
 
     async def carry_out() -> int:
-        async with nodes.opened(settings) as metadata:
+        async with nodes.opened(settings) as metadata, by_command(metadata, settings, action, arguments):
             return await command(metadata)
 
     try:

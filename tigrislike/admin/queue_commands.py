@@ -174,10 +174,13 @@ async def _some(api: Api, filters: dict[str, Any], limit: int) -> list[ItemRow]:
 
 
 def _item_table(rows: list[ItemRow]) -> Table:
-    table = table_of("zone", "task", "state", "failures", "age", "error", "item", right=("failures", "age"))
+    headings = ("zone", "task", "state", "failures", "age", "due", "error", "item")
+    table = table_of(*headings, right=("failures", "age"))
     for row in rows:
         error = plain(row.error if len(row.error) <= 80 else row.error[:79] + "…")
-        table.add_row(plain(row.label), row.task, row.state, f"{row.attempts:,}", ago(row.age_s), error, row.item)
+        due = "-" if row.state == "in_flight" else "at once" if row.vests == 0 else moment(row.vests)
+        about = (row.state, f"{row.attempts:,}", ago(row.age_s), due)
+        table.add_row(plain(row.label), row.task, *about, error, row.item)
     return table
 
 

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tigrislike.metadata import Metadata
+from tigrislike.metadata.auditing import Actor
 from tigrislike.metadata.kv import EngineError
 from tigrislike.s3api.authentication import authenticate
 from tigrislike.s3api.errors import S3Error
@@ -24,7 +25,7 @@ from tigrislike.s3api.payload import Payload
 from tigrislike.s3api.request import Request, new_request_id
 from tigrislike.s3api.sigv4 import Verified, claim
 
-from .api import ENDPOINTS, PREFIX, Actor, Args, Endpoint, ErrorAnswer, perform
+from .api import ENDPOINTS, PREFIX, Args, Endpoint, ErrorAnswer, perform
 from .desk import AdminError, Desk
 from .openapi import document
 

@@ -29,7 +29,8 @@ def rotate_master_key(
 ) -> None:
     """Encrypt every stored secret with a new master key and put that key in force.
 
-    Stop or restart every node with the new key afterwards. If this is interrupted, run it again.
+    Restart every node with the new key right afterwards: until then they answer 503. Keep the old key (it stays beside
+    the new one, as master.key.ID): backups made before need it. If this is interrupted, run it again.
     """
     from tigrislike.rotation import RotationError, rotate
 
@@ -60,6 +61,7 @@ def fsck(
     import msgspec
 
     from tigrislike.admin.fsck import fsck
+    from tigrislike.admin.noting import by_command
     from tigrislike.bytecache import BytesError
     from tigrislike.metadata import MetadataError
     from tigrislike.metadata.kv import EngineError
@@ -67,7 +69,8 @@ def fsck(
 
     async def check() -> tuple[int, int]:
         found = left = 0
-        async with Node.opened(settings) as node:
+        action = "repair" if repair else ""
+        async with Node.opened(settings) as node, by_command(node.metadata, settings, action, {}):
             async for finding in fsck(node.metadata, node.blocks, repair=repair, pause_s=pause):
                 found += 1
                 left += not finding.repaired

@@ -21,20 +21,24 @@ nodes = group("nodes", "The nodes of the store.", alone=True)
 _NODE = Annotated[str, typer.Argument(help="The beginning of a node's id, as `tigrislike nodes` shows it.")]
 
 
-def _carried_out(settings: Settings, command: Callable[[ModuleType], Command]) -> int:
-    """The status of a command of `nodes_commands`, which is given to `command` once it is imported."""
+def _carried_out(
+    settings: Settings, command: Callable[[ModuleType], Command], action: str = "", **arguments: object
+) -> int:
+    """The status of a command of `nodes_commands`, which is given to `command` once it is imported; as its `run`."""
     from tigrislike.admin import nodes_commands
     from tigrislike.admin.nodes import NodesError
 
     try:
-        return nodes_commands.run(settings, command(nodes_commands))
+        return nodes_commands.run(settings, command(nodes_commands), action, **arguments)
     except NodesError as error:
         fail(str(error))
 
 
-def _nodes(settings: Settings, command: Callable[[ModuleType], Command]) -> NoReturn:
+def _nodes(
+    settings: Settings, command: Callable[[ModuleType], Command], action: str = "", **arguments: object
+) -> NoReturn:
     """Carry out such a command and exit as it says."""
-    raise typer.Exit(_carried_out(settings, command))
+    raise typer.Exit(_carried_out(settings, command, action, **arguments))
 
 
 @command(nodes, None, DATABASE)
@@ -60,13 +64,13 @@ def nodes_drain(
     wait: Annotated[bool, typer.Option("--wait", help="Until it holds nothing, with a progress bar.")] = False,
 ) -> None:
     """Have a node give up what it holds, once others have it. It serves meanwhile, and takes no copies."""
-    _nodes(settings, lambda commands: commands.drain(node, wait))
+    _nodes(settings, lambda commands: commands.drain(node, wait), "drain_node", node=node)
 
 
 @command(nodes, "undrain", DATABASE)
 def nodes_undrain(settings: Settings, node: _NODE) -> None:
     """Let a node that drains take copies again. What it gave up stays where it is."""
-    _nodes(settings, lambda commands: commands.undrain(node))
+    _nodes(settings, lambda commands: commands.undrain(node), "undrain_node", node=node)
 
 
 @command(nodes, "remove", DATABASE)
@@ -84,7 +88,8 @@ def nodes_remove(
         lost = _carried_out(settings, lambda commands: commands.losses(node))
         if lost and not yes and not typer.confirm(f"Lose these {lost:,} contents for good?", err=True):
             fail("nothing was removed")
-    _nodes(settings, lambda commands: commands.remove(node, accept_loss))
+    arguments = {"node": node, "accept_loss": accept_loss}
+    _nodes(settings, lambda commands: commands.remove(node, accept_loss), "remove_node", **arguments)
 
 
 @command(nodes, "replace", DATABASE)
@@ -95,4 +100,4 @@ def nodes_replace(
     new: Annotated[str, typer.Option("--with", help="The beginning of the id of the node that takes its place.")],
 ) -> None:
     """Copy everything that a node holds to another one, then remove it."""
-    _nodes(settings, lambda commands: commands.replace(old, new))
+    _nodes(settings, lambda commands: commands.replace(old, new), "replace_node", node=old, by=new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from tigrislike.config import Settings
 if TYPE_CHECKING:
     from tigrislike.admin.backing_commands import Command as BackingCommand
     from tigrislike.admin.origin_commands import Command as OriginCommand
+    from tigrislike.metadata.records import OriginPlace
 
 
 origin = group("origin", "Stores elsewhere, which buckets look through to, or which hold their bytes.")
@@ -28,13 +30,15 @@ _BACKING = Annotated[
 ]
 
 
-def _origins(settings: Settings, command: Callable[[ModuleType], OriginCommand]) -> NoReturn:
-    """Carry out a command of `origin_commands`, which is given to `command` once it is imported."""
+def _origins(
+    settings: Settings, command: Callable[[ModuleType], OriginCommand], action: str = "", **arguments: object
+) -> NoReturn:
+    """Carry out a command of `origin_commands`, which is given to `command` once it is imported; as its `run`."""
     from tigrislike.admin import origin_commands
     from tigrislike.admin.origins import OriginsError
 
     try:
-        status = origin_commands.run(settings, command(origin_commands))
+        status = origin_commands.run(settings, command(origin_commands), action, **arguments)
     except OriginsError as error:
         fail(str(error))
     raise typer.Exit(status)
@@ -100,7 +104,16 @@ def origin_set(
             place = OriginPlace(found.url, found.endpoint, found.region, access_key, secret_key, options)
     except InvalidArgument as error:
         fail(str(error))
-    _origins(settings, lambda commands: commands.use(name, place, write_through, as_json))
+    arguments = {**_told(name, place), "write_through": write_through}
+    _origins(settings, lambda commands: commands.use(name, place, write_through, as_json), "set_origin", **arguments)
+
+
+def _told(bucket: str, place: OriginPlace) -> dict[str, object]:
+    """What the audit log says of a place: nothing secret, as options of drivers may be, and parts of a URL."""
+    options = {"options": sorted(place.options)} if place.options else {}
+    url, endpoint = (re.sub(r"(?<=://)[^/]*@|[?#].*", "", each) for each in (place.url, place.endpoint))
+    told = {"url": url, "endpoint": endpoint, "region": place.region, "access_key": place.access_key}
+    return {"bucket": bucket, **{field: value for field, value in told.items() if value}, **options}
 
 
 def _origin_secret(file: Path | None) -> str:
@@ -126,7 +139,8 @@ def origin_show(settings: Settings, name: BUCKET_NAME, *, as_json: AS_JSON = Fal
 @command(origin, "clear", DATABASE)
 def origin_clear(settings: Settings, name: BUCKET_NAME, *, backing: _BACKING = False) -> None:
     """Have a bucket look through to nothing any more. What it has read from there is its own, and stays."""
-    _origins(settings, lambda commands: commands.clear(name, _purpose(backing)))
+    purpose = _purpose(backing)
+    _origins(settings, lambda commands: commands.clear(name, purpose), "clear_origin", bucket=name, purpose=purpose)
 
 
 @command(origin, "ls", DATABASE)
@@ -158,7 +172,8 @@ def origin_migrate(
 
     Run again, it goes on with what is under way. With --wait it exits 1 where an object could not be taken.
     """
-    _origins(settings, lambda commands: commands.migrate(name, prefix, rate, wait, as_json))
+    arguments = {"bucket": name, "prefix": prefix, "rate": rate}
+    _origins(settings, lambda commands: commands.migrate(name, prefix, rate, wait, as_json), "migrate", **arguments)
 
 
 @command(origin, "report", EGRESS)
@@ -226,7 +241,8 @@ def origin_back(
 
     secret_key = _origin_secret(secret_key_file) if access_key else ""
     place = OriginPlace(url, endpoint, region, access_key, secret_key)
-    _backing(settings, lambda commands: commands.back(name, place, durability))
+    arguments = {**_told(name, place), "durability": durability}
+    _backing(settings, lambda commands: commands.back(name, place, durability), "back", **arguments)
 
 
 @command(origin, "unback", DATABASE)
@@ -238,15 +254,18 @@ def origin_unback(
 ) -> None:
     """Have a bucket's bytes held by nodes alone again. The origin is needed until its folder is empty: each object goes
     from there once enough nodes have it."""
-    _backing(settings, lambda commands: commands.unback(name, durability))
+    arguments = {"bucket": name, "durability": durability}
+    _backing(settings, lambda commands: commands.unback(name, durability), "unback", **arguments)
 
 
-def _backing(settings: Settings, command: Callable[[ModuleType], BackingCommand]) -> None:
-    """Carry out a command of `backing_commands`, which is given to `command` once it is imported."""
+def _backing(
+    settings: Settings, command: Callable[[ModuleType], BackingCommand], action: str, **arguments: object
+) -> None:
+    """Carry out a command of `backing_commands`, which is given to `command` once it is imported; as its `run`."""
     from tigrislike.admin import backing_commands
     from tigrislike.admin.buckets import BucketError
 
     try:
-        typer.echo(backing_commands.run(settings, command(backing_commands)))
+        typer.echo(backing_commands.run(settings, command(backing_commands), action, **arguments))
     except BucketError as error:
         fail(str(error))

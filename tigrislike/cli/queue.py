@@ -37,6 +37,15 @@ def _complete(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
+_SORTS = ("oldest", "depth", "failing", "dead", "name")
+_STATES = ("due", "delayed", "in_flight", "failing", "dead")
+
+
+def _expect(option: str, value: str | None, words: tuple[str, ...]) -> None:
+    if value is not None and value not in words:
+        fail(f"{option} {value!r}: expected {', '.join(words[:-1])} or {words[-1]}")
+
+
 _BY = Annotated[
     str,
     typer.Option(
@@ -48,14 +57,14 @@ _SORT = Annotated[
     str,
     typer.Option(
         help="Of zones: oldest, depth, failing, dead or name.",
-        autocompletion=_complete("oldest", "depth", "failing", "dead", "name"),
+        autocompletion=_complete(*_SORTS),
     ),
 ]
 _STATE = Annotated[
     str | None,
     typer.Option(
         help="due, delayed, in_flight, failing or dead.",
-        autocompletion=_complete("due", "delayed", "in_flight", "failing", "dead"),
+        autocompletion=_complete(*_STATES),
     ),
 ]
 
@@ -83,6 +92,7 @@ def queue_ls(
     """How much is owed, how old it is, how fast it is done: by task, region, destination, bucket or zone."""
     if by not in ("task", "region", "destination", "bucket", "zone"):
         fail(f"--by {by!r}: expected task, region, destination, bucket or zone")
+    _expect("--sort", sort, _SORTS)
     filters = {"region": region, "bucket": bucket, "task": task}
     if by != "zone" and any(filters.values()):
         fail("--region, --bucket and --task go with --by zone")
@@ -100,6 +110,7 @@ def queue_top(
     endpoint: ENDPOINT = None,
 ) -> None:
     """Regions, and the zones that deserve to be looked at, live."""
+    _expect("--sort", sort, _SORTS)
     _queue(settings, endpoint, lambda commands: commands.top(sort, limit, interval, times))
 
 
@@ -130,6 +141,7 @@ def queue_items(
     as_json: AS_JSON = False,
 ) -> None:
     """Items, those of a zone in the order in which they are done."""
+    _expect("--state", state, _STATES)
     filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
     _queue(settings, endpoint, lambda commands: commands.items(filters, limit, as_json))
 
@@ -184,7 +196,7 @@ def queue_delay(
     endpoint: ENDPOINT = None,
     as_json: AS_JSON = False,
 ) -> None:
-    """Have waiting items not begun for a while."""
+    """Have waiting items not begun for a while. Those that are due later than that anyway stay as they are."""
     from tigrislike.config import parse_duration
 
     try:
@@ -256,5 +268,6 @@ def queue_export(
     as_json: AS_JSON = False,
 ) -> None:
     """Write items to a Parquet file, a row each."""
+    _expect("--state", state, _STATES)
     filters = {"zone": zone, "region": region, "bucket": bucket, "task": task, "state": state, "error": error}
     _queue(settings, endpoint, lambda commands: commands.export(file, filters, as_json))

@@ -18,8 +18,9 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tigrislike.admin.api import ENDPOINTS, Actor, perform
+from tigrislike.admin.api import ENDPOINTS, perform
 from tigrislike.admin.desk import AdminError, Desk
+from tigrislike.metadata.auditing import Actor
 
 from .session import Session
 

@@ -26,8 +26,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from tigrislike.admin.api import Actor
 from tigrislike.admin.desk import AdminError, Desk
+from tigrislike.metadata.auditing import Actor
 from tigrislike.metadata.kv import EngineError
 from tigrislike.s3api.errors import S3Error
 from tigrislike.s3api.request import new_request_id

@@ -74,12 +74,18 @@ def _unseal(master: MasterKey, record: AccessRecord) -> AccessKey:
 
 async def master_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> None:
     """Refuse to seal anything while a rotation runs, or with a key that is no longer in force."""
+    state = await check_in_force(tr, ctx, master)
+    if state is not None and state.successor:
+        raise MasterKeyRotating
+
+
+async def check_in_force(tr: Transaction, ctx: Context, master: MasterKey) -> MasterState | None:
+    """The master key's state, which `master` is in force by (None: no key is yet). Raises WrongMasterKey."""
     raw = await tr.get(ctx.keys.master)
     state = state_codec.decode(raw) if raw is not None else None
     if state is not None and state.current != master.id:
         raise WrongMasterKey(f"master key {master.id.hex()} is no longer in force: restart this node with the new key")
-    if state is not None and state.successor:
-        raise MasterKeyRotating
+    return state
 
 
 def _store(tr: Transaction, ctx: Context, master: MasterKey, key: AccessKey) -> None:

@@ -370,7 +370,8 @@ class FormatTooNew(MetadataError):
 
 
 class WrongMasterKey(MetadataError):
-    pass
+    code = "ServiceUnavailable"  # of this node alone, until it is restarted: another one may answer
+    for_operators: ClassVar[bool] = True
 
 
 class StoreIncomplete(MetadataError):

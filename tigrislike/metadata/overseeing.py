@@ -133,12 +133,15 @@ async def retry(tr: Transaction, ctx: Context, zone: bytes, id_: bytes) -> bool:
 
 
 async def delay(tr: Transaction, ctx: Context, zone: bytes, id_: bytes, vesting_ns: int) -> bool:
-    """Let a waiting item vest at `vesting_ns` (0: at once) instead. False: there is none, or it is being worked on."""
+    """Let a waiting item vest no sooner than at `vesting_ns`; 0: let it vest at once. False: there is none, or it is
+    being worked on."""
     stored, marked = tr.get(ctx.keys.queue_item(zone, id_)), tr.get(ctx.keys.queue_zone(zone))
     raw, mark = await stored, await marked
     old = item_codec.decode(raw) if raw is not None else None
     if old is None or (old.lease and old.vesting_ns > ctx.now_ns()):
         return False
+    if vesting_ns:
+        vesting_ns = max(old.vesting_ns, vesting_ns)
     put_item(tr, ctx, zone, id_, old, replace(old, lease=b"", vesting_ns=vesting_ns, again_ns=-1))
     count(tr, ctx, zone, old.task, returned=int(bool(old.lease)))
     await announce(tr, ctx, zone, vesting_ns, mark)

@@ -106,22 +106,25 @@ class MasterKey:
 
     @classmethod
     def create_file(cls, path: Path) -> MasterKey:
-        """Make a key in a new file of mode 0600, durably; if another process has just made it, read that one.
+        """Make a key in a new file, as `write_file`; the key in the file if there is one already."""
+        return cls.generate().write_file(path)
+
+    def write_file(self, path: Path) -> MasterKey:
+        """Write this key to a new file of mode 0600, durably; if another process has just made it, read that one.
 
         The file appears whole or not at all: it is written aside, synced, and linked into place.
         """
-        key = cls.generate()
         aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(key._secret.hex().encode() + b"\n")
+                file.write(self._secret.hex().encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             try:
                 os.link(aside, path)
             except FileExistsError:
-                return cls.read_file(path)
+                return type(self).read_file(path)
         finally:
             aside.unlink()
         directory = os.open(path.parent, os.O_RDONLY)
@@ -129,7 +132,7 @@ class MasterKey:
             os.fsync(directory)
         finally:
             os.close(directory)
-        return key
+        return self
 
     @classmethod
     def load(cls, text: str | None, path: Path | None, *, create: bool) -> MasterKey:

@@ -215,6 +215,10 @@ class Metadata:
         """One small read, past all caches. Raises what the engine raises when it cannot serve."""
         await self.engine.read(_get, self.context.keys.cluster)
 
+    async def check_master_key(self) -> None:
+        """Whether this store's master key is still the one in force. Raises WrongMasterKey; what the engine raises."""
+        await self.engine.read(access.check_in_force, self.context, self._master)
+
     async def refresh(self) -> None:
         """Make the cached records as fresh as the database is now. Call once at the start of a request.
 

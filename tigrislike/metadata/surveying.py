@@ -43,7 +43,8 @@ class Aged(NamedTuple):
     def since_ns(self, now_ns: int) -> int | None:
         """Since when something has been due in the zone, as far as its pointer knows; None: nothing is."""
         pointer = self.pointer
-        known = [pointer.since_ns] if pointer.since_ns else []
+        # Announced for later, it says since when something will have been due.
+        known = [pointer.since_ns] if 0 < pointer.since_ns <= now_ns else []
         if pointer.vesting_ns <= now_ns:  # and nobody has come since
             known.append(pointer.vesting_ns or pointer.active_ns)
         return min(known, default=None)

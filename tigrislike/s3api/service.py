@@ -1,8 +1,8 @@
 """The service's own paths, as Starlette routes: `/healthz`, `/readyz`, and management under `/_tigrislike/`.
 
 `/healthz` answers as soon as requests are accepted; `/readyz` only while the database answers, the cache directory can
-be used, and the node is to stay: one that drains or was removed serves what still comes, and is to get no more. A node
-whose disk is full is ready, and says so: it refuses writes, and goes on reading.
+be used, the master key is the one in force, and the node is to stay: one that drains or was removed serves what still
+comes, and is to get no more. A node whose disk is full is ready, and says so: it refuses writes, and goes on reading.
 `/_tigrislike/metrics` is for Prometheus, and for anybody where no token is asked for. Management calls are signed with
 a root key, like any S3 request, and refused in the same XML.
 """
@@ -22,6 +22,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tigrislike.metadata.auditing import Actor, noted
 from tigrislike.metadata.bounded import STRONG
 from tigrislike.metadata.placing import LOCAL
 from tigrislike.metadata.records import UP
@@ -77,6 +78,8 @@ def service_routes(services: Services) -> list[Route]:
 
     async def readyz(_: HttpRequest) -> Response:
         problems = await found_wanting(("database", services.metadata.ping), ("cache", services.blocks.check))
+        if "database" not in problems:
+            problems |= await found_wanting(("master_key", services.metadata.check_master_key))
         if services.regional is not None and (state := services.regional.members.own_state) != UP:
             problems["node"] = state
         if problems:
@@ -103,16 +106,24 @@ def service_routes(services: Services) -> list[Route]:
         place = place_of(shadow, request, wanted.name) if shadow is not None else None
         if place is not None:
             await try_out(services, place)
-        bucket, key = await services.metadata.create_storage(
-            wanted.name,
-            request.identity.owner,
-            wanted.public,
-            wanted.regions,
-            wanted.durability,
-            wanted.read_mode,
-            place,
-            shadow is not None and shadow.write_through,
-        )
+        metadata, keep_s = services.metadata, services.settings.audit_retention_s
+        client = request.scope.get("client") or ("",)
+        actor = Actor(request.identity.key_id, str(client[0]), request.request_id)
+        told: dict[str, object] = {"name": wanted.name, "public": wanted.public}
+        told |= {"regions": wanted.regions, "durability": wanted.durability}
+        if shadow is not None:
+            told |= {"shadow_bucket": shadow.name, "shadow_endpoint": shadow.endpoint}
+        async with noted(metadata.engine, metadata.context, keep_s, actor, "create_storage", told):
+            bucket, key = await metadata.create_storage(
+                wanted.name,
+                request.identity.owner,
+                wanted.public,
+                wanted.regions,
+                wanted.durability,
+                wanted.read_mode,
+                place,
+                shadow is not None and shadow.write_through,
+            )
         return {"bucket": bucket.name, "access_key_id": key.key_id, "secret_access_key": key.secret}
 
     routes = [

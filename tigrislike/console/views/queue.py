@@ -139,7 +139,7 @@ async def ask_item(visit: Visit) -> Context:
         },
         "delay": {
             "question": f"Delay {what}?",
-            "consequence": "It is not begun before then. Others of its zone are not held up.",
+            "consequence": "It is not begun before then, nor sooner than it was due. Others of its zone go on.",
             "button": "Delay",
             "kind": "primary",
         },
