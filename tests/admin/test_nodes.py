@@ -99,6 +99,7 @@ def test_a_node_is_drained_and_then_removed(scratch: Path, capsys: pytest.Captur
         assert "holds nothing any more" in capsys.readouterr().out
         remove = nodes_commands.remove(prefix(it, "a"), accept_loss=False, sleep=resting(it))
         assert await run(it, remove) == 0
+        assert "is removed; its cache directory can be deleted" in capsys.readouterr().out
         assert await state(it, "b") == UP
         assert await state(it, "a") == REMOVED
         assert not it["a"].up, "it heard of it"
@@ -150,7 +151,7 @@ def test_what_is_given_up_is_named_before_it_goes(scratch: Path, capsys: pytest.
         assert await state(it, "a") == UP
         assert await run(it, nodes_commands.remove(prefix(it, "a"), accept_loss=True)) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert "is removed" in lines[0]
+        assert lines[0].endswith("is removed; its cache directory may still have what was lost: keep it")
         assert lines[1:] == [line.removeprefix("to be ")]
 
     play(scratch, story, a="iad", b="iad")
