@@ -42,7 +42,7 @@ from tigrislike.metadata.kv import (
 )
 from tigrislike.metadata.kv.observed import Kind, Observe, ObservedEngine
 from tigrislike.metadata.placing import Regions
-from tigrislike.metadata.records import LIVE, Beat, Item, NodeSample, OriginPlace
+from tigrislike.metadata.records import DRAINING, LIVE, UP, Beat, Item, NodeSample, OriginPlace
 from tigrislike.metadata.records import Node as NodeRecord
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.metrics import Snapshot
@@ -132,6 +132,7 @@ class Node:
         self._endpoint = ""
         self._beats = 0
         self._joined = False
+        self._state = UP
         self._cache_usage = (0, -1)
         self._supervisor = os.getppid()
         self._row = row
@@ -293,6 +294,7 @@ class Node:
         """Show the others that this node is alive. One that was removed meanwhile stops."""
         if not self._joined:
             await self._join()
+        self._note_state()
         disk = os.statvfs(self.settings.cache_dir)
         capacity, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
         self._beats += 1
@@ -304,6 +306,15 @@ class Node:
             _LOG.critical("this node was removed from the store: stopping")
             if os.getppid() == self._supervisor:  # else it is gone, and whoever took its place is none of ours
                 os.kill(self._supervisor, signal.SIGTERM)
+
+    def _note_state(self) -> None:
+        """Log when this node begins to drain, and when that is called off."""
+        state, before = self.regional.members.own_state, self._state
+        self._state = state
+        if state == DRAINING != before:
+            _LOG.info("this node drains: it gives up what it holds once others have it, and takes no copies")
+        elif state == UP and before == DRAINING:
+            _LOG.info("this node drains no more, and takes copies again")
 
     def mind_clock(self) -> None:
         """Follow where the host's clock has been set while this node runs, if that is nearer to what the hosts of the

@@ -428,7 +428,7 @@ def test_scrubbing_by_hand_tells_what_is_damaged(world: World, capsys: pytest.Ca
     assert world.run(cache_commands.scrub(False)) == 1
     said = capsys.readouterr()
     assert "1 healed, 1 damaged" in said.out
-    assert f"tigrislike: {lost} is damaged, and nobody else has it" in said.err
+    assert f"tigrislike: {lost} is damaged, and nobody else has it; of bucket/b/small (version " in said.err
     assert len(files_of(world.settings, "cache")) == 3, "the damaged copy was dropped"
     assert world.run(cache_commands.stat(False)) == 0
     out = capsys.readouterr().out

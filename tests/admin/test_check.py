@@ -26,7 +26,7 @@ from tigrislike.metadata.kv.seal import CLOCK_FLOOR
 from tigrislike.metadata.migrating import FORMAT
 from tigrislike.node import Node
 
-NAMES = {"engine", "latency", "clock", "space", "format", "master-key", "writes"}
+NAMES = {"engine", "latency", "clock", "space", "format", "master-key", "writes", "contents"}
 
 
 @pytest.fixture

@@ -42,7 +42,9 @@ from tigrislike.metadata.deciding import QUEUE
 from tigrislike.metadata.keyspace import pack_bytes, pack_stamp, subspace, unpack_bytes
 from tigrislike.metadata.records import DEAD, Referrer
 from tigrislike.replication.lacking import owe_restore
+from tigrislike.replication.membership import Members
 from tigrislike.replication.reclaim import reclaim_due
+from tigrislike.replication.removing import remove_node
 
 
 async def findings(metadata, blocks=None, *, repair=False):
@@ -814,6 +816,27 @@ def test_a_live_file_that_is_not_for_this_node_to_hold_becomes_cache(tmp_path, m
     with_files(tmp_path, story)
 
 
+@pytest.mark.parametrize("repair", [False, True])
+def test_the_last_copy_of_what_was_lost_is_left_and_named(tmp_path, repair):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        lost = (await stored(metadata, blocks, bucket, "some/key\n", b"d" * 200_000)).content
+        own = metadata.context.home.node
+        await metadata.join(records.Node(own, "here", "http://here"))
+        async for _ in remove_node(metadata, Members(metadata), own):
+            pass
+        for _ in range(2):
+            (finding,) = await findings(metadata, blocks, repair=repair)
+            assert (finding.kind, finding.key) == ("file-lost", lost.hex())
+            assert (finding.repairable, finding.repaired) == (False, False)
+            assert "; of bucket/some/key\\n (version " in finding.detail
+        metadata.engine.clock.advance(2 * metadata.context.grace_ns)
+        await reclaim_due(metadata, blocks)
+        assert [path for path in stored_files(tmp_path / "cache") if lost.hex() in path.name]
+
+    with_files(tmp_path, story)
+
+
 def test_a_row_that_was_lost_does_not_cost_the_file(tmp_path):
     async def story(metadata, blocks):
         bucket = await metadata.create_bucket("bucket", "me")
@@ -847,12 +870,58 @@ def test_missing_short_and_damaged_files_are_reported(tmp_path):
                 path.chmod(0o600)
                 path.write_bytes(path.read_bytes()[:-10])
         for repair in (False, True):
-            seen = {(finding.kind, finding.key) for finding in await findings(metadata, blocks, repair=repair)}
+            found = await findings(metadata, blocks, repair=repair)
+            seen = {(finding.kind, finding.key) for finding in found}
             assert seen == {
                 ("file-missing", missing.content.hex()),
                 ("file-damaged", damaged.content.hex()),
                 ("file-size", blob.hex()),
             }
+            for finding in found:
+                assert f"; of bucket/{finding.kind.removeprefix('file-').replace('size', 'short')} (" in finding.detail
+
+    with_files(tmp_path, story)
+
+
+def test_a_missing_part_is_of_no_object_until_it_is_completed_and_of_the_first_few_that_share_it(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        upload = await metadata.create_upload(bucket, "multi", UploadDraft())
+        blob = await put(blocks, b"p" * MIB)
+        draft = Part(1, MIB, etag_of(b"p"), "", 0, (Extent(blob, 0, MIB),), node=blocks.node_id)
+        stored_part = await metadata.put_part(bucket, "multi", upload.upload_id, draft)
+        for path in stored_files(tmp_path / "cache"):
+            path.unlink()
+        (finding,) = await findings(metadata, blocks)
+        assert finding.detail == f"its {MIB} bytes are not on this node; of no object"
+        await metadata.complete_upload(
+            bucket, "multi", upload.upload_id, listed(stored_part), combine=no_combine, composite=no_composite
+        )
+        for number in range(5):
+            await metadata.copy_object((bucket, "multi", None), None, bucket, f"copy{number}", copy_draft)
+        (finding,) = await findings(metadata, blocks)
+        names = finding.detail.partition("; of ")[2].split(", ")
+        assert len(names) == 4
+        assert names.pop() == "..."
+        assert all(name.startswith(("bucket/multi (version ", "bucket/copy")) for name in names)
+
+    with_files(tmp_path, story)
+
+
+def test_what_cannot_be_named_is_reported_all_the_same(tmp_path):
+    async def story(metadata, blocks):
+        bucket = await metadata.create_bucket("bucket", "me")
+        version = await stored(metadata, blocks, bucket, "k", b"d" * 1000)
+
+        async def damage(tr):
+            for key, _ in await tr.get_range(*metadata.context.keys.ref_range(version.content), limit=10):
+                tr.set(key, b"\xc1")
+
+        await metadata.engine.transact(damage)
+        for path in stored_files(tmp_path / "cache"):
+            path.unlink()
+        (missing,) = [each for each in await findings(metadata, blocks) if each.kind == "file-missing"]
+        assert missing.detail == "its 1000 bytes are not on this node"
 
     with_files(tmp_path, story)
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from tests.bytecache.conftest import scratch
-from tests.metadata.world import MASTER
+from tests.metadata.world import MASTER, large
 from tests.replication.cluster import BUCKET, SECOND, Cluster, cluster, data_of
 from tigrislike.admin import nodes, nodes_commands
 from tigrislike.admin.check import Check, check_nodes
 from tigrislike.admin.nodes import NodesError
 from tigrislike.metadata import Metadata
 from tigrislike.metadata.homes import ANYBODY, owe_hold
-from tigrislike.metadata.kv import open_engine
-from tigrislike.metadata.records import DRAINING, REMOVED, UP, Beat, Node
+from tigrislike.metadata.kv import Transaction, open_engine
+from tigrislike.metadata.records import DRAINING, LOST, REMOVED, UP, Beat, Node
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.membership import Members
 
@@ -99,6 +99,7 @@ def test_a_node_is_drained_and_then_removed(scratch: Path, capsys: pytest.Captur
         assert "holds nothing any more" in capsys.readouterr().out
         remove = nodes_commands.remove(prefix(it, "a"), accept_loss=False, sleep=resting(it))
         assert await run(it, remove) == 0
+        assert "is removed; its cache directory can be deleted" in capsys.readouterr().out
         assert await state(it, "b") == UP
         assert await state(it, "a") == REMOVED
         assert not it["a"].up, "it heard of it"
@@ -143,11 +144,29 @@ def test_what_is_given_up_is_named_before_it_goes(scratch: Path, capsys: pytest.
         with pytest.raises(NodesError, match="start it again and drain it, or give them up with --accept-loss"):
             await run(it, nodes_commands.remove(prefix(it, "a"), accept_loss=False))
         capsys.readouterr()
+        assert await run(it, nodes_commands.losses(prefix(it, "a"))) == 1
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith(f"to be lost {BUCKET}/some/key\\n (version ")
+        assert await state(it, "b") == UP
+        assert await state(it, "a") == UP
         assert await run(it, nodes_commands.remove(prefix(it, "a"), accept_loss=True)) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0].startswith(f"lost {BUCKET}/some/key\\n (version ")
-        assert "is removed" in lines[1]
-        assert len(lines) == 2
+        assert lines[0].endswith("is removed; its cache directory may still have what was lost: keep it")
+        assert lines[1:] == [line.removeprefix("to be ")]
+
+    play(scratch, story, a="iad", b="iad")
+
+
+def test_a_node_that_serves_is_not_removed_whatever_is_accepted(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        await it["a"].put("k", data_of(1))
+        for command in (nodes_commands.losses, lambda name: nodes_commands.remove(name, accept_loss=True)):
+            with pytest.raises(NodesError, match="is alive: drain it first"):
+                await run(it, command(prefix(it, "a")))
+        assert await state(it, "a") == UP
+        await it["a"].metadata.set_node_state(it["a"].id, DRAINING)
+        assert await run(it, nodes_commands.losses(prefix(it, "a"))) == 1
 
     play(scratch, story, a="iad", b="iad")
 
@@ -293,8 +312,46 @@ def test_the_check_finds_a_host_whose_clock_was_set(scratch: Path) -> None:
 
 def test_a_store_of_one_node_is_not_asked_for_life(scratch: Path) -> None:
     async def story(it: Cluster) -> None:
+        await it.bucket()
+        await it["a"].put("k", data_of(1))
         it.kill("a")
-        assert await checks(it) == {}
+        ((contents,),) = (await checks(it)).values()
+        assert (contents.name, contents.verdict) == ("contents", "ok")
+        assert contents.detail == "nothing was lost with a removed node"
+
+    play(scratch, story, a="iad")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_check_names_what_was_lost_with_the_only_node(scratch: Path, full: bool) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        await it["a"].put("k", data_of(1))
+        it.kill("a")
+        assert await run(it, nodes_commands.remove(prefix(it, "a"), accept_loss=True)) == 0
+        for others in ("none", "a new one"):
+            ((contents,),) = (await checks(it, full=full)).values()
+            assert contents.verdict == "attention", others
+            assert contents.detail.endswith(f"1 were lost with nodes that were removed: {BUCKET}/k")
+            assert [name.key for name in contents.facts["objects"]] == ["k"]
+            await (await operator(it)).join(Node(b"b" * 16, "iad", "http://b"))
+
+    play(scratch, story, a="iad")
+
+
+def test_what_a_node_of_the_store_holds_again_is_not_lost(scratch: Path) -> None:
+    async def story(it: Cluster) -> None:
+        await it.bucket()
+        content = await it["a"].put("k", data_of(1))
+        keys = it["a"].metadata.context.keys
+
+        async def note_lost(tr: Transaction) -> None:
+            tr.set(keys.home(LOST, content), b"")
+
+        await it.engine.transact(note_lost)
+        it.kill("a")
+        ((contents,),) = (await checks(it)).values()
+        assert contents.verdict == "ok"
 
     play(scratch, story, a="iad")
 
@@ -320,7 +377,7 @@ async def beating(metadata: Metadata, node: bytes) -> AsyncIterator[None]:
             await task
 
 
-async def program(folder: Path, *arguments: str) -> tuple[int, str, str]:
+async def program(folder: Path, *arguments: str, typed: bytes = b"") -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -328,10 +385,11 @@ async def program(folder: Path, *arguments: str) -> tuple[int, str, str]:
         *arguments,
         "--data-dir",
         str(folder),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    out, error = await process.communicate()
+    out, error = await process.communicate(typed)
     assert process.returncode is not None
     return process.returncode, out.decode(), error.decode()
 
@@ -361,6 +419,33 @@ def test_the_program_lists_drains_and_removes(tmp_path: Path) -> None:
         status, _, error = await program(tmp_path / "nowhere", "nodes")
         assert status == 1
         assert error.startswith("tigrislike: ")
+        await engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.slow  # the program watches for life for six seconds, each time
+def test_the_program_asks_before_objects_are_lost(tmp_path: Path) -> None:
+    async def main() -> None:
+        engine = await open_engine(f"sqlite://{tmp_path / 'metadata.db'}")
+        master = MasterKey.load(None, tmp_path / "master.key", create=True)
+        node = b"a-node-of-a-test"
+        metadata = await Metadata.open(engine, master_key=master, node_id=node, region="iad")
+        await metadata.join(Node(node, "iad", "http://a"))
+        await metadata.put_object(await metadata.create_bucket("bucket", "me"), "k", large(b"k"))
+        remove = ("nodes", "remove", node.hex()[:8], "--accept-loss")
+        for typed, why in ((b"n\n", "nothing was removed"), (b"", "Abort")):
+            status, out, error = await program(tmp_path, *remove, typed=typed)
+            assert status == 1
+            assert out.startswith("to be lost bucket/k (version ")
+            assert "Lose these 1 contents for good? [y/N]" in error
+            assert why in error
+        assert {each.state for each, _ in await metadata.nodes()} == {UP}
+        status, out, error = await program(tmp_path, *remove, "--yes")
+        assert status == 0
+        assert "Lose" not in error
+        assert out.splitlines()[-1].startswith("lost bucket/k (version ")
+        assert {each.state for each, _ in await metadata.nodes()} == {REMOVED}
         await engine.close()
 
     asyncio.run(main())

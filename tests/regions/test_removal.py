@@ -25,9 +25,8 @@ def test_a_node_that_is_removed_while_it_runs_stops_and_may_not_return(tmp_path:
             here = [*flags, f"--data-dir={tmp_path / 'a'}"]
             table = subprocess.run([*nodes, "--json", *here], capture_output=True, text=True, check=True, timeout=60)
             ids = node_ids(table.stdout)
-            subprocess.run(
-                [*nodes, "remove", ids["b"], "--accept-loss", *here], capture_output=True, check=False, timeout=120
-            )
+            for command in (("drain", ids["b"], "--wait"), ("remove", ids["b"])):
+                subprocess.run([*nodes, *command, *here], capture_output=True, check=True, timeout=120)
             assert leaver.process.wait(START_TIMEOUT_S) == 0
             assert "this node was removed from the store: stopping" in leaver.log.read_text()
             with pytest.raises(AssertionError, match="was removed from the store: give it an empty cache directory"):
@@ -61,6 +60,8 @@ def test_a_node_that_drains_is_not_ready_and_serves(tmp_path: Path) -> None:
             until(lambda expected=expected: readyz(node) == expected, command)  # type: ignore[misc]
             with urllib.request.urlopen(f"{node.endpoint}/healthz") as answer:
                 assert answer.status == 200
+        until(lambda: "this node drains no more" in node.log.read_text(), "it says so")
+        assert node.log.read_text().count("this node drains:") == 1
 
 
 def node_ids(table: str) -> dict[str, str]:

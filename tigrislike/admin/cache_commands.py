@@ -13,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
+from pathlib import PurePath
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +33,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from tigrislike.admin import cache
+from tigrislike.admin import cache, naming
 from tigrislike.admin.cache import Changed, Presence, Target
 from tigrislike.bytecache import BytesError
 from tigrislike.bytecache.scrub import ScrubState
@@ -184,8 +185,10 @@ def scrub(as_json: bool) -> Command:
                 f"{state.blocks:,} blocks ({decimal(state.bytes)}) verified: "
                 f"{state.healed:,} healed, {state.damaged:,} damaged"
             )
+            buckets = await naming.bucket_names(node.metadata) if state.names else {}
             for name in state.names:
-                _complain(f"{name} is damaged, and nobody else has it")
+                of = await naming.owners(node.metadata, buckets, bytes.fromhex(PurePath(name).stem))
+                _complain(f"{name} is damaged, and nobody else has it; of {of}")
         return 1 if state.damaged else 0
 
     return command

@@ -24,16 +24,8 @@ from typing import Any, Literal
 import apsw
 import msgspec
 
-from tigrislike.admin.nodes import (
-    LOOK_S,
-    PATIENCE_S,
-    Name,
-    Sleep,
-    as_nobody,
-    bucket_names,
-    names_of,
-    sole_contents,
-)
+from tigrislike.admin.naming import Name, bucket_names, names_of, plain
+from tigrislike.admin.nodes import LOOK_S, PATIENCE_S, Sleep, as_nobody, lost_contents, sole_contents
 from tigrislike.admin.reach import reached
 from tigrislike.bytecache import layout
 from tigrislike.config import Settings
@@ -47,7 +39,7 @@ from tigrislike.metadata.kv.errors import ReadOnlyTransaction
 from tigrislike.metadata.kv.seal import CLOCK_FLOOR, COPYING, OWN, seal_members
 from tigrislike.metadata.kv.sqlite_file import FORMAT_VERSION
 from tigrislike.metadata.migrating import FORMAT
-from tigrislike.metadata.records import LOST, Home
+from tigrislike.metadata.records import Home
 from tigrislike.metadata.records import cluster as cluster_codec
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.membership import Members
@@ -332,12 +324,14 @@ async def _master_key(engine: Engine, settings: Settings) -> Check:
 
 
 async def check_nodes(metadata: Metadata, *, full: bool, sleep: Sleep = asyncio.sleep) -> AsyncIterator[Check]:
-    """Which nodes are alive, whether their clocks agree with this machine's, and what no living node can give. Nothing
-    where there is only one: it need not run to be checked."""
-    members, clocks = Members(metadata), dict[bytes, tuple[float, float]]()
+    """Which nodes are alive, whether their clocks agree with this machine's, and what no living node can give. One that
+    is alone need not run to be checked: then only what is lost is looked for."""
+    members = Members(metadata)
     await members.refresh()
-    if len(members.all()) < 2:
+    if alone := len(members.all()) < 2:
+        yield await _contents(metadata, members, full, alone)
         return
+    clocks = dict[bytes, tuple[float, float]]()
     looks, before_ns = int(PATIENCE_S / LOOK_S), metadata.now_ns()
     while looks and not all(each.moving for each in members.all()):
         await sleep(LOOK_S)
@@ -368,13 +362,13 @@ async def check_nodes(metadata: Metadata, *, full: bool, sleep: Sleep = asyncio.
             facts = {"against": each.node.hex(), "step_s": round(step_s, 3)}
             detail = f"the clock of {name} was set {step_s:+.1f} s off since it started: it goes by the time before"
             yield Check("clock", "attention", detail, facts)
-    yield await _contents(metadata, members, full)
+    yield await _contents(metadata, members, full, alone)
 
 
-async def _contents(metadata: Metadata, members: Members, full: bool) -> Check:
-    silent = [each.node for each in members.all() if not each.moving]
+async def _contents(metadata: Metadata, members: Members, full: bool, alone: bool) -> Check:
+    silent = [each.node for each in members.all() if not each.moving and not alone]
     unreachable = {each: None for node in silent async for each in sole_contents(metadata, members, node)}
-    lost = [each async for each in sole_contents(metadata, members, LOST)]
+    lost = [each async for each in lost_contents(metadata, members)]
     buckets = await bucket_names(metadata) if unreachable or lost else {}
     names: list[Name] = []
     for content_id in [*lost, *unreachable]:
@@ -386,9 +380,9 @@ async def _contents(metadata: Metadata, members: Members, full: bool) -> Check:
             break
     facts = {"unreachable": len(unreachable), "lost": len(lost), "objects": names}
     if not names:
-        return Check("contents", "ok", "everything is on a node that is alive", facts)
-    listed = ", ".join(f"{name.bucket}/{name.key}" for name in names)
-    listed = listed if listed.isprintable() else listed.encode("unicode_escape").decode()
+        detail = "nothing was lost with a removed node" if alone else "everything is on a node that is alive"
+        return Check("contents", "ok", detail, facts)
+    listed = ", ".join(f"{name.bucket}/{plain(name.key)}" for name in names)
     detail = (
         f"{len(unreachable):,} contents are only on nodes that show no life, {len(lost):,} were lost with nodes that "
         f"were removed: {listed}" + (", ..." if len(names) == SHOWN and not full else "")

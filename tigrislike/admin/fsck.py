@@ -32,6 +32,7 @@ from tigrislike.metadata.kv import Transaction
 from tigrislike.metadata.records import LIVE, OBJECT, Bucket, Content
 
 from .checks import Check, Problem, View, families, owed_anywhere
+from .naming import bucket_names, owners
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ class _Fsck:
         self.repair = repair
         self.pause_s = pause_s
         self.view = View(self.ctx)
+        self.buckets: dict[bytes, str] | None = None
 
     async def pause(self) -> None:
         await asyncio.sleep(self.pause_s)
@@ -356,10 +358,11 @@ class _Fsck:
             elif blob.state == LIVE and await self.stray(stored):
                 yield await self.settle_stray(stored)
             elif (stored.damage or blob.size != stored.size) and await self.needed(stored.blob_id):
+                of = await self.owners(stored.blob_id)
                 for damage in stored.damage:
-                    yield Finding("file-damaged", name, damage, False)
+                    yield Finding("file-damaged", name, damage + of, False)
                 if not stored.damage:
-                    yield Finding("file-size", name, f"has {stored.size} bytes, its row says {blob.size}", False)
+                    yield Finding("file-size", name, f"has {stored.size} bytes, its row says {blob.size}{of}", False)
             await self.pause()
 
         async def ours(tr: Transaction, key: bytes, value: bytes) -> tuple[bytes, int] | None:
@@ -368,7 +371,16 @@ class _Fsck:
 
         async for _, found in self.scan(*subspace(self.ctx.keys.blobs), ours, SUM_CHUNK):
             if found is not None and found[0] not in on_disk and await self.missing(*found):
-                yield Finding("file-missing", found[0].hex(), f"its {found[1]} bytes are not on this node", False)
+                detail = f"its {found[1]} bytes are not on this node{await self.owners(found[0])}"
+                yield Finding("file-missing", found[0].hex(), detail, False)
+
+    async def owners(self, blob_id: bytes) -> str:
+        """Of which objects a blob is, to end a finding with."""
+        with contextlib.suppress(*UNREADABLE):  # `rows` has reported it
+            if self.buckets is None:
+                self.buckets = await bucket_names(self.metadata)
+            return f"; of {await owners(self.metadata, self.buckets, blob_id)}"
+        return ""
 
     async def orphan_file(self, stored: StoredBlob) -> Finding | None:
         """A file in ``home/`` that no row knows.
@@ -409,14 +421,29 @@ class _Fsck:
         return any(os.path.exists(layout.home_block(stored.blob_id, number)) for number in stored.blocks)
 
     async def settle_stray(self, stored: StoredBlob) -> Finding:
-        if self.repair:
+        """Have a stray file removed, unless nobody else has its bytes: they were lost with this node, and are all that
+        is left of an object."""
+        name = stored.blob_id.hex()
 
-            async def mend(tr: Transaction) -> None:
+        async def settle(tr: Transaction) -> bool:
+            last = await self.is_last(tr, stored.blob_id)
+            if self.repair and not last:
                 await blobs.owe_blob(tr, self.ctx, self.ctx.home.node, b"", stored.blob_id)
+            return last
 
-            await self.engine.transact(mend)
+        if await (self.engine.transact if self.repair else self.engine.read)(settle):
+            of = await self.owners(stored.blob_id)
+            detail = f"{stored.disk_bytes} bytes that no node of the store holds: lost, unless copied from here{of}"
+            return Finding("file-lost", name, detail, False)
         detail = f"{stored.disk_bytes} bytes at home on a node that is not to hold it"
-        return Finding("file-stray", stored.blob_id.hex(), detail, True, self.repair)
+        return Finding("file-stray", name, detail, True, self.repair)
+
+    async def is_last(self, tr: Transaction, blob_id: bytes) -> bool:
+        """Whether a blob is of a live content, and neither a node of the store nor an origin has it."""
+        located = await homes.locate(tr, self.ctx, blob_id)
+        if located is None or located.homes or located.elsewhere is not None:
+            return False
+        return await homes.read_content(tr, self.ctx, located.content_id) is not None
 
     async def missing(self, blob_id: bytes, size: int) -> bool:
         """Whether a live blob has no files: it may have been committed, or reclaimed, since the disk was read."""

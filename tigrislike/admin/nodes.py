@@ -21,9 +21,8 @@ from tigrislike.metadata.bounded import Bounds, elapsed_ns
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace
 from tigrislike.metadata.kv import Engine, Transaction
-from tigrislike.metadata.records import DRAINING, LIVE, REMOVED, UP, Cluster, Home
+from tigrislike.metadata.records import DRAINING, LIVE, LOST, REMOVED, UP, Cluster, Home
 from tigrislike.metadata.records import content as content_codec
-from tigrislike.metadata.records import referrer as referrer_codec
 from tigrislike.metadata.secrets import MasterKey
 from tigrislike.replication.membership import BEAT_S, Member, Members
 from tigrislike.replication.removing import remove_node
@@ -56,15 +55,6 @@ class Standing(msgspec.Struct, frozen=True):
     used_bytes: int
     free_bytes: int
     sole: int | None = None
-
-
-class Name(msgspec.Struct, frozen=True):
-    """A version of an object, in a bucket by its name (by its id in hex, where it has none any more)."""
-
-    bucket: str
-    key: str
-    version: int
-    content: str
 
 
 @contextlib.asynccontextmanager
@@ -153,6 +143,17 @@ async def count_sole(metadata: Metadata, members: Members, node: bytes) -> int:
 async def sole_contents(metadata: Metadata, members: Members, node: bytes) -> AsyncIterator[bytes]:
     """Contents that a node holds, and that the living nodes beside it cannot give."""
     others = {each.node for each in members.all() if each.moving} - {node}
+    async for content_id in _held_without(metadata, node, others):
+        yield content_id
+
+
+async def lost_contents(metadata: Metadata, members: Members) -> AsyncIterator[bytes]:
+    """Contents that only nodes held which were removed: no node of the store has them, alive or not."""
+    async for content_id in _held_without(metadata, LOST, {each.node for each in members.all()}):
+        yield content_id
+
+
+async def _held_without(metadata: Metadata, node: bytes, others: Container[bytes]) -> AsyncIterator[bytes]:
     after = b""
     while page := await metadata.homes_of(node, after, _PAGE):
         for content_id in await metadata.engine.background.read(_without, metadata.context, others, page):
@@ -176,49 +177,17 @@ async def _without(tr: Transaction, ctx: Context, nodes: Container[bytes], conte
     return missing
 
 
-async def bucket_names(metadata: Metadata) -> dict[bytes, str]:
-    names: dict[bytes, str] = {}
-    after = ""
-    while True:
-        page, after = await metadata.list_buckets(None, after=after)
-        names |= {bucket.id: bucket.name for bucket in page}
-        if not after:
-            return names
-
-
-async def names_of(metadata: Metadata, buckets: dict[bytes, str], content_id: bytes) -> AsyncIterator[Name]:
-    """The versions that a content belongs to, or that have slices of it."""
-    waiting, seen = [content_id], {content_id}
-    while waiting:
-        at = waiting.pop()
-        begin, end = metadata.context.keys.ref_range(at)
-        while rows := await metadata.engine.background.read(_refs, begin, end):
-            for _, value in rows:
-                referrer = referrer_codec.decode(value)
-                if referrer.content:
-                    waiting += [referrer.content] if referrer.content not in seen else []
-                    seen.add(referrer.content)
-                else:
-                    bucket = buckets.get(referrer.bucket, referrer.bucket.hex())
-                    yield Name(bucket, referrer.key, referrer.stamp, content_id.hex())
-            begin = rows[-1][0] + b"\x00"
-
-
-async def _refs(tr: Transaction, begin: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
-    return await tr.get_range(begin, end, limit=1000)
-
-
 # --- what is done
 
 
-async def check_removable(metadata: Metadata, members: Members, member: Member) -> None:
-    """Refuse what would lose something. Raises NodesError."""
+async def check_removable(metadata: Metadata, members: Members, member: Member, *, accept_loss: bool = False) -> None:
+    """Refuse a node that serves, and what would lose something unless that is accepted. Raises NodesError."""
     if member.state == REMOVED:
         return  # it goes on with what an earlier one left
     name = member.node.hex()
     if member.moving and member.state != DRAINING:
         raise NodesError(f"node {name} is alive: drain it first, with `tigrislike nodes drain {name[:8]} --wait`")
-    sole = await count_sole(metadata, members, member.node)
+    sole = 0 if accept_loss else await count_sole(metadata, members, member.node)
     if sole:
         how = "wait until it is drained" if member.moving else "start it again and drain it"
         raise NodesError(f"{sole} contents are on no other living node: {how}, or give them up with --accept-loss")

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tigrislike.admin import nodes
+from tigrislike.admin import naming, nodes
 from tigrislike.admin.nodes import NodesError
 from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
@@ -119,21 +119,30 @@ def undrain(prefix: str) -> Command:
     return command
 
 
-def remove(prefix: str, accept_loss: bool, *, sleep: nodes.Sleep = asyncio.sleep) -> Command:
-    """Remove a node for good; 1 where something was lost that nobody had accepted."""
+def losses(prefix: str) -> Command:
+    """Name what removing a node would lose. Unlike other commands' its status is how many contents those are."""
 
     async def command(metadata: Metadata, members: Members) -> int:
         member = nodes.found(members, prefix)
-        if accept_loss:
-            await _print_names(metadata, "lost", nodes.sole_contents(metadata, members, member.node))
-        else:
-            await nodes.check_removable(metadata, members, member)
+        await nodes.check_removable(metadata, members, member, accept_loss=True)
+        sole = [each async for each in nodes.sole_contents(metadata, members, member.node)]
+        await _print_names(metadata, "to be lost", _each(sole))
+        return len(sole)
+
+    return command
+
+
+def remove(prefix: str, accept_loss: bool, *, sleep: nodes.Sleep = asyncio.sleep) -> Command:
+    """Remove a node for good, and name what was lost; 1 where something was and nobody had accepted it."""
+
+    async def command(metadata: Metadata, members: Members) -> int:
+        member = nodes.found(members, prefix)
+        await nodes.check_removable(metadata, members, member, accept_loss=accept_loss)
         lost = await _remove(metadata, members, member, sleep)
         if lost and not accept_loss:
             _complain(f"{len(lost)} contents were written while it was removed, and are lost:")
-            await _print_names(metadata, "lost", _each(lost))
-            return 1
-        return 0
+        await _print_names(metadata, "lost", _each(lost))
+        return 1 if lost and not accept_loss else 0
 
     return command
 
@@ -164,7 +173,10 @@ async def _remove(metadata: Metadata, members: Members, member: Member, sleep: n
         async for rows, gone in nodes.remove(metadata, members, member, sleep=sleep):
             update(advance=rows)
             lost += gone
-    _console().print(f"node {member.node.hex()} is removed; its cache directory can be deleted")
+    left = (
+        "what was lost may still be in its cache directory: keep it" if lost else "its cache directory can be deleted"
+    )
+    _console().print(f"node {member.node.hex()} is removed; {left}")
     return lost
 
 
@@ -178,10 +190,10 @@ async def _each(content_ids: list[bytes]) -> Any:
 
 
 async def _print_names(metadata: Metadata, what: str, content_ids: Any) -> None:
-    buckets = await nodes.bucket_names(metadata)
+    buckets = await naming.bucket_names(metadata)
     async for content_id in content_ids:
-        async for name in nodes.names_of(metadata, buckets, content_id):
-            print(f"{what} {name.bucket}/{_plain(name.key)} (version {name.version})", flush=True)
+        async for name in naming.names_of(metadata, buckets, content_id):
+            print(f"{what} {name}", flush=True)
 
 
 @contextlib.contextmanager
@@ -203,8 +215,3 @@ def _print_json(value: Any) -> None:
 
 def _complain(message: str) -> None:
     print(f"tigrislike: {message}", file=sys.stderr)
-
-
-def _plain(text: str) -> str:
-    """A key as one line that no terminal takes for commands."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -21,18 +21,24 @@ nodes = group("nodes", "The nodes of the store.", alone=True)
 _NODE = Annotated[str, typer.Argument(help="The beginning of a node's id, as `tigrislike nodes` shows it.")]
 
 
-def _nodes(
+def _carried_out(
     settings: Settings, command: Callable[[ModuleType], Command], action: str = "", **arguments: object
-) -> NoReturn:
-    """Carry out a command of `nodes_commands`, which is given to `command` once it is imported; as its `run`."""
+) -> int:
+    """The status of a command of `nodes_commands`, which is given to `command` once it is imported; as its `run`."""
     from tigrislike.admin import nodes_commands
     from tigrislike.admin.nodes import NodesError
 
     try:
-        status = nodes_commands.run(settings, command(nodes_commands), action, **arguments)
+        return nodes_commands.run(settings, command(nodes_commands), action, **arguments)
     except NodesError as error:
         fail(str(error))
-    raise typer.Exit(status)
+
+
+def _nodes(
+    settings: Settings, command: Callable[[ModuleType], Command], action: str = "", **arguments: object
+) -> NoReturn:
+    """Carry out such a command and exit as it says."""
+    raise typer.Exit(_carried_out(settings, command, action, **arguments))
 
 
 @command(nodes, None, DATABASE)
@@ -73,10 +79,15 @@ def nodes_remove(
     node: _NODE,
     *,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Also where that loses objects; they are printed first.")
+        bool, typer.Option("--accept-loss", help="Also where that loses objects; they are printed, and it asks, first.")
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --accept-loss: do not ask.")] = False,
 ) -> None:
     """Remove a node for good: one that is drained, or that is dead and whose objects are elsewhere too."""
+    if accept_loss:
+        lost = _carried_out(settings, lambda commands: commands.losses(node))
+        if lost and not yes and not typer.confirm(f"Lose these {lost:,} contents for good?", err=True):
+            fail("nothing was removed")
     arguments = {"node": node, "accept_loss": accept_loss}
     _nodes(settings, lambda commands: commands.remove(node, accept_loss), "remove_node", **arguments)
 
