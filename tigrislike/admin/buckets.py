@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 
+from tigrislike.admin import nodes
 from tigrislike.config import Settings
 from tigrislike.metadata import Bucket, MetadataError
 from tigrislike.metadata.kv import EngineError
-from tigrislike.node import Node
 
 
 class BucketError(Exception):
@@ -25,8 +25,8 @@ def change(settings: Settings, name: str, changes: dict[str, object]) -> Bucket:
     """
 
     async def changed() -> Bucket:
-        async with Node.opened(settings) as node:
-            return await node.metadata.change_bucket(name, **changes)
+        async with nodes.opened(settings) as metadata:
+            return await metadata.change_bucket(name, **changes)
 
     try:
         return asyncio.run(changed())

@@ -67,7 +67,7 @@ def fsck(
 
     async def check() -> tuple[int, int]:
         found = left = 0
-        async with Node.opened(settings) as node:
+        async with Node.opened(settings, make=False) as node:
             async for finding in fsck(node.metadata, node.blocks, repair=repair, pause_s=pause):
                 found += 1
                 left += not finding.repaired
