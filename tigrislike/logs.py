@@ -101,11 +101,7 @@ class AccessLog:
         self._fd = -1
         self._thread: threading.Thread | None = None
         if destination != "off":
-            self._fd = (
-                os.dup(2)
-                if destination == "-"
-                else os.open(destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            )
+            self._fd = os.dup(2) if destination == "-" else open_log(destination)
             self._is_pipe = stat.S_ISFIFO(os.fstat(self._fd).st_mode)
             self._thread = threading.Thread(target=self._write_batches, name="access-log", daemon=True)
             self._thread.start()
@@ -161,6 +157,11 @@ class AccessLog:
                 chunk = bytearray()
             chunk += line
         _write_all(self._fd, chunk)
+
+
+def open_log(path: str) -> int:
+    """A descriptor that appends to a log file, which is made if it is not there. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
 
 def _write_all(fd: int, data: bytearray) -> None:

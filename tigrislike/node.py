@@ -25,6 +25,7 @@ from tigrislike.bytecache.source import BlobSource
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.counting import DATABASE_KINDS, ORIGIN_FAILURES, OTHER, RESULTS, Column, Row, Table
+from tigrislike.existing import check_store
 from tigrislike.metadata import AccessKey, Metadata, MetadataError, history, surveying
 from tigrislike.metadata.bounded import Bounds
 from tigrislike.metadata.deciding import QueueParameters
@@ -145,6 +146,7 @@ class Node:
         cls,
         settings: Settings,
         *,
+        make: bool = True,
         policy: str | None = None,
         open_source: OpenSource | None = None,
         open_origin: OpenOrigin | None = None,
@@ -156,6 +158,7 @@ class Node:
         """A node for the length of a `with` block, its directories and master key made at first start.
 
         Args:
+            make: a store that is not there is made; otherwise that is an error.
             policy: of eviction; by default whatever the cache is arranged by, for it is the server's to say.
             open_source: given the node, says where blocks that are not here come from; by default from the other nodes.
             open_origin: opens stores elsewhere; by default by the drivers that there are for their URLs.
@@ -165,13 +168,12 @@ class Node:
             clock: what the processes of the node go by.
 
         Raises:
-            OSError: a directory or file cannot be used.
+            OSError: a directory or file cannot be used, or with `make` false is not there.
             EngineError, MetadataError, BytesError: a part refuses to open: a wrong master key, a newer format.
         """
-        _make_private(settings.data_dir)
-        _make_private(settings.cache_dir)
-        if settings.sqlite_path is not None:
-            _make_private(settings.sqlite_path.parent)
+        if not make:
+            check_store(settings)
+        make_directories(settings)
         master_key = load_master_key(settings)
         blocks = BlockStore.open(
             settings.cache_dir,
@@ -661,11 +663,14 @@ def origin_opener(settings: Settings, egress: Egress | None = None) -> OpenOrigi
 
 
 def load_master_key(settings: Settings) -> MasterKey:
-    """The configured master key. Beside SQLite the file is made when it is absent; elsewhere it must be there."""
-    path = settings.master_key_path
-    if path is not None and settings.sqlite_path is not None:
+    """The configured master key. The file is made for a new SQLite database; otherwise it must be there: a database
+    that exists was made with some key, which no other replaces."""
+    path, database = settings.master_key_path, settings.sqlite_path
+    # Looked at before the key: whoever else makes this store meanwhile makes the key first.
+    new = database is not None and not database.exists()
+    if path is not None and new:
         path.parent.mkdir(parents=True, exist_ok=True)
-    return MasterKey.load(settings.master_key or None, path, create=settings.sqlite_path is not None)
+    return MasterKey.load(settings.master_key or None, path, create=new)
 
 
 @contextlib.asynccontextmanager
@@ -704,6 +709,14 @@ async def _repeat(name: str, duty: Callable[[], Awaitable[None]], pause_s: float
                 seal = outage = ""
                 _LOG.info("%s goes on", name)
             await asyncio.sleep(pause_s)
+
+
+def make_directories(settings: Settings) -> None:
+    """Make those of a node's directories that are not there. Raises OSError."""
+    _make_private(settings.data_dir)
+    _make_private(settings.cache_dir)
+    if settings.sqlite_path is not None:
+        _make_private(settings.sqlite_path.parent)
 
 
 def _make_private(directory: Path) -> None:

@@ -12,12 +12,13 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from tigrislike.admin import nodes
 from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
+from tigrislike.existing import check_database
 from tigrislike.metadata.errors import MetadataError, WrongMasterKey
 from tigrislike.metadata.kv import EngineError
 from tigrislike.metadata.secrets import MasterKey
-from tigrislike.node import Node, load_master_key
 
 
 class RotationError(Exception):
@@ -41,7 +42,8 @@ def rotate(settings: Settings, new_file: Path | None) -> str:
             raise RotationError("the master key is not in a file: name the new one's with --new-master-key-file")
         new_file = path.with_name(path.name + ".new")
     try:
-        old = load_master_key(settings)
+        check_database(settings)
+        old = MasterKey.load(settings.master_key or None, settings.master_key_path, create=False)
         new = MasterKey.load(None, new_file, create=True)
         if old.id == new.id:
             raise RotationError(f"the key in {new_file} is in force already")
@@ -76,10 +78,10 @@ def _keep(old: MasterKey, file: Path) -> None:
 
 async def _rotate(settings: Settings, new: MasterKey) -> None:
     told = {"key": new.id.hex()}
-    async with Node.opened(settings) as node, by_command(node.metadata, settings, "rotate_master_key", told):
-        await node.metadata.rotate_master_key(new)
+    async with nodes.opened(settings) as metadata, by_command(metadata, settings, "rotate_master_key", told):
+        await metadata.rotate_master_key(new)
 
 
 async def _open(settings: Settings) -> None:
-    async with Node.opened(settings):
+    async with nodes.opened(settings):
         pass

@@ -14,9 +14,11 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,17 +34,18 @@ from tigrislike.accept import Acceptor, LoadTable
 from tigrislike.bytecache.verified import Verified
 from tigrislike.config import Settings
 from tigrislike.counting import Column, Row, Table
-from tigrislike.logs import AccessLog, Record, setup_logging
+from tigrislike.logs import AccessLog, Record, open_log, setup_logging
 from tigrislike.metadata.access import canonical_id
 from tigrislike.metadata.kv import SteadyClock
 from tigrislike.metrics import Look, Metrics, Reading
-from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, TASKS, Duty, Node, OpenSource, repeating
+from tigrislike.node import HIT_INTERVAL_S, NODE_REFUSES, TASKS, Duty, Node, OpenSource, make_directories, repeating
 from tigrislike.replication.epochs import Epochs
 from tigrislike.s3api.errors import ERRORS
 from tigrislike.s3api.http import Front, HttpProtocol, Limits
 from tigrislike.s3api.protocol import load_protocol
 from tigrislike.s3api.request import new_request_id
 from tigrislike.slow import SlowRequests
+from tigrislike.sole import Occupied, occupy
 from tigrislike.supervisor import Role, Supervisor
 
 if TYPE_CHECKING:
@@ -71,7 +74,11 @@ class Ready:
     admin_endpoint: str = ""
 
 
-class BindError(Exception):
+class StartError(Exception):
+    """The node cannot start; the message says what to put right."""
+
+
+class BindError(StartError):
     """The address cannot be listened on."""
 
 
@@ -139,10 +146,25 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
         open_source: called in each process with its node: where blocks come from that are not on this disk.
 
     Raises:
-        BindError: the address is taken, or not this machine's.
+        StartError: the address is taken, or not this machine's (BindError); a file that the settings name cannot be
+            used; a node runs on the cache directory already.
     """
     setup_logging(settings.log_level, "supervisor", settings.log_format)
     _raise_descriptor_limit()
+    check_files(settings)
+    try:
+        make_directories(settings)
+        lock = occupy(settings.cache_dir)
+    except (Occupied, OSError) as error:
+        raise StartError(f"cannot open the store: {error}") from error
+    try:
+        return _serve(settings, on_ready, open_source, lock)
+    finally:
+        os.close(lock)
+
+
+def _serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: OpenSource | None, lock: int) -> int:
+    """`serve`, once the node may start. `lock` is the supervisor's alone."""
     listener = bind(settings.host, settings.port)
     try:
         admin_listener = bind(*_host_and_port(settings.admin_listen)) if settings.admin_listen else None
@@ -165,12 +187,14 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
 
     def run_worker(index: int) -> Callable[[Callable[[dict[str, Any]], None], int], int]:
         def run(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+            os.close(lock)
             main = worker(settings, listeners, shared, index, open_source, announce, lifeline)
             return _run(f"worker {index}", settings, main)
 
         return run
 
     def run_agent(announce: Callable[[dict[str, Any]], None], lifeline: int) -> int:
+        os.close(lock)
         _close(listeners)
         return _run("agent", settings, agent(settings, shared, open_source, announce, lifeline))
 
@@ -182,6 +206,32 @@ def serve(settings: Settings, on_ready: Callable[[Ready], None], open_source: Op
         return Supervisor(roles, settings.drain_timeout_s, tell, on_stop=partial(_close, listeners)).run()
     finally:
         _close(listeners)
+
+
+def check_files(settings: Settings) -> None:
+    """Try the files that the settings name and that each worker will open, so that one line says what is wrong.
+
+    Raises:
+        StartError: with the setting, the file and the reason.
+    """
+    named = {"tls-cert": settings.tls_cert, "tls-key": settings.tls_key, "metrics-auth": settings.metrics_auth}
+    for name, path in named.items():
+        if path is not None:
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise StartError(f"--{name} {path}: {error.strerror}") from error
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
+        except OSError as error:
+            raise StartError(f"--tls-cert {settings.tls_cert} with --tls-key {settings.tls_key}: {error}") from error
+    # Opening a pipe would wait for its reader, and closing it again would be the end for that.
+    if settings.access_log not in ("-", "off") and not Path(settings.access_log).is_fifo():
+        try:
+            os.close(open_log(settings.access_log))
+        except OSError as error:
+            raise StartError(f"--access-log {settings.access_log}: {error.strerror}") from error
 
 
 def _close(listeners: Sequence[socket.socket]) -> None:

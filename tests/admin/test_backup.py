@@ -232,7 +232,7 @@ def test_no_store_is_no_backup(tmp_path: Path, settings: Settings) -> None:
         back_up(settings_of(tmp_path / "nothing"), tmp_path / "backup")
     assert not (tmp_path / "nothing").exists()
     (settings.data_dir / "metadata.db").rename(tmp_path / "aside")
-    with pytest.raises(BackupError, match="no metadata database"):
+    with pytest.raises(BackupError, match="there is no store"):
         back_up(settings, tmp_path / "backup")
     (settings.data_dir / "metadata.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(EngineError, match="not a database"):

@@ -106,7 +106,7 @@ def test_what_makes_no_sense_is_refused(store: RunningNode, words: list[str], st
 def test_a_directory_that_is_no_store_is_left_alone(tmp_path: Path) -> None:
     done = command(tmp_path / "typo", "stat")
     assert done.returncode == 1
-    assert "is no cache directory" in done.stderr
+    assert "there is no store in" in done.stderr
     assert not (tmp_path / "typo" / "cache").exists()
 
 

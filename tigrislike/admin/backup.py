@@ -32,6 +32,7 @@ from tigrislike.bytecache.footer import block_count
 from tigrislike.bytecache.hold import holding
 from tigrislike.bytecache.layout import Layout, open_layout, parse_block_name
 from tigrislike.config import Settings
+from tigrislike.existing import check_store
 from tigrislike.metadata import homes
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace, subspace, unpack_bytes
@@ -93,8 +94,10 @@ def back_up(
         BackupError: the directory is something else, or the store is.
         EngineError, BytesError, OSError: as the disk and the database fail.
     """
-    if not (settings.cache_dir / "format.json").exists():
-        raise BackupError(f"there is no store in {settings.data_dir} (no {settings.cache_dir}/format.json)")
+    try:
+        check_store(settings)
+    except FileNotFoundError as error:
+        raise BackupError(str(error)) from None
     source = open_layout(FileSystem(), settings.cache_dir, settings.block_size)
     directory = directory.absolute()
     for inner, outer in ((directory, settings.data_dir.absolute()), (settings.cache_dir.absolute(), directory)):
@@ -261,8 +264,6 @@ class _Run:
 
 def _snapshot(path: Path, draft: Path) -> None:
     """Copy an SQLite database as of one moment, while others read and write it."""
-    if not path.is_file():
-        raise BackupError(f"there is no metadata database {path}")
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         with contextlib.closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as origin:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 
+from tigrislike.admin import nodes
 from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata import Bucket, MetadataError
 from tigrislike.metadata.kv import EngineError
-from tigrislike.node import Node
 
 
 class BucketError(Exception):
@@ -27,8 +27,8 @@ def change(settings: Settings, name: str, changes: dict[str, object]) -> Bucket:
 
     async def changed() -> Bucket:
         told = {"bucket": name, **changes}
-        async with Node.opened(settings) as node, by_command(node.metadata, settings, "set_bucket", told):
-            return await node.metadata.change_bucket(name, **changes)
+        async with nodes.opened(settings) as metadata, by_command(metadata, settings, "set_bucket", told):
+            return await metadata.change_bucket(name, **changes)
 
     try:
         return asyncio.run(changed())

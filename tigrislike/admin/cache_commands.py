@@ -64,11 +64,9 @@ def run(settings: Settings, command: Command, *, open_source: OpenSource | None 
     Raises:
         CacheError: it was refused or failed.
     """
-    if not (settings.cache_dir / "format.json").exists():
-        raise CacheError(f"{settings.cache_dir} is no cache directory: which --data-dir or --cache-dir is it?")
 
     async def carry_out() -> int:
-        async with Node.opened(settings, open_source=open_source) as node:
+        async with Node.opened(settings, make=False, open_source=open_source) as node:
             return await command(node)
 
     try:

@@ -16,11 +16,13 @@ import msgspec
 
 from tigrislike.admin.reach import reached
 from tigrislike.config import Settings
+from tigrislike.existing import check_database
 from tigrislike.metadata import Metadata, homes, uploads
 from tigrislike.metadata.bounded import Bounds, elapsed_ns
 from tigrislike.metadata.context import Context
 from tigrislike.metadata.keyspace import Keyspace
 from tigrislike.metadata.kv import Engine, Transaction
+from tigrislike.metadata.placing import Regions
 from tigrislike.metadata.records import DRAINING, LIVE, LOST, REMOVED, UP, Cluster, Home
 from tigrislike.metadata.records import content as content_codec
 from tigrislike.metadata.secrets import MasterKey
@@ -64,6 +66,7 @@ async def opened(settings: Settings) -> AsyncIterator[Metadata]:
     Raises:
         OSError, ValueError, EngineError, MetadataError
     """
+    check_database(settings)
     master = MasterKey.load(settings.master_key or None, settings.master_key_path, create=False)
     async with reached(settings.metadata) as engine:
         yield await Metadata.open(
@@ -72,6 +75,7 @@ async def opened(settings: Settings) -> AsyncIterator[Metadata]:
             node_id=homes.ANYBODY,
             region="",
             reclaim_grace_s=settings.reclaim_grace_s,
+            regions=Regions(settings.geographies),
         )
 
 

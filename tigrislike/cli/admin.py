@@ -70,7 +70,7 @@ def fsck(
     async def check() -> tuple[int, int]:
         found = left = 0
         action = "repair" if repair else ""
-        async with Node.opened(settings) as node, by_command(node.metadata, settings, action, {}):
+        async with Node.opened(settings, make=False) as node, by_command(node.metadata, settings, action, {}):
             async for finding in fsck(node.metadata, node.blocks, repair=repair, pause_s=pause):
                 found += 1
                 left += not finding.repaired

@@ -44,7 +44,7 @@ def serve(
     Every setting can also be given by its environment variable, or in a settings file. The root user's keys come
     from TIGRISLIKE_ROOT_ACCESS_KEY and TIGRISLIKE_ROOT_SECRET_KEY, and are else made at first start and printed.
     """
-    from tigrislike.server import BindError
+    from tigrislike.server import StartError
     from tigrislike.server import serve as run
 
     def on_ready(ready: Ready) -> None:
@@ -64,7 +64,7 @@ def serve(
 
     try:
         status = run(settings, on_ready)
-    except BindError as error:
+    except StartError as error:
         fail(str(error))
     raise typer.Exit(status)
 

@@ -149,5 +149,7 @@ class MasterKey:
             return cls.read_file(path)
         except FileNotFoundError:
             if not create:
-                raise WrongMasterKey(f"the master key file {path} does not exist") from None
+                raise WrongMasterKey(
+                    f"the master key file {path} does not exist: put it back, or say where it is"
+                ) from None
         return cls.create_file(path)
