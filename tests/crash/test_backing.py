@@ -78,9 +78,10 @@ class Store:
         async with contextlib.AsyncExitStack() as stack:
             blocks = BlockStore.open(settings.cache_dir, block_size=BLOCK)
             stack.callback(blocks.close)
+            # The key is made before the database, as by `serve`: a database without its key is refused.
+            master = load_master_key(settings)
             engine = await open_engine(settings.metadata, clock=clock)
             stack.push_async_callback(engine.close)
-            master = load_master_key(settings)
             yield (
                 await Metadata.open(engine, master_key=master, node_id=blocks.node_id, region="local"),
                 blocks,
