@@ -13,6 +13,9 @@ FDB ?=
 # How many tests `make test` runs at a time, each file's one after another: much of their time is waiting for processes.
 WORKERS ?= 2
 
+# What nodes under test import is compiled once, whatever the shell says, and not at each of their starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 QUICK := -m "not slow and not soak"
 TOGETHER := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -12,8 +12,9 @@ from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, origins
 from tigrislike.metadata.homes import ANYBODY
 from tigrislike.metadata.kv import ManualClock
-from tigrislike.metadata.owed import zone_of
+from tigrislike.metadata.owed import item_id, zone_of
 from tigrislike.metadata.records import OriginPlace
+from tigrislike.metadata.shadow_migration import MIGRATE
 
 
 async def only(metadata: Metadata, folder: Path) -> MigrationRow:
@@ -51,5 +52,7 @@ def test_a_migration_that_is_given_up_says_so_until_it_is_begun_again(tmp_path: 
             assert (await only(metadata, tmp_path)).stage == "given up"
             await metadata.begin_migration("bucket")
             assert (await only(metadata, tmp_path)).stage == "walking"
+            assert await queue.drop(zone, item_id(MIGRATE, bucket.id))
+            assert (await only(metadata, tmp_path)).stage == "given up"
 
     asyncio.run(main())

@@ -157,6 +157,27 @@ def test_a_migration_that_was_given_up_says_so_to_whoever_waits(capsys: pytest.C
     play(story)
 
 
+def test_a_migration_whose_item_was_dropped_is_not_said_to_be_under_way() -> None:
+    async def story(metadata: Metadata, bucket: Bucket) -> None:
+        await metadata.begin_migration("models")
+        assert await metadata.queue.drop(zone_of(ANYBODY, bucket.id), item_id(MIGRATE, bucket.id))
+        with pytest.raises(OriginsError, match="dropped from the queue; begin it again"):
+            await origin_commands.show("models", False)(metadata)
+
+    play(story)
+
+
+def test_a_bucket_that_is_deleted_while_somebody_waits_for_its_migration_says_so() -> None:
+    async def story(metadata: Metadata, bucket: Bucket) -> None:
+        async def sleep(_: float) -> None:
+            await metadata.delete_bucket("models")
+
+        with pytest.raises(OriginsError, match="was deleted"):
+            await origin_commands.migrate("models", "", 0, True, True, sleep=sleep)(metadata)
+
+    play(story)
+
+
 def test_what_is_owed_and_what_was_given_up_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     async def story(metadata: Metadata, bucket: Bucket) -> None:
         show = origin_commands.show("models", True)

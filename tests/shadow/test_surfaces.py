@@ -301,6 +301,10 @@ def test_a_bucket_is_brought_here_with_the_command_line(pair: Pair, tmp_path: Pa
         (["set", "plain", "--url=gs://b", "--prefix=p"], "--prefix"),
         (["set", "plain", "--bucket=b", "--option=x"], "NAME=VALUE"),
         (["set", "plain", "--bucket=b", "--endpoint=nowhere"], "URL"),
+        (["set", "plain", "--url=https://user:secret@example.com/x"], "without credentials"),
+        (["set", "plain", "--url=https://secret@example.com/x"], "without credentials"),
+        (["set", "plain", "--url=s3://key:secret@bucket"], "without credentials"),
+        (["set", "plain", "--url=https://[x"], "no URL"),
         (["set", "no-such-bucket", "--bucket=b"], "NoSuchBucket"),
         (["set", "plain", "--bucket=b", "--secret-key-file=/nowhere"], "/nowhere"),
         (["show", "plain"], "uses no origin"),
@@ -317,6 +321,7 @@ def test_a_command_that_makes_no_sense_says_why(pair: Pair, words: list[str], sa
     done = CliRunner().invoke(app, ["origin", *words, f"--data-dir={pair.store.data_dir}"], env=keys)
     assert done.exit_code == 1
     assert says in done.stderr
+    assert "secret@" not in done.output
     assert isinstance(done.exception, SystemExit)
 
 

@@ -7,11 +7,10 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from tigrislike.metadata import Bucket
-from tigrislike.metadata.homes import ANYBODY, REPLICATE
+from tigrislike.metadata.homes import REPLICATE
 from tigrislike.metadata.mirroring import MIRROR
-from tigrislike.metadata.owed import DESTINATION_BYTES, zone_of
-from tigrislike.metadata.records import Counts, Migration
-from tigrislike.metadata.shadow_migration import MIGRATE
+from tigrislike.metadata.owed import DESTINATION_BYTES
+from tigrislike.metadata.records import Counts, Item, Migration
 
 from .desk import Desk, Look
 
@@ -63,7 +62,7 @@ async def migrations(desk: Desk) -> Migrations:
 
 async def _row(desk: Desk, look: Look, bucket: Bucket) -> MigrationRow:
     place = await desk.metadata.origin(bucket.shadow)
-    migration = await desk.metadata.migration(bucket)
+    migration, item, _ = await desk.metadata.migration_standing(bucket)
     owed: dict[str, Counts] = {}
     for zone, facts in look.zones.items():
         if zone[DESTINATION_BYTES:] == bucket.id:
@@ -71,17 +70,13 @@ async def _row(desk: Desk, look: Look, bucket: Bucket) -> MigrationRow:
                 owed[task] = owed.get(task, Counts()) + counts
     nothing = Counts()
     fetching, mirroring = owed.get(REPLICATE, nothing), owed.get(MIRROR, nothing)
-    anybodys = look.zones.get(zone_of(ANYBODY, bucket.id))
-    walk = anybodys.tasks.get(MIGRATE, nothing) if anybodys is not None else nothing
-    # One that was begun again after it was given up is both.
-    buried = walk.dead > 0 and not walk.waiting
     known = migration or Migration(bucket.name, bucket.shadow, "", 0, 0)
     return MigrationRow(
         bucket=bucket.name,
         url=place.url if place is not None else "",
         endpoint=place.endpoint if place is not None else "",
         write_through=bucket.write_through,
-        stage=_stage(migration, buried, fetching.waiting),
+        stage=_stage(migration, item, fetching.waiting),
         prefix=known.prefix,
         begun=known.begun_ns / _NS if known.begun_ns else None,
         ended=known.ended_ns / _NS if known.ended_ns else None,
@@ -96,9 +91,10 @@ async def _row(desk: Desk, look: Look, bucket: Bucket) -> MigrationRow:
     )
 
 
-def _stage(migration: Migration | None, buried: bool, fetching: int) -> Stage:
+def _stage(migration: Migration | None, item: Item | None, fetching: int) -> Stage:
+    """`item` is what goes on with it; where there is none it was given up, or dropped."""
     if migration is None:
         return "not begun"
     if not migration.ended_ns:
-        return "given up" if buried else "walking"
+        return "walking" if item is not None else "given up"
     return "fetching" if fetching else "done"

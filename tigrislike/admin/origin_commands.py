@@ -84,9 +84,8 @@ def show(name: str, as_json: bool) -> Command:
         if not uses:
             raise OriginsError(f"bucket {name} uses no origin")
         _show(uses, as_json)
-        migration = await metadata.migration(bucket)
-        if migration is not None:
-            standing = await origins.progress(metadata, bucket, migration)
+        standing = await origins.progress(metadata, bucket)
+        if standing is not None:
             _print(standing, as_json, _said(standing))
         elif any(msgspec.structs.astuple(owed := await origins.owed(metadata, bucket))):
             _print(owed, as_json, ", ".join(_said_of(owed)))
@@ -137,15 +136,16 @@ def migrate(name: str, prefix: str, rate: int, wait: bool, as_json: bool, *, sle
     """Have everything of a bucket's shadow brought here; with `wait`, until it is."""
 
     async def command(metadata: Metadata) -> int:
-        bucket, migration = await metadata.begin_migration(name, prefix, rate)
-        standing = await origins.progress(metadata, bucket, migration)
+        bucket, _ = await metadata.begin_migration(name, prefix, rate)
+        standing = await origins.progress(metadata, bucket)
         if not wait:
             _print(standing, as_json, f"bucket {name} migrates; `tigrislike origin show {name}` says how far it is")
             return 0
         with _bar(f"migrating {name}") as update:
             while True:
-                migration = await metadata.migration(bucket) or migration
-                standing = await origins.progress(metadata, bucket, migration)
+                standing = await origins.progress(metadata, bucket)
+                if standing is None:
+                    raise OriginsError(f"bucket {name} was deleted")
                 update(_said(standing))
                 if standing.done:
                     break

@@ -18,12 +18,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tigrislike.metadata import Bucket, Metadata, ObjectVersion
-from tigrislike.metadata.homes import ANYBODY, REPLICATE
+from tigrislike.metadata.homes import REPLICATE
 from tigrislike.metadata.mirroring import MIRROR
 from tigrislike.metadata.origins import BACKING, SHADOW
-from tigrislike.metadata.owed import DESTINATION_BYTES, item_id, zone_of
-from tigrislike.metadata.records import DEFAULT_STORAGE_CLASS, Migration, OriginPlace
-from tigrislike.metadata.shadow_migration import MIGRATE
+from tigrislike.metadata.owed import DESTINATION_BYTES
+from tigrislike.metadata.records import DEFAULT_STORAGE_CLASS, OriginPlace
 from tigrislike.metadata.shadows import Standing
 from tigrislike.origin import Origin, OriginMissing, OriginObject
 from tigrislike.replication.origins import OpenOrigin
@@ -149,15 +148,18 @@ class Progress(Owed, frozen=True):
         return self.walked and not self.fetching
 
 
-async def progress(metadata: Metadata, bucket: Bucket, migration: Migration) -> Progress:
-    """How a bucket's migration stands.
+async def progress(metadata: Metadata, bucket: Bucket) -> Progress | None:
+    """How a bucket's last migration stands; None where there was none.
 
     Raises:
-        OriginsError: it was given up.
+        OriginsError: it was given up, or dropped.
     """
-    item, letter = await metadata.queue.show(zone_of(ANYBODY, bucket.id), item_id(MIGRATE, bucket.id))
-    if letter is not None and item is None and not migration.ended_ns:
-        raise OriginsError(f"the migration of {bucket.name} was given up: {letter.error}; begin it again to go on")
+    migration, item, letter = await metadata.migration_standing(bucket)
+    if migration is None:
+        return None
+    if item is None and not migration.ended_ns:
+        became = f"given up: {letter.error}" if letter is not None else "dropped from the queue"
+        raise OriginsError(f"the migration of {bucket.name} was {became}; begin it again to go on")
     left = await owed(metadata, bucket)
     return Progress(
         fetching=left.fetching,

@@ -129,6 +129,7 @@ def _bucket_facts(shown: BucketShown) -> RenderableType:
         ("public", "yes" if shown.public else "no"),
         ("objects", f"{shown.objects:,}, and {shown.noncurrent:,} other versions"),
         ("bytes", decimal(shown.bytes)),
+        ("origins", _origins_of(shown)),
         ("configured", ", ".join(shown.documents) or "-"),
         ("owed", ", ".join(f"{task} {count:,}" for task, count in shown.work.items()) or "nothing"),
         ("dead letters", f"{shown.dead:,}"),
@@ -138,6 +139,11 @@ def _bucket_facts(shown: BucketShown) -> RenderableType:
     for each in shown.replicas:
         replicas.add_row(each.region, f"{each.objects:,}", decimal(each.bytes))
     return Group(table, Text(""), Text(f"Of {of}, {shown.inline:,} are in the database, and regions hold:"), replicas)
+
+
+def _origins_of(shown: BucketShown) -> str:
+    used = [purpose for purpose, has in (("shadow", shown.shadow), ("backing", shown.backing)) if has]
+    return f"{' and '.join(used)}: see `tigrislike origin show {shown.name}`" if used else "-"
 
 
 def inventory(name: str, file: Path, prefix: str, versions: bool, as_json: bool) -> Command:

@@ -62,6 +62,21 @@ def check_endpoint(endpoint: str) -> None:
         raise InvalidArgument("endpoint", endpoint, "An endpoint has no query")
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL with credentials in it: they have fields of their own, which are sealed and never shown.
+
+    Raises:
+        InvalidArgument.
+    """
+    try:
+        parts = urlsplit(url)
+        secret = parts.password is not None or (parts.scheme in ("http", "https") and parts.username is not None)
+    except ValueError:
+        raise InvalidArgument("url", "", "That is no URL") from None
+    if secret:
+        raise InvalidArgument("url", "", "The URL of an origin is written without credentials, which are given apart")
+
+
 def bucket_and_prefix(place: OriginPlace) -> tuple[str, str]:
     """The bucket that a place's URL names, and the folder in it, "" where it is all of the bucket."""
     bucket, _, prefix = place.url.partition("://")[2].partition("/")
@@ -108,8 +123,10 @@ async def use_origin(
     fields `also` of its record with it. Where it uses that very place already, its credentials are replaced.
 
     Raises:
-        NoSuchBucket. MasterKeyRotating, WrongMasterKey.
+        NoSuchBucket, InvalidArgument. MasterKeyRotating, WrongMasterKey.
     """
+    if place is not None:
+        check_url(place.url)
     bucket = await read_bucket(tr, ctx, name)
     if place is None:
         return await change_bucket(tr, ctx, name, {purpose: b"", **also})

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from . import owed
+from . import overseeing, owed
 from .buckets import read_bucket
 from .context import Context
 from .errors import InvalidRequest
 from .homes import ANYBODY
 from .kv.engine import Transaction
-from .records import Bucket, Migration
+from .records import Bucket, Item, Migration
 from .records import migration as codec
 
 MIGRATE = "migrate"
@@ -53,6 +53,15 @@ async def read(tr: Transaction, ctx: Context, bucket_id: bytes) -> Migration | N
     """How far a bucket's last migration has come."""
     raw = await tr.get(ctx.keys.migration(bucket_id))
     return codec.decode(raw) if raw is not None else None
+
+
+async def standing(
+    tr: Transaction, ctx: Context, bucket_id: bytes
+) -> tuple[Migration | None, Item | None, Item | None]:
+    """How far a bucket's last migration has come, the item that goes on with it and the dead letter of one that was
+    given up, as far as there are any. One that has not ended, and has neither, was dropped."""
+    item, letter = await overseeing.show(tr, ctx, owed.zone_of(ANYBODY, bucket_id), owed.item_id(MIGRATE, bucket_id))
+    return await read(tr, ctx, bucket_id), item, letter
 
 
 def write(tr: Transaction, ctx: Context, bucket_id: bytes, migration: Migration) -> None:

@@ -72,6 +72,7 @@ from .records import (
     Found,
     Home,
     Inventory,
+    Item,
     Logging,
     Migration,
     Node,
@@ -586,6 +587,10 @@ class Metadata:
     async def migration(self, bucket: Bucket) -> Migration | None:
         """How far the bucket's last migration has come."""
         return await self.engine.read(shadow_migration.read, self.context, bucket.id)
+
+    async def migration_standing(self, bucket: Bucket) -> tuple[Migration | None, Item | None, Item | None]:
+        """The bucket's last migration, the item that goes on with it, and the dead letter of one that was given up."""
+        return await self.engine.read(shadow_migration.standing, self.context, bucket.id)
 
     async def under_prefixes(self, bucket: Bucket, prefixes: Sequence[str]) -> dict[str, tuple[bool, bool]]:
         """Of each of a few hundred prefixes at most, whether a live object is under it, and whether anything there was
