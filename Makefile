@@ -11,7 +11,7 @@ FLAGS ?=
 # The cluster file for `make test-fdb`
 FDB ?=
 # How many tests `make test` runs at a time, each file's one after another: much of their time is waiting for processes.
-WORKERS ?= 2
+WORKERS ?= 3
 
 # What nodes under test import is compiled once, whatever the shell says, and not at each of their starts.
 unexport PYTHONDONTWRITEBYTECODE
