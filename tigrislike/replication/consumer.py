@@ -1,8 +1,8 @@
 """Consumers of the queue of work owed: they find zones with something due, and work it off.
 
-As in QuiCK a consumer looks wide and picks at random, so that several seldom meet, and takes one batch of a zone before
-it looks again, so that no zone waits for the end of another. Where two meet all the same, leases keep them apart
-(`metadata/leasing.py`).
+As in QuiCK a consumer looks wide and picks at random, so that several seldom meet. It takes one batch of a zone at a
+time, of a few zones at once, and looks again while it takes, so that no zone waits for the end of another, nor for its
+beginning. Where two meet all the same, leases keep them apart (`metadata/leasing.py`).
 
 Each task has a *lane*: so many of its items run at a time, and some may be claimed ahead, as many as recent runs make
 likely to begin soon. All lanes share the consumer's workers, of which one is kept for each lane where nothing runs: so
@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from tigrislike.metadata.kv import AmbiguousCommit, EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.kv.engine import Watch
-from tigrislike.metadata.leasing import Batch
+from tigrislike.metadata.leasing import Batch, Peeked
 from tigrislike.metadata.queue import Queue
 from tigrislike.metadata.records import Claimed, Item
 
@@ -115,29 +115,28 @@ class Consumer:
         self._passed: set[bytes] = set()
         """Zones that the last look passed by, for there is enough of them here."""
         self._forget_ns = 0
+        self._taking: dict[bytes, asyncio.Task[Batch | None]] = {}
+        """By the zone that is taken from."""
         self._runs: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._wanted = asyncio.Event()
-        """Set by the end of a run that something was left for, or that failed."""
+        """Set by the end of what something was left for, or that failed: of a run, or of taking from a zone."""
         self._failure: BaseException | None = None
 
     async def run(self) -> None:
         """Work until cancelled. Raises what the database raises when it cannot serve: call it again later."""
         async with self._at_work():
             while True:
-                await self._until(self._has_room)
-                await self._listen()  # before the look: what is enqueued after it rings
+                await self._until(self._may_take)
                 self._wanted.clear()
                 vested, next_ns = await self._look()
-                taken = False
-                for first in range(0, len(vested), TAKES):
-                    await self._until(self._has_room)
-                    zones = filter(self._is_useful, vested[first : first + TAKES])
-                    taken |= any(batch is not None for batch in await _all(map(self._take, zones)))
-                if not taken:
-                    if vested or self._passed:  # there may be more for us any moment
-                        next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
-                    await self._rest(self._pause_s(next_ns))
+                for zone in vested:
+                    await self._until(self._may_take)
+                    if self._is_useful(zone):
+                        self._begin_taking(zone)
+                if vested or self._passed or self._taking:  # there may be more for us any moment
+                    next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
+                await self._rest(self._pause_s(next_ns))
 
     async def drain(self) -> None:
         """Work off what is due now, zone after zone; returns when none is left. Raises as `run`."""
@@ -166,12 +165,13 @@ class Consumer:
             yield
         finally:
             for lane in self._every_lane:
-                lane.waiting.clear()  # lest the end of a run begin another
+                lane.clear()  # lest the end of a run begin another
             for bell in self._bells.values():
                 bell.cancel()
             self._bells.clear()
             try:
-                await _cancel(keeping, *self._runs)
+                await _cancel(keeping, *self._taking.values())
+                await _cancel(*self._runs)
                 await self._give_back(self._leases.held())
             finally:
                 for lane in self._every_lane:
@@ -224,11 +224,12 @@ class Consumer:
 
     # --- finding work
 
-    async def _listen(self) -> None:
-        """Have a watch on each bell: a new one where it rang."""
-        silent = [destination for destination in self._destinations if destination not in self._bells]
-        for destination, bell in zip(silent, await _all(map(self._queue.listen, silent)), strict=True):
-            self._bells[destination] = bell
+    async def _peek(self, destination: bytes) -> Peeked:
+        """What a destination has, and from then on a watch on its bell: what is enqueued after it rings."""
+        if destination in self._bells:
+            return await self._queue.peek(destination)
+        peeked, self._bells[destination] = await self._queue.look(destination)
+        return peeked
 
     async def _look(self) -> tuple[list[bytes], int | None]:
         """Zones to go to, the destinations in turn, and when the next pointer vests."""
@@ -238,7 +239,7 @@ class Consumer:
             self._forget_ns = self._queue.now_ns() + parameters.scan_ns
             for zone in list(islice(self._left, parameters.selection_max)):
                 del self._left[zone]
-        looks = await _all(map(self._queue.peek, self._destinations))
+        looks = await _all(map(self._peek, self._destinations))
         self._passed = {zone for zones, _ in looks for zone in zones} & self._enough()
         chosen = [self._choose([zone for zone in zones if self._is_useful(zone)]) for zones, _ in looks]
         self._rng.shuffle(chosen)
@@ -265,7 +266,7 @@ class Consumer:
 
     def _is_useful(self, zone: bytes) -> bool:
         """Whether more of a zone is wanted, and there is room for what it is known to have."""
-        if zone in self._passed:
+        if zone in self._passed or zone in self._taking:
             return False
         left = self._left.get(zone)
         return left is None or any(self._room(self._lane(task)) > 0 for task in left)
@@ -288,6 +289,21 @@ class Consumer:
         for destination, bell in bells.items():
             if not bell.cancelled() and bell.result():
                 self._bells.pop(destination).cancel()
+
+    def _may_take(self) -> bool:
+        return len(self._taking) < TAKES and self._has_room()
+
+    def _begin_taking(self, zone: bytes) -> None:
+        self._taking[zone] = taking = asyncio.create_task(self._take(zone))
+        taking.add_done_callback(lambda _: self._on_taken(zone, taking))
+
+    def _on_taken(self, zone: bytes, taking: asyncio.Task[Batch | None]) -> None:
+        del self._taking[zone]
+        if not taking.cancelled() and (error := taking.exception()) is not None:
+            self._failure = error
+        self._ended.set()
+        if self._failure is not None or (not taking.cancelled() and taking.result() is not None):
+            self._wanted.set()
 
     async def _take(self, zone: bytes, *, early_ns: int = 0) -> Batch | None:
         """Claim what there is room for of a zone, and begin with it. None: others were faster, or the gate is shut."""
@@ -312,7 +328,7 @@ class Consumer:
         self._leases.add(batch.claimed)
         for lane in self._every_lane:
             if mine := deque(claimed for claimed in batch.claimed if self._lane(claimed.item.task) is lane):
-                lane.waiting.append(mine)
+                lane.add(mine)
         self._begin()
         return batch
 
@@ -428,8 +444,10 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
 
 
 class _Lane:
-    """The items of one task here: how many are `running`, and which are `waiting` for a worker: as they were claimed
-    together, for of those that were not one comes after the other.
+    """The items of one task here: how many are `running`, and which wait for a worker, in batches as they were claimed.
+
+    Batches take turns, an item each, and every other turn is for one that had none yet: so what comes alone begins
+    after a run or two, whatever waits in other zones, and what waits goes on, whatever comes.
 
     Attributes:
         task: None for those of tasks that nobody here knows.
@@ -439,23 +457,40 @@ class _Lane:
         self.task = task
         self.concurrency = UNKNOWN_CONCURRENCY if task is None else task.concurrency
         self.running = 0
-        self.waiting: deque[deque[Claimed]] = deque()
+        self._fresh: deque[deque[Claimed]] = deque()
+        self._begun: deque[deque[Claimed]] = deque()
+        self._fresh_is_next = True
         self._batch = batch
         self._mean_ns: float | None = None
 
+    @property
+    def waiting(self) -> list[deque[Claimed]]:
+        """The batches of which something waits."""
+        return [*self._fresh, *self._begun]
+
+    def add(self, batch: deque[Claimed]) -> None:
+        self._fresh.append(batch)
+
     def next(self) -> Claimed:
-        """Take one of those that wait, from each batch in turn: a zone with many does not hold up another's few."""
-        batch = self.waiting.popleft()
+        """Take one of those that wait, of the batch whose turn it is."""
+        both = (self._fresh, self._begun) if self._fresh_is_next else (self._begun, self._fresh)
+        self._fresh_is_next = not self._fresh_is_next
+        batch = (both[0] or both[1]).popleft()
         claimed = batch.popleft()
         if batch:
-            self.waiting.append(batch)
+            self._begun.append(batch)
         return claimed
 
     def remove(self, claimed: Claimed) -> None:
-        for batch in self.waiting:
-            if claimed in batch:
-                batch.remove(claimed)
-        self.waiting = deque(filter(None, self.waiting))
+        for batches in (self._fresh, self._begun):
+            for batch in batches:
+                if claimed in batch:
+                    batch.remove(claimed)
+        self._fresh, self._begun = deque(filter(None, self._fresh)), deque(filter(None, self._begun))
+
+    def clear(self) -> None:
+        self._fresh.clear()
+        self._begun.clear()
 
     def took(self, run_ns: int) -> None:
         """A run took so long: what the next ones will take, as far as one can tell."""
