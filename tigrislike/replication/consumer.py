@@ -48,6 +48,11 @@ WORKERS = 160
 TAKES = 4
 """Zones taken from at the same time: to take from one is two transactions, which mostly wait."""
 
+PATIENCE_S = 0.003
+"""How long a consumer that takes from zones waits for that to end before it listens for bells: a look at every bell
+meanwhile would cost more than the taking, where that is quick, and waiting for its end costs others, where it is not.
+"""
+
 UNKNOWN_CONCURRENCY = 1
 """For items of tasks that nobody here knows: all that is done is to say so."""
 
@@ -117,6 +122,8 @@ class Consumer:
         self._forget_ns = 0
         self._taking: dict[bytes, asyncio.Task[Batch | None]] = {}
         """By the zone that is taken from."""
+        self._took = False
+        """Whether anything came of the last takes: then there may be more as soon as they have ended."""
         self._runs: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -129,14 +136,19 @@ class Consumer:
             while True:
                 await self._until(self._may_take)
                 self._wanted.clear()
+                self._took = False
                 vested, next_ns = await self._look()
                 for zone in vested:
                     await self._until(self._may_take)
                     if self._is_useful(zone):
                         self._begin_taking(zone)
-                if vested or self._passed or self._taking:  # there may be more for us any moment
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PATIENCE_S):
+                        await self._until(lambda: not self._taking)
+                if vested or self._passed:  # there may be more for us any moment
                     next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
-                await self._rest(self._pause_s(next_ns))
+                if not self._wanted.is_set():
+                    await self._rest(self._pause_s(next_ns))
 
     async def drain(self) -> None:
         """Work off what is due now, zone after zone; returns when none is left. Raises as `run`."""
@@ -302,7 +314,8 @@ class Consumer:
         if not taking.cancelled() and (error := taking.exception()) is not None:
             self._failure = error
         self._ended.set()
-        if self._failure is not None or (not taking.cancelled() and taking.result() is not None):
+        self._took |= not taking.cancelled() and self._failure is None and taking.result() is not None
+        if self._failure is not None or (self._took and not self._taking):
             self._wanted.set()
 
     async def _take(self, zone: bytes, *, early_ns: int = 0) -> Batch | None:
