@@ -256,7 +256,7 @@ async def settled(url: str) -> None:
             status = json.loads(await asyncio.to_thread(read_status, url))
             roles = [role for each in status["cluster"]["processes"].values() for role in each["roles"]]
             behind_s = [role["durability_lag"]["seconds"] for role in roles if "durability_lag" in role]
-            if max(behind_s) < SETTLED_S:
+            if behind_s and max(behind_s) < SETTLED_S:
                 return
             await asyncio.sleep(1)
 

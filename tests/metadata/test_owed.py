@@ -430,13 +430,13 @@ def test_peeking_shows_what_has_vested_and_when_the_next_will(kind, tmp_path):
 @both_engines
 def test_the_bell_rings_when_a_pointer_is_made_or_pulled(kind, tmp_path):
     async def story(metadata, clock):
-        _, bell = await metadata.queue.look(NODE)
+        bell = await metadata.queue.listen(NODE)
         await enqueue(metadata, b"a", vesting_ns=clock.now_ns() + SECOND)
         assert await bell.wait(5)
-        _, bell = await metadata.queue.look(NODE)
+        bell = await metadata.queue.listen(NODE)
         await enqueue(metadata, b"b")
         assert await bell.wait(5)
-        _, bell = await metadata.queue.look(NODE)
+        bell = await metadata.queue.listen(NODE)
         await enqueue(metadata, b"c")
         assert not await bell.wait(0)
 
@@ -506,7 +506,7 @@ def test_a_paused_zone_or_destination_is_not_leased(kind, tmp_path, what, name):
         assert (await metadata.queue.paused())[what] == {name}
         assert (await metadata.queue.peek(NODE)).zones == ([OTHER] if what is Pausable.ZONE else [])
         assert await metadata.queue.lease(ZONE) is None
-        _, bell = await metadata.queue.look(NODE)
+        bell = await metadata.queue.listen(NODE)
         await metadata.queue.resume(what, name)
         assert await bell.wait(5)
         assert not any((await metadata.queue.paused()).values())

@@ -672,6 +672,36 @@ def test_what_fails_while_a_zone_is_taken_from_ends_the_consumer() -> None:
     with_clock(story)
 
 
+def test_what_is_claimed_while_another_zone_fails_is_given_back() -> None:
+    async def story(metadata: Metadata, clock: ManualClock) -> None:
+        task = Scripted(concurrency=2)
+        consumer = consumer_of(metadata, task)
+        await enqueue(metadata, b"known")
+        await consumer.drain()  # now there is room for more than one zone
+        for zone in ZONES[:2]:
+            await enqueue(metadata, b"x", zone=zone)
+        real = metadata.queue.claim
+        claiming = asyncio.Event()
+
+        async def claim(zone: bytes, *args: Any) -> Any:
+            if zone == ZONES[0]:
+                await claiming.wait()
+                raise EngineUnavailable("the database is away")
+            claiming.set()
+            batch = await real(zone, *args)
+            await settled()  # the other has failed by now
+            return batch
+
+        metadata.queue.claim = claim  # type: ignore[method-assign, assignment]
+        clock.advance(QUEUE.poll_ns)
+        with pytest.raises(EngineUnavailable):
+            await asyncio.wait_for(consumer.run(), 60)
+        ((_, item),) = await metadata.queue.items(ZONES[1])
+        assert (item.lease, consumer.worked.given_back["task"]) == (b"", 1)
+
+    with_clock(story)
+
+
 def test_a_batch_that_had_no_turn_yet_gets_every_other_one() -> None:
     def batch(zone: bytes, number: int) -> deque[Claimed]:
         item = Item("task", b"", 0, 0, 0)

@@ -69,12 +69,6 @@ async def peek(tr: Transaction, ctx: Context, destination: bytes, early_ns: int 
     return Peeked([zone for zone in zones if zone not in paused], next_ns[0] if next_ns else None)
 
 
-async def look(tr: Transaction, ctx: Context, destination: bytes) -> tuple[Peeked, Watch]:
-    """As `peek`, and a watch on the bell of `destination`: of one moment, so that whatever is not seen rings."""
-    bell = tr.watch(ctx.keys.queue_bell(destination))
-    return await peek(tr, ctx, destination), bell
-
-
 async def lease(tr: Transaction, ctx: Context, zone: bytes, lease: bytes, early_ns: int = 0) -> bool:
     """Take a zone's pointer, under `lease`, the caller's fresh random id. False: it has not vested, or is paused."""
     keys = ctx.keys
@@ -268,6 +262,11 @@ async def fail(
     if again is not None:
         await announce(tr, ctx, zone, again.vesting_ns, mark)
     return True
+
+
+async def listen(tr: Transaction, ctx: Context, destination: bytes) -> Watch:
+    """A watch on the bell of `destination`."""
+    return tr.watch(ctx.keys.queue_bell(destination))
 
 
 def ask_paused(tr: Transaction, ctx: Context, kind: str) -> Awaitable[list[tuple[bytes, bytes]]]:

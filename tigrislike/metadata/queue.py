@@ -40,10 +40,6 @@ class Queue:
         """The zones of `destination` whose pointers have vested, or will in `early_ns`."""
         return await self._engine.read(leasing.peek, self._context, destination, early_ns)
 
-    async def look(self, destination: bytes) -> tuple[Peeked, Watch]:
-        """As `peek`, and a watch that ends when there may be something new: a hint, so look again after a while."""
-        return await self._engine.transact(leasing.look, self._context, destination)
-
     async def lease(self, zone: bytes, *, early_ns: int = 0) -> bytes | None:
         """Take a zone's pointer, to claim items with the lease id returned. None: it has not vested, or is paused."""
         lease = secrets.token_bytes(16)
@@ -71,6 +67,10 @@ class Queue:
         """The work failed: it vests again after a back-off, or becomes a dead letter, which it never does where it
         failed only `for_now`. False: the lease was lost."""
         return await self._engine.transact(leasing.fail, self._context, claimed, error, random.random(), for_now)
+
+    async def listen(self, destination: bytes) -> Watch:
+        """A watch that ends when there may be something new to do for `destination`: a hint, so poll as well."""
+        return await self._engine.transact(leasing.listen, self._context, destination)
 
     # --- operators
 

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from tigrislike.metadata.kv import AmbiguousCommit, EngineUnavailable, RetryableError, StoreSealed
 from tigrislike.metadata.kv.engine import Watch
-from tigrislike.metadata.leasing import Batch, Peeked
+from tigrislike.metadata.leasing import Batch
 from tigrislike.metadata.queue import Queue
 from tigrislike.metadata.records import Claimed, Item
 
@@ -135,6 +135,7 @@ class Consumer:
         async with self._at_work():
             while True:
                 await self._until(self._may_take)
+                await self._listen()  # before the look: what is enqueued after it rings
                 self._wanted.clear()
                 self._took = False
                 vested, next_ns = await self._look()
@@ -145,7 +146,7 @@ class Consumer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PATIENCE_S):
                         await self._until(lambda: not self._taking)
-                if vested or self._passed:  # there may be more for us any moment
+                if vested or self._passed or self._taking:  # there may be more for us any moment
                     next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
                 if not self._wanted.is_set():
                     await self._rest(self._pause_s(next_ns))
@@ -175,6 +176,11 @@ class Consumer:
         keeping = asyncio.create_task(self._keep())
         try:
             yield
+        except Exception:
+            # What other takes are about to claim is to be given back too, and not to wait for the end of its lease.
+            if self._taking:
+                await asyncio.wait(list(self._taking.values()), timeout=_RELEASE_TIMEOUT_S)
+            raise
         finally:
             for lane in self._every_lane:
                 lane.clear()  # lest the end of a run begin another
@@ -182,8 +188,7 @@ class Consumer:
                 bell.cancel()
             self._bells.clear()
             try:
-                await _cancel(keeping, *self._taking.values())
-                await _cancel(*self._runs)
+                await _cancel(keeping, *self._taking.values(), *self._runs)
                 await self._give_back(self._leases.held())
             finally:
                 for lane in self._every_lane:
@@ -236,12 +241,11 @@ class Consumer:
 
     # --- finding work
 
-    async def _peek(self, destination: bytes) -> Peeked:
-        """What a destination has, and from then on a watch on its bell: what is enqueued after it rings."""
-        if destination in self._bells:
-            return await self._queue.peek(destination)
-        peeked, self._bells[destination] = await self._queue.look(destination)
-        return peeked
+    async def _listen(self) -> None:
+        """Have a watch on each bell: a new one where it rang."""
+        silent = [destination for destination in self._destinations if destination not in self._bells]
+        for destination, bell in zip(silent, await _all(map(self._queue.listen, silent)), strict=True):
+            self._bells[destination] = bell
 
     async def _look(self) -> tuple[list[bytes], int | None]:
         """Zones to go to, the destinations in turn, and when the next pointer vests."""
@@ -251,7 +255,7 @@ class Consumer:
             self._forget_ns = self._queue.now_ns() + parameters.scan_ns
             for zone in list(islice(self._left, parameters.selection_max)):
                 del self._left[zone]
-        looks = await _all(map(self._peek, self._destinations))
+        looks = await _all(map(self._queue.peek, self._destinations))
         self._passed = {zone for zones, _ in looks for zone in zones} & self._enough()
         chosen = [self._choose([zone for zone in zones if self._is_useful(zone)]) for zones, _ in looks]
         self._rng.shuffle(chosen)
