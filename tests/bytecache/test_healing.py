@@ -855,6 +855,32 @@ def test_the_error_of_a_block_that_nobody_can_heal_says_what_is_damaged_and_noth
     healing.run(story)
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_block_that_comes_home_while_it_is_looked_for_elsewhere_is_read(scratch: Path, how: str) -> None:
+    healing = Healing(scratch, "home")
+
+    async def story() -> None:
+        path = healing.file(healing.blob_id, 1)
+        aside = path.with_suffix(".aside")
+        path.rename(aside)
+
+        def script(blob_id: bytes, start: int) -> None:
+            if aside.exists():
+                aside.rename(path)
+                raise NotAtSource("only this node has it, as of now")
+
+        healing.source.script = script
+        assert b"".join([_bytes_of(part) async for part in HOW[how](healing, 0, SIZE)]) == DATA
+        assert healing.store.statistics().missing_unhealed == 0
+        # What is not here after all is missing.
+        path.unlink()
+        del healing.source.blobs[healing.blob_id]
+        with pytest.raises(MissingBlob):
+            [_bytes_of(part) async for part in HOW[how](healing, 0, SIZE)]
+
+    healing.run(story)
+
+
 def test_a_file_that_is_touched_behind_every_look_at_it_is_verified_at_every_read(scratch: Path) -> None:
     touched: list[Path] = []
 

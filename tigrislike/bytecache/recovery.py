@@ -111,6 +111,8 @@ class Recovery:
                         self._ahead(blob_id, size, number + 1)
                     yield piece
         except NotAtSource as error:
+            if isinstance(reason, MissingBlob) and not direct and await self._is_here(blob_id, size, number):
+                return  # it came meanwhile, and that it is here is why nobody else was named
             if isinstance(reason, MissingBlob):
                 self._local.counters.add(missing_unhealed=1)
             else:
@@ -252,6 +254,15 @@ class Recovery:
             return DamagedBlock("it was found damaged", block.place, block.who)
         finally:
             block.close()
+
+    async def _is_here(self, blob_id: bytes, size: int, number: int) -> bool:
+        try:
+            await self._run(self._see, blob_id, size, number)
+        except MissingBlob:
+            return False
+        except BytesError:
+            pass  # whoever reads it says what is wrong with it
+        return True
 
     def _see(self, blob_id: bytes, size: int, number: int) -> None:
         OpenBlock.open(self._local, blob_id, size, number).close()
