@@ -243,6 +243,7 @@ class Cut(Exception):
     """The backup was killed."""
 
 
+@pytest.mark.slow
 def test_a_backup_cut_off_anywhere_leaves_the_earlier_one_whole_and_can_be_repeated(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,6 +462,7 @@ def sqlite_node(walk: Walk) -> RunningNode:
 FDB_BLOCKS = ("fdb-blocks", "fdb-backup", "fdb-restore")
 
 
+@pytest.mark.slow
 def test_the_walk_of_a_backup_and_its_restore(tmp_path: Path) -> None:
     walk = Walk("backup.md", tmp_path)
     data_dir = tmp_path / "srv" / "tigrislike"

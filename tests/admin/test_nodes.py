@@ -394,6 +394,7 @@ async def program(folder: Path, *arguments: str, typed: bytes = b"") -> tuple[in
     return process.returncode, out.decode(), error.decode()
 
 
+@pytest.mark.slow
 def test_the_program_lists_drains_and_removes(tmp_path: Path) -> None:
     async def main() -> None:
         engine = await open_engine(f"sqlite://{tmp_path / 'metadata.db'}")

@@ -42,9 +42,9 @@ def anonymous(store: Any) -> Any:
     )
 
 
-@pytest.fixture(scope="session", params=["http", "https"])
+@pytest.fixture(scope="session", params=["http", pytest.param("https", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, plain_store: RunningNode, tls_store: RunningNode) -> RunningNode:
-    """Every end-to-end test runs over http and over https, where clients send their bodies differently."""
+    """Every end-to-end test runs over http, and as a slow one over https, where clients send bodies differently."""
     return plain_store if request.param == "http" else tls_store
 
 

@@ -192,6 +192,7 @@ def wait_until_served_by(s3: Any, region: str) -> None:
         assert time.monotonic() < deadline_s, f"still not served by {region}"
 
 
+@pytest.mark.slow
 def test_a_region_that_hangs_or_is_killed_is_failed_over_and_comes_back(regions: Regions) -> None:
     with running_edge(*regions.flags, keys=regions.keys) as edge:
         s3 = client(edge, retries={"total_max_attempts": 8, "mode": "standard"})

@@ -15,6 +15,7 @@ from tests.crash.test_kill import until
 from tests.nodes import START_TIMEOUT_S, RunningNode, engine_settings, running_node, start_node
 
 
+@pytest.mark.slow
 def test_a_node_that_is_removed_while_it_runs_stops_and_may_not_return(tmp_path: Path) -> None:
     settings = engine_settings(tmp_path / "shared") or {"metadata": f"sqlite://{tmp_path / 'shared.db'}"}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
@@ -44,6 +45,7 @@ def readyz(node: RunningNode) -> tuple[int, dict[str, str]]:
             return refused.code, json.load(refused)
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite
 def test_a_node_that_drains_is_not_ready_and_serves(tmp_path: Path) -> None:
     with running_node(tmp_path / "a") as node:

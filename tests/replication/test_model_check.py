@@ -90,6 +90,9 @@ SLOW = {
     "two who enqueue, one consumer",
     "one who enqueues, two consumers",
     "one who enqueues, a consumer and a collector",
+    "a consumer with room for one, and one that is stopped",
+    "two consumers that are stopped at one item that recurs",
+    "one who enqueues, a consumer that fails, an operator",
 }
 """The largest of `WORLDS`."""
 

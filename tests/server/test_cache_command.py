@@ -57,6 +57,7 @@ def fill(node: RunningNode) -> None:
     client.copy_object(Bucket="models", Key="copy", CopySource="models/llama/weights")
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_running_node_is_seen_and_pinned_and_scrubbed(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with running_node(data) as node:

@@ -147,6 +147,7 @@ def test_storage_is_made_with_its_policies(store: RunningNode, remote: bool, tmp
         assert (shown["x-tigris-regions"], shown["x-tigrislike-durability"]) == ("iad,sjc", "homes=3")
 
 
+@pytest.mark.slow
 def test_the_policies_of_a_bucket_are_changed_beside_its_node(tmp_path: Path) -> None:
     data = tmp_path / "data"
     made = variables(tigris("storage", "create", "my-bucket", f"--data-dir={data}").stdout)
@@ -240,6 +241,7 @@ def test_a_server_that_is_none_of_ours_is_told_apart() -> None:
     assert "HTTP status 501" in done.stderr
 
 
+@pytest.mark.slow
 def test_rotating_the_master_key_keeps_every_secret(tmp_path: Path) -> None:
     data = tmp_path / "data"
     made = variables(tigris("storage", "create", "my-bucket", f"--data-dir={data}").stdout)

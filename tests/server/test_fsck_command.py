@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pytest
 
 from tests.nodes import RunningNode, running_node
 
@@ -23,6 +24,7 @@ def fsck(node: RunningNode, *flags: str) -> tuple[int, list[dict[str, Any]]]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_running_store_is_checked_and_mended(tmp_path: Path) -> None:
     with running_node(tmp_path / "data") as node:
         s3 = boto3.client("s3", **_credentials(node))

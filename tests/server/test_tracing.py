@@ -164,6 +164,7 @@ def test_requests_and_work_owed_are_traced_down_to_their_transactions(
     assert all("for-the-collector" in headers for headers in collector.headers)
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_gone_costs_nobody_anything(tmp_path: Path) -> None:
     flags = ("--otel-endpoint=http://127.0.0.1:9", "--workers=1")
     with running_node(tmp_path / "data", *flags, environment={"OTEL_BSP_SCHEDULE_DELAY": "10"}) as node:
