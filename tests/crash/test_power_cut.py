@@ -411,7 +411,7 @@ def _sampled(count: int, seed: int) -> Callable[[int, int], Iterator[tuple[int, 
 
 
 def test_power_cuts_in_a_short_life(scratch: Path) -> None:
-    assert _cut(scratch, short_life, _every(3)) > 20
+    assert _cut(scratch, short_life, _every(3)) > 15  # more where the database is files too
 
 
 @pytest.mark.slow
