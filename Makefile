@@ -60,7 +60,7 @@ test-fdb: .venv/.installed-test
 		tests/admin/test_sealed_node.py tests/chaos/test_chaos.py::test_a_node_and_its_processes_killed_under_load -m "not soak" --timeout 1800 $(ARGS)
 	$(WITH_CLUSTER) $(BIN)/python -m pytest tests --ignore=tests/kv -m "fdb and not soak" --timeout 1800 $(ARGS)
 
-# Two files at a time as well, unless there is a cluster, which the tests of the engines clear.
+# Three files at a time as well, unless there is a cluster, which the tests of the engines clear.
 test-slow: .venv/.installed-test
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(if $(TIGRISLIKE_TEST_FDB),,$(TOGETHER)) $(ARGS)
 
