@@ -872,11 +872,15 @@ def test_a_block_that_comes_home_while_it_is_looked_for_elsewhere_is_read(scratc
         healing.source.script = script
         assert b"".join([_bytes_of(part) async for part in HOW[how](healing, 0, SIZE)]) == DATA
         assert healing.store.statistics().missing_unhealed == 0
+        path.rename(aside)
+        assert await healing.store.warm(healing.blob_id, SIZE) == 0
         # What is not here after all is missing.
         path.unlink()
         del healing.source.blobs[healing.blob_id]
         with pytest.raises(MissingBlob):
             [_bytes_of(part) async for part in HOW[how](healing, 0, SIZE)]
+        with pytest.raises(NotAtSource):
+            await healing.store.warm(healing.blob_id, SIZE)
 
     healing.run(story)
 

@@ -60,7 +60,7 @@ class World:
         return await self.metadata.adopt(bucket, key, draft, found.modified_ns, source) is not None
 
     async def migration(self) -> Migration:
-        found = await self.metadata.migration(self.bucket)
+        found, _, _ = await self.metadata.migration_standing(self.bucket)
         assert found is not None
         return found
 

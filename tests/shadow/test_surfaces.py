@@ -266,6 +266,7 @@ def test_a_bucket_is_brought_here_with_the_command_line(pair: Pair, tmp_path: Pa
     assert json.loads(tigris(pair, "origin", "show", "adopts", "--json").stdout) == shown
     assert shown in [json.loads(line) for line in tigris(pair, "origin", "ls", "--json").stdout.splitlines()]
     assert "s3://adopted/models" in tigris(pair, "origin", "ls").stdout
+    assert "shadow: see `tigrislike origin show adopts`" in tigris(pair, "buckets", "show", "adopts").stdout
     checked = json.loads(tigris(pair, "origin", "check", "adopts", "--json").stdout)
     assert (checked["key"], checked["loses"]) == ("00", [])
 
@@ -305,6 +306,7 @@ def test_a_bucket_is_brought_here_with_the_command_line(pair: Pair, tmp_path: Pa
         (["set", "plain", "--url=https://secret@example.com/x"], "without credentials"),
         (["set", "plain", "--url=s3://key:secret@bucket"], "without credentials"),
         (["set", "plain", "--url=https://[x"], "no URL"),
+        (["back", "plain", "--url=s3://key:secret@bucket"], "without credentials"),
         (["set", "no-such-bucket", "--bucket=b"], "NoSuchBucket"),
         (["set", "plain", "--bucket=b", "--secret-key-file=/nowhere"], "/nowhere"),
         (["show", "plain"], "uses no origin"),

@@ -16,7 +16,7 @@ from tigrislike.admin.noting import by_command
 from tigrislike.config import Settings
 from tigrislike.metadata import Metadata, MetadataError
 from tigrislike.metadata.kv import EngineError
-from tigrislike.metadata.origins import BACKING
+from tigrislike.metadata.origins import BACKING, check_url
 from tigrislike.metadata.placing import needs_backing
 from tigrislike.metadata.records import OriginPlace
 from tigrislike.node import origin_opener
@@ -53,6 +53,7 @@ def back(name: str, place: OriginPlace, durability: str) -> Command:
         if not needs_backing(durability):
             raise BucketError(f"the durability {durability} needs no origin: write-back and write-through do")
         await metadata.bucket(name)
+        check_url(place.url)
         origin = open_origin(place)
         try:
             await try_out(origin)

@@ -198,7 +198,12 @@ class Recovery:
         if self._fills.source is None:
             raise SourceUnavailable("this node has no source to fetch blocks from")
         begin = self._begin(blob_id, size, number, damage)
-        await self._fills.keep(blob_id, size, number, begin, heals=damage is not None)
+        try:
+            await self._fills.keep(blob_id, size, number, begin, heals=damage is not None)
+        except NotAtSource:
+            if damage is not None or not await self._is_here(blob_id, size, number):
+                raise
+            return False
         return True
 
     def _begin(self, blob_id: bytes, size: int, number: int, damage: Damage | None) -> Begin:

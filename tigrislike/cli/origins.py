@@ -81,7 +81,7 @@ def origin_set(
     Running nodes need no restart. Given again for the same place, it replaces the credentials.
     """
     from tigrislike.metadata.errors import InvalidArgument
-    from tigrislike.metadata.origins import check_endpoint, check_url, s3_place
+    from tigrislike.metadata.origins import check_endpoint, s3_place
     from tigrislike.metadata.records import OriginPlace
 
     if bool(bucket) == bool(url):
@@ -96,7 +96,6 @@ def origin_set(
     place: OriginPlace
     try:
         if url:
-            check_url(url)
             if endpoint:
                 check_endpoint(endpoint)
             place = OriginPlace(url, endpoint, region, access_key, secret_key, options)

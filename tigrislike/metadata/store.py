@@ -584,10 +584,6 @@ class Metadata:
         Raises NoSuchBucket, InvalidRequest (no shadow)."""
         return await self.engine.transact(shadow_migration.begin, self.context, name, prefix, rate)
 
-    async def migration(self, bucket: Bucket) -> Migration | None:
-        """How far the bucket's last migration has come."""
-        return await self.engine.read(shadow_migration.read, self.context, bucket.id)
-
     async def migration_standing(self, bucket: Bucket) -> tuple[Migration | None, Item | None, Item | None]:
         """The bucket's last migration, the item that goes on with it, and the dead letter of one that was given up."""
         return await self.engine.read(shadow_migration.standing, self.context, bucket.id)

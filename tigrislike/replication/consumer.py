@@ -143,9 +143,8 @@ class Consumer:
                     await self._until(self._may_take)
                     if self._is_useful(zone):
                         self._begin_taking(zone)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PATIENCE_S):
-                        await self._until(lambda: not self._taking)
+                if self._taking:
+                    await asyncio.wait(list(self._taking.values()), timeout=PATIENCE_S)
                 if vested or self._passed or self._taking:  # there may be more for us any moment
                     next_ns = self._queue.now_ns() + self._queue.parameters.poll_ns
                 if not self._wanted.is_set():
